@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format lab clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo '  PYTHON=python3.11 picks the interpreter, VENV=.venv the environment, ARGS="--from 3 --set epochs=5" goes to udrl run'
+
+install: $(STAMP)  ## set up the virtual environment (the other targets do so too)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[offline,dev]'
+	@touch $@
+
+run: install  ## run notebooks 01-04 on the laptop preset; prints results and the report's path
+	$(BIN)/udrl run --preset laptop $(ARGS)
+
+test: lint  ## ruff, then all tests
+	$(BIN)/pytest
+
+lint: install  ## ruff: rules and format, notebooks too
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: install  ## mend what ruff can mend, strip the notebooks
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+lab: install  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the environment and caches; outputs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

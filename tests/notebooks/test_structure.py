@@ -1,0 +1,138 @@
+"""Every notebook reads like a chapter: short cells, prose before code, plain parameters, no outputs."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from udrl_utils.settings import KNOWN, NOTEBOOKS, ROOT, SETTINGS
+
+FOLDER = ROOT / "notebooks"
+FILES = sorted(FOLDER.glob("*.ipynb"))
+LAPTOP = yaml.safe_load((FOLDER / "presets" / "laptop.yaml").read_text())
+STAGE_OF = {name: stage for stage, name in NOTEBOOKS.items()}
+# name = value  # comment, with no other "=" or "#": papermill's help loses the line otherwise
+PARAMETER = re.compile(r"(?P<name>[a-z_]+) = (?P<value>[^=#]+)  # (?P<comment>[^=#]{3,80})")
+ABSOLUTE = re.compile(r"""["'](/|~/|[A-Za-z]:\\)\w""")
+
+each_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def read(file: Path) -> nbformat.NotebookNode:
+    return nbformat.read(file, as_version=4)
+
+
+def code_of(file: Path) -> list[str]:
+    return [cell.source for cell in read(file).cells if cell.cell_type == "code"]
+
+
+def lines_of(source: str) -> list[str]:
+    return [line for line in source.splitlines() if line.strip()]
+
+
+def python_of(source: str) -> ast.Module:
+    return ast.parse("\n".join("" if line.lstrip().startswith("%") else line for line in source.splitlines()))
+
+
+def parameters_of(file: Path) -> list[str]:
+    tagged = [cell for cell in read(file).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1, "one cell is tagged parameters"
+    assert tagged[0].cell_type == "code"
+    return tagged[0].source.splitlines()
+
+
+def test_every_stage_has_its_notebook():
+    assert set(NOTEBOOKS.values()) <= {file.stem for file in FILES}
+
+
+@each_notebook
+def test_it_is_stripped(file):
+    notebook = read(file)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.kernelspec.language == "python"  # papermill asks for it
+    assert "papermill" not in notebook.metadata
+    for cell in notebook.cells:
+        assert "papermill" not in cell.metadata
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@each_notebook
+def test_it_opens_with_a_title_and_what_goes_in_and_out(file):
+    first = read(file).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert re.search(r"^\|[ :|-]+\|$", first.source, re.MULTILINE), "a table"
+    assert re.search(r"\binputs?\b", first.source, re.IGNORECASE)
+    assert re.search(r"\boutputs?\b", first.source, re.IGNORECASE)
+
+
+@each_notebook
+def test_a_sentence_stands_before_each_code_cell(file):
+    cells = read(file).cells
+    for before, cell in itertools.pairwise(cells):
+        assert cell.cell_type == "markdown" or before.cell_type == "markdown", cell.source
+    assert all(cell.source.strip() for cell in cells)
+
+
+@each_notebook
+def test_parameters_are_plain_literals_with_the_laptop_preset_as_defaults(file):
+    names = []
+    for line in parameters_of(file):
+        match = PARAMETER.fullmatch(line)
+        assert match, f"not `name = literal  # short comment`: {line}"
+        name, value = match["name"], ast.literal_eval(match["value"])
+        names.append(name)
+        assert name in KNOWN, name
+        assert value == LAPTOP[name] and isinstance(value, type(LAPTOP[name])), line
+    assert len(names) == len(set(names))
+    if file.stem in STAGE_OF:
+        assert set(names) >= set(SETTINGS[STAGE_OF[file.stem]].model_fields)
+
+
+@each_notebook
+def test_papermill_shows_each_parameter_with_its_help(file):
+    shown = papermill.inspect_notebook(str(file))
+    assert len(shown) == len(parameters_of(file))
+    assert all(parameter["help"] for parameter in shown.values())
+
+
+@each_notebook
+def test_cells_are_short(file):
+    sizes = [len(lines_of(source)) for source in code_of(file)]
+    assert len(sizes) <= 20
+    assert sum(sizes) <= 150
+    assert median(sizes) <= 8
+    assert max(sizes) <= 25
+
+
+@each_notebook
+def test_logic_lives_in_the_package(file):
+    for source in code_of(file):
+        assert not re.search(r"^\s*[!%]\s*(pip|conda)\b|^\s*!", source, re.MULTILINE), source
+        for node in ast.walk(python_of(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert node.end_lineno - node.lineno < 10, node.name
+
+
+@each_notebook
+def test_it_names_no_absolute_path(file):
+    for source in code_of(file):
+        assert not ABSOLUTE.search(source), source
+
+
+def test_no_cell_stands_in_two_notebooks():
+    cells = Counter()
+    for file in FILES:
+        cells.update({"\n".join(lines_of(source)) for source in code_of(file) if len(lines_of(source)) >= 3})
+    assert not [source for source, count in cells.items() if count > 1]

@@ -1,0 +1,140 @@
+"""The `udrl` command: mistakes cost one line and write nothing; notebooks run in order and stop at a failure."""
+
+from __future__ import annotations
+
+import json
+
+import nbformat
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from udrl_utils import cli
+from udrl_utils.settings import NOTEBOOKS, STAGES, write_json
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def udrl(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+BAD = {
+    "unknown preset": (("--preset", "huge"), "preset='huge' is neither one of laptop, paper, smoke"),
+    "missing preset file": (("--preset", "mine.yaml"), "preset='mine.yaml' is neither"),
+    "unknown key": (("--set", "epoch=3"), "unknown parameter epoch=3; did you mean epochs?"),
+    "impossible value": (("--set", "epochs=0"), "epochs=0 should be greater than 0"),
+    "impossible value of a stage that is not run": (("--to", "1", "--set", "bins=1"), "bins=1 should be"),
+    "no value": (("--set", "epochs"), "set='epochs' is not of the form key=value"),
+    "not YAML": (("--set", "tasks=[a"), "tasks='[a' is not YAML"),
+    "not a plain value": (("--set", "seed=2026-01-01"), "seed=datetime.date(2026, 1, 1) is neither"),
+    "a mapping": (("--set", "base={a: 1}"), "base={'a': 1} is neither"),
+    "bad run name": (("--run", "../a"), "run='../a' should match"),
+    "from 0": (("--from", "0"), "from=0 is not the number of a notebook, 1 to 4"),
+    "to 9": (("--to", "9"), "to=9 is not the number of a notebook, 1 to 4"),
+    "backwards": (("--from", "3", "--to", "2"), "to=2 comes before from=3"),
+    "missing stage": (("--from", "3"), "has no 01_pairs yet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_costs_one_line_and_writes_nothing(case, outputs):
+    arguments, told = BAD[case]
+    result = udrl("run", "--preset", "smoke", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""], ids=["list", "broken", "empty"])
+def test_a_preset_file_that_is_no_preset(text, tmp_path, outputs):
+    (tmp_path / "mine.yaml").write_text(text)
+    result = udrl("run", "--preset", str(tmp_path / "mine.yaml"))
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert not outputs.exists()
+
+
+def test_changes_are_read_as_yaml():
+    changes = ["epochs=5", "learning_rate=2e-5", "tasks=[related_search]", "teacher_base_url=http://host:1/v1", "base="]
+    settings = cli.read_settings("laptop", changes, "b")
+    training, distillation = settings["03_student"], settings["01_pairs"]
+    assert (training.run, training.epochs, training.learning_rate, training.base) == ("b", 5, 2e-5, "")
+    assert (distillation.tasks, distillation.teacher_base_url) == (["related_search"], "http://host:1/v1")
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 4), (2, 2)])
+def test_stages_between(first, last):
+    assert cli.stages_between(first, last) == STAGES[first - 1 : last]
+
+
+METRICS = {
+    "calibration": {"all": {"length": {"spearman": 0.99, "within_2": 0.93}, "relevance": {"spearman": 0.6}}},
+    "systems": {
+        "teacher": {"relevance": {"mean": 0.5, "low": 0.48, "high": 0.52}},
+        "student_best": {"relevance": {"mean": 0.51, "low": 0.5, "high": 0.52}},
+    },
+    "relative_to_teacher": {"student_best": {"relevance": 1.02}},
+    "open_vocabulary": {"noun_hit_rate": 0.87},
+}
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """Four tiny notebooks in place of the real ones; each prints a parameter of its stage."""
+    shown = ("n_intents", "encoder", "learning_rate", "top_p")
+    for name, parameter in zip(NOTEBOOKS.values(), shown, strict=True):
+        cells = [
+            nbformat.v4.new_code_cell(f"{parameter} = 0", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(f"print('{parameter}', {parameter})"),
+        ]
+        file = tmp_path / "notebooks" / f"{name}.ipynb"
+        file.parent.mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    return tmp_path / "notebooks"
+
+
+def test_a_run_shows_progress_results_and_report(notebooks, outputs):
+    write_json(outputs / "smoke" / "04_analysis" / "metrics.json", METRICS)
+    result = udrl("run", "--preset", "smoke", "--set", "n_intents=77")
+    assert result.exit_code == 0, result.output
+    for told in (
+        "n_intents 77",
+        "encoder minilm",
+        "04_analysis done in 0.",
+        "GiB",
+        "student_best",
+        "0.51 ±0.01",
+        "102.0%",
+    ):
+        assert told in result.stdout
+    assert str(outputs / "smoke" / "report.html") in result.stdout
+    assert sorted(path.stem for path in (outputs / "smoke" / "notebooks").iterdir()) == list(NOTEBOOKS.values())
+
+
+def test_a_failing_notebook_stops_the_run(notebooks, outputs):
+    file = notebooks / f"{NOTEBOOKS['02_annotated']}.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells[1].source = "raise ValueError('no such encoder')"
+    nbformat.write(notebook, file)
+    result = udrl("run", "--preset", "smoke")
+    assert result.exit_code == 1
+    assert "02_reward_annotation failed" in result.stderr
+    assert "ValueError: no such encoder" in result.stderr
+    assert str(outputs / "smoke" / "notebooks" / file.name) in result.stderr
+    assert not (outputs / "smoke" / "notebooks" / "03_udrl_training.ipynb").exists()
+
+
+def test_settings_reach_a_notebook_as_plain_values(notebooks, outputs, tmp_path):
+    preset = yaml.safe_load((cli.PRESETS / "smoke.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**preset, "run": "mine", "n_intents": 5}))
+    assert udrl("run", "--preset", str(tmp_path / "mine.yaml"), "--to", "1").exit_code == 0
+    copy = json.loads((outputs / "mine" / "notebooks" / "01_teacher_distillation.ipynb").read_text())
+    assert "n_intents = 5" in "".join(copy["cells"][1]["source"])

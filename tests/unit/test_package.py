@@ -1,0 +1,97 @@
+"""The package as a whole: cheap imports, one way; nothing in the checkout that belongs to one machine."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from udrl_utils.settings import ROOT
+
+ORDER = (
+    *("settings", "tasks", "grammar", "teachers", "distillation", "rewards", "commands", "student", "training"),
+    *("evaluation", "retrieval", "deployment", "figures", "widgets", "report", "cli"),
+)
+MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
+HEAVY = ("torch", "transformers", "trl", "datasets")
+
+# Written so that this file does not match itself.
+REGISTRY = re.compile(
+    r"pypi[.]org|python[h]osted|download[.]pytorch|repo[.]anaconda|[/]simple\b|--(extra-)?index[-]url"
+)
+OWN_PATH = re.compile(r"(?<![\w.:/<>-])/(home|root|Users|tmp|opt|mnt|srv|work)/")
+
+
+@pytest.mark.parametrize("module", ["udrl_utils", *(f"udrl_utils.{path.stem}" for path in MODULES)])
+def test_an_import_loads_no_heavy_library(module):
+    command = f"import sys, {module}; print(*({set(HEAVY)} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_run_one_way(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            package, _, module = name.partition(".")
+            if package == "udrl_utils" and module in ORDER:
+                assert ORDER.index(module) < ORDER.index(path.stem), f"{path.stem} imports {module}"
+
+
+def checkout() -> list[Path]:
+    """Text files that git tracks or would track."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    paths = [ROOT / name for name in listed]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:1024]]
+
+
+def test_files_name_no_registry_and_no_path_of_one_machine():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in checkout()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if REGISTRY.search(line) or OWN_PATH.search(line)
+    ]
+    assert not found
+
+
+def locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()[1:]
+    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_pins_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    assert {normal(re.match(r"[\w.-]+", name)[0]) for name in wanted} <= locked().keys()
+    assert all(re.fullmatch(r"[\w.]+", version) for version in locked().values())
+
+
+def test_conda_installs_what_the_lock_pins_and_says_why():
+    text = (ROOT / "environment.yml").read_text()
+    pip = yaml.safe_load(text)["dependencies"][-1]["pip"]
+    assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,dev]"]
+    entries = [line for line in text.splitlines() if line.lstrip().startswith("- ") and not line.endswith("pip:")]
+    assert all(" # " in line for line in entries)

@@ -1,0 +1,161 @@
+"""Settings, presets and the run folder: what is refused is refused in one line, before anything is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from udrl_utils.settings import (
+    KNOWN,
+    ROOT,
+    SETTINGS,
+    STAGES,
+    DistillationSettings,
+    RunError,
+    RunFolder,
+    SettingsError,
+    TrainingSettings,
+    resolve,
+)
+
+PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
+LAPTOP = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+
+
+def settings_of(stage: str, **changes):
+    return resolve(SETTINGS[stage], {**LAPTOP, "run": "a", **changes})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> RunFolder:
+    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path))
+    return RunFolder("a")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_holds_every_setting_and_resolves(preset):
+    values = yaml.safe_load(preset.read_text())
+    assert set(values) == KNOWN
+    assert values["run"] == preset.stem
+    for cls in SETTINGS.values():
+        resolved = resolve(cls, dict(values)).model_dump(mode="json")
+        assert resolved == {name: values[name] for name in cls.model_fields}
+    assert values["n_embd"] % values["n_head"] == 0
+
+
+def test_there_are_three_presets():
+    assert [preset.stem for preset in PRESETS] == ["laptop", "paper", "smoke"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"epoch": 3}, "epoch=3; did you mean epochs?"),
+        ({"qqqqqq": "x"}, "qqqqqq='x'; allowed are analysis_intents, base"),
+        ({"epochs": 0}, "epochs=0 should be greater than 0"),
+        ({"epochs": "many"}, "epochs='many' should be a valid number"),
+        ({"bins": 1}, "bins=1 should be greater than or equal to 2"),
+        ({"bins": 2.5}, "bins=2.5 should be a valid integer"),
+        ({"command_dropout": 1.0}, "command_dropout=1.0 should be less than 1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan should be"),
+        ({"copy_init": "maybe"}, "copy_init='maybe' should be a valid boolean"),
+        ({"base": None}, "base=None should be a valid string"),
+        ({"run": "../elsewhere"}, "run='../elsewhere' should match pattern"),
+        ({"seed": -1}, "seed=-1 should be greater than or equal to 0"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(change, told):
+    with pytest.raises(SettingsError) as caught:
+        resolve(TrainingSettings, {**LAPTOP, **change})
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"teacher": "oracle"}, "teacher='oracle' should be 'grammar', 'openai' or 'transformers'"),
+        ({"tasks": ["poem"]}, "tasks='poem' should be 'text_to_image', 'text_to_template' or 'related_search'"),
+        ({"tasks": []}, "tasks=[] List should have at least 1 item"),
+        ({"intents": ""}, "intents='' should have at least 1 character"),
+        ({"near_duplicate": 1.1}, "near_duplicate=1.1 should be less than or equal to 1"),
+    ],
+    ids=str,
+)
+def test_a_mistake_of_the_first_stage(change, told):
+    with pytest.raises(SettingsError) as caught:
+        resolve(DistillationSettings, {**LAPTOP, **change})
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_parameter_is_named():
+    with pytest.raises(SettingsError, match="missing parameter bins "):
+        resolve(TrainingSettings, {name: value for name, value in LAPTOP.items() if name != "bins"})
+
+
+def test_a_notebook_namespace_resolves_again_after_the_user_made_names_of_their_own():
+    namespace = {**LAPTOP, "_private": 1, "In": ["x"], "Out": {}, "yaml": yaml}
+    first = resolve(TrainingSettings, namespace)
+    namespace["rows"] = 12
+    assert resolve(TrainingSettings, namespace) == first
+
+
+def test_scientific_notation_is_a_number_even_where_yaml_says_text():
+    assert resolve(TrainingSettings, {**LAPTOP, "learning_rate": "2e-5"}).learning_rate == 2e-5
+
+
+def test_the_user_sees_a_mistake_without_a_traceback():
+    assert SettingsError("bins=1")._render_traceback_() == ["SettingsError: bins=1"]
+
+
+def test_run_json_round_trip(folder):
+    for stage in STAGES:
+        settings = settings_of(stage)
+        folder.start(stage, settings).finish(stage, settings, rows=7)
+    record = folder.read()
+    assert list(record["stages"]) == list(STAGES)
+    assert all(record["stages"][stage]["rows"] == 7 and record["stages"][stage]["seconds"] >= 0 for stage in STAGES)
+    assert set(record["environment"]) == {"python", "packages", "git_revision", "machine", "system"}
+    for stage, cls in SETTINGS.items():
+        assert RunFolder("a").settings(cls).model_dump() == settings_of(stage).model_dump()
+    assert json.loads((folder / "run.json").read_text()) == record
+
+
+def test_an_earlier_stage_made_again_forgets_the_later_ones(folder):
+    for stage in (*STAGES[:3], STAGES[1]):
+        folder.start(stage, settings_of(stage)).finish(stage, settings_of(stage))
+    assert set(folder.read()["stages"]) == set(STAGES[:2])
+
+
+def test_a_missing_stage_names_its_notebook_and_leaves_no_folder(folder):
+    with pytest.raises(RunError, match=r"has no 01_pairs yet: run notebooks/01_teacher_distillation\.ipynb first"):
+        folder.start("03_student", settings_of("03_student"))
+    assert not folder.path.exists()
+
+
+def test_an_earlier_stage_made_with_other_settings_is_refused(folder):
+    folder.start("01_pairs", settings_of("01_pairs")).finish("01_pairs", settings_of("01_pairs"))
+    with pytest.raises(RunError) as caught:
+        folder.start("02_annotated", settings_of("02_annotated", n_intents=8))
+    assert "n_intents=7000, now n_intents=8" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "02_annotated").exists()
+    folder.start("02_annotated", settings_of("02_annotated"))
+
+
+def test_the_same_setting_in_another_notation_is_the_same(folder):
+    for stage in STAGES[:3]:
+        folder.start(stage, settings_of(stage)).finish(stage, settings_of(stage))
+    folder.start("04_analysis", settings_of("04_analysis", learning_rate=f"{LAPTOP['learning_rate']:e}"))
+
+
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"run='a': cannot write to .*01_pairs") as caught:
+        RunFolder("a").start("01_pairs", settings_of("01_pairs"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,165 @@
+"""Commands, the rewards that are asked for, and the codec that writes them as tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.settings import RunError, UserError, write_json
+from udrl_utils.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas
+
+END_OF_PREFIX = "<|prompt|>"
+
+
+class CommandError(UserError):
+    """A command asks for something that the student does not know."""
+
+
+class Command:
+    """Rewards that are asked for. `length` is in words; every other reward is a quantile level 0..1 of what the
+    train split achieved. A reward left out is left open.
+
+        Command(task="text_to_image", length=18, relevance=0.9)
+    """
+
+    def __init__(self, task: str, length: int | None = None, **levels: float | None):
+        if task not in TASKS:
+            raise CommandError(f"task={task!r} is unknown; allowed are {', '.join(TASKS)}")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise CommandError(f"length={length!r} must be a whole number of words from 1")
+        self.task, self.length = task, length
+        self.levels = {name: level for name, level in levels.items() if level is not None}
+        for name, level in self.levels.items():
+            if not isinstance(level, (int, float)) or not 0 <= level <= 1:
+                raise CommandError(f"{name}={level!r} must be a level from 0 to 1")
+
+    def __repr__(self) -> str:
+        asked = {"length": self.length, **self.levels} if self.length else self.levels
+        return f"Command({', '.join([repr(self.task), *(f'{name}={value:.3g}' for name, value in asked.items())])})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Command) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+@dataclass(frozen=True)
+class CommandCodec:
+    """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
+
+    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] is the best supported command.
+    """
+
+    bins: int
+    longest: int
+    edges: dict[str, dict[str, list[float]]]
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, annotated: pandas.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
+        """Fit on annotated pairs of the train split (columns task and one per reward).
+
+        Raises: RunError when a reward is the same for every pair of a task, so that there is nothing to command.
+        """
+        import numpy as np
+
+        levels = [name for name in rewards if name != "length"]
+        edges: dict[str, dict[str, list[float]]] = {}
+        for task, rows in annotated.groupby("task"):
+            edges[task] = {}
+            for name in levels:
+                values = rows[name].dropna()
+                if values.nunique() < 2:
+                    raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
+                edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1)).tolist()
+        longest = int(annotated.length.max()) if "length" in rewards else 0
+        codec = cls(bins, longest, edges)
+        return cls(bins, longest, edges, {task: codec._find_best(rows) for task, rows in annotated.groupby("task")})
+
+    @property
+    def rewards(self) -> list[str]:
+        """Rewards that can be commanded, in the order of their tokens."""
+        return ["length"] * (self.longest > 0) + list(next(iter(self.edges.values())))
+
+    def tokens(self) -> list[str]:
+        """Every special token of the codec."""
+        levels = [f"<|{name}:{i}|>" for name in self.rewards if name != "length" for i in range(self.bins)]
+        lengths = [f"<|length:{i}|>" for i in range(1, self.longest + 1)]
+        return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in TASKS), *lengths, *levels]
+
+    def bin_of_value(self, task: str, name: str, value: float) -> int:
+        """Level token of an achieved reward."""
+        import numpy as np
+
+        return int(np.searchsorted(self.edges[task][name][1:-1], value, side="right"))
+
+    def bin_of_level(self, task: str, name: str, level: float) -> int:
+        """Level token of a commanded quantile level; where quantiles coincide, the one that was trained."""
+        return self.bin_of_value(task, name, self.edges[task][name][min(int(level * self.bins), self.bins - 1)])
+
+    def encode(self, command: Command) -> str:
+        """The command as tokens. Raises: CommandError for a reward or length that the student does not know."""
+        if command.task not in self.edges:
+            raise CommandError(f"task={command.task!r} was not trained; this student knows {', '.join(self.edges)}")
+        if command.length is not None and command.length > self.longest:
+            raise CommandError(f"length={command.length} is beyond the longest prompt trained; allowed are 1 to {self.longest}")
+        for name in command.levels:
+            if name not in self.rewards:
+                raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")
+        bins = {name: self.bin_of_level(command.task, name, level) for name, level in command.levels.items()}
+        return self._write(command.task, command.length, bins)
+
+    def encode_achieved(self, row: dict[str, Any], left_open: frozenset[str] = frozenset()) -> str:
+        """Tokens of the rewards that an annotated pair achieved, less those left open."""
+        bins = {
+            name: self.bin_of_value(row["task"], name, row[name])
+            for name in self.rewards
+            if name not in left_open and name != "length" and row[name] == row[name]
+        }
+        commanded = "length" in self.rewards and "length" not in left_open
+        return self._write(row["task"], int(row["length"]) if commanded else None, bins)
+
+    def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
+        parts = [f"<|task:{task}|>"] + ([f"<|length:{length}|>"] if length else [])
+        return "".join(parts + [f"<|{name}:{bins[name]}|>" for name in self.rewards if name in bins])
+
+    def level_of(self, bin_index: int) -> float:
+        """Middle of a level token's quantiles."""
+        return (bin_index + 0.5) / self.bins
+
+    def best_command(self, task: str) -> Command:
+        """The command with the highest relevance and diversity that the train split supports together."""
+        return Command(task, **self.best[task])
+
+    def _find_best(self, rows: pandas.DataFrame) -> dict[str, float]:
+        """Among pairs of levels held by a fair share of the rows, the one with the highest product of levels.
+
+        A product, not a sum: both are wanted at once, so that a high level does not buy off a low one.
+        """
+        task = rows.task.iloc[0]
+        names = [name for name in ("relevance", "diversity") if name in self.edges[task]]
+        levels = {n: rows[n].map(lambda value, n=n: self.level_of(self.bin_of_value(task, n, value))) for n in names}
+        import pandas
+
+        cells = pandas.DataFrame(levels).groupby(names).size() if names else pandas.Series(dtype=int)
+        if cells.empty:
+            return {}
+        supported = cells[cells >= 0.4 * len(rows) / self.bins ** len(names)]
+        product = supported.index.to_frame().prod(axis=1)
+        best = product.idxmax() if len(product) else cells.idxmax()
+        return dict(zip(names, best if isinstance(best, tuple) else (best,), strict=True))
+
+    def save(self, folder: Path) -> None:
+        """Write commands.json, so that the codec travels with the student."""
+        write_json(folder / "commands.json", vars(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> CommandCodec:
+        """Read commands.json of a student's folder."""
+        return cls(**json.loads((folder / "commands.json").read_text()))

@@ -1,0 +1,274 @@
+"""Evaluation on test intents: are commands obeyed, and how does the student compare with its teacher and with baselines?
+
+Every set of samples is a table with one row per prompt: task, intent, set, prompt, what was commanded and, once
+scored, what was achieved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command
+from udrl_utils.rewards import annotate
+from udrl_utils.settings import AnalysisSettings, RunError
+from udrl_utils.student import Student
+from udrl_utils.tasks import clean_intent, noun_heads, plural, share, words
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+
+    Embed = Callable[[Sequence[str]], numpy.ndarray]
+
+LENGTHS = range(4, 41)
+INTENTS_PER_LENGTH = 8
+SET_METRICS = ("relevance", "diversity", "self_bleu", "distinct_2", "vendi")
+
+
+def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, list[str]]:
+    """Up to `analysis_intents` test intents per task that the teacher wrote a set of prompts for."""
+    chosen = {}
+    for task, rows in annotated[annotated.split == "test"].groupby("task", sort=False):
+        sizes = rows.groupby("intent").size()
+        intents = sorted(sizes[sizes > 1].index, key=lambda intent: share(intent, settings.seed))
+        if len(intents) < 2:
+            raise RunError(f"{task} has {len(intents)} test intents with two prompts or more; raise n_intents or test_fraction")
+        chosen[task] = intents[: settings.analysis_intents]
+    return chosen
+
+
+class Sampler:
+    """Generates and scores tables of samples with one student."""
+
+    def __init__(self, student: Student, rewards: list[str], embed: Embed, settings: AnalysisSettings):
+        self.student, self.rewards, self.embed, self.settings = student, rewards, embed, settings
+
+    def sample(self, requests: list[tuple[str, Command]], n: int, **columns: Any) -> pandas.DataFrame:
+        """Scored samples, n per (intent, command); each request is a set of its own."""
+        import pandas
+
+        sampling = {name: getattr(self.settings, name) for name in ("seed", "temperature", "top_p")}
+        intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
+        written = self.student.generate(intents, commands, n=n, **sampling)
+        rows = [
+            {"task": c.task, "intent": i, "set": k, "prompt": p, **{f"asked_{name}": v for name, v in asked(c).items()}}
+            for k, (i, c, prompts) in enumerate(zip(intents, commands, written, strict=True))
+            for p in prompts
+        ]
+        return annotate(pandas.DataFrame(rows).assign(**columns), self.rewards, self.embed)
+
+
+def asked(command: Command) -> dict[str, float]:
+    """What a command asks for, by reward."""
+    return {**({"length": command.length} if command.length else {}), **command.levels}
+
+
+def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> pandas.DataFrame:
+    """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
+
+    Column `reward` says which one was commanded. A level is asked for in sets, where the reward needs a set.
+    """
+    import pandas
+
+    codec, tables = sampler.student.codec, []
+    for name in codec.rewards:
+        requests = []
+        for task, pool in intents.items():
+            if name == "length":
+                lengths = [length for length in LENGTHS if length <= codec.longest]
+                turns = [(pool[(k * INTENTS_PER_LENGTH + i) % len(pool)], length) for k, length in enumerate(lengths) for i in range(INTENTS_PER_LENGTH)]
+                requests += [(intent, Command(task, length=length)) for intent, length in turns]
+            else:
+                levels = [codec.level_of(i) for i in range(codec.bins)]
+                requests += [(intent, Command(task, **{name: level})) for level in levels for intent in pool]
+        n = sampler.settings.samples_per_intent if name == "diversity" else 1
+        tables.append(sampler.sample(requests, n, reward=name))
+        print(f"calibration of {name}: {len(tables[-1])} prompts", flush=True)
+    return pandas.concat(tables, ignore_index=True)
+
+
+def calibration_metrics(samples: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, Any]]]:
+    """Commanded against achieved, per task and over all: {task: {reward: {spearman, ...}}}."""
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in [*samples.task.unique(), "all"]:
+        rows = samples if task == "all" else samples[samples.task == task]
+        metrics[task] = {name: _calibration(group, name, settings) for name, group in rows.groupby("reward", sort=False)}
+    return metrics
+
+
+def _calibration(rows: pandas.DataFrame, name: str, settings: AnalysisSettings) -> dict[str, Any]:
+    rows = rows.dropna(subset=[name])
+    commanded, achieved = rows[f"asked_{name}"], rows[name]
+    result: dict[str, Any] = {"spearman": float(commanded.corr(achieved, method="spearman"))}
+    if name == "length":
+        error = (commanded - achieved).abs()
+        result |= {"mae": float(error.mean()), "within_1": float((error <= 1).mean()), "within_2": float((error <= 2).mean())}
+    levels = rows.groupby(commanded)[name]
+    result["levels"] = [{"asked": float(level), **interval(values, settings)} for level, values in levels]
+    return result
+
+
+def interval(values: Sequence[float], settings: AnalysisSettings) -> dict[str, float]:
+    """Mean with its 95% bootstrap interval (percentiles of resampled means)."""
+    import numpy as np
+
+    values = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def sample_systems(
+    sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], plain: Student | None
+) -> pandas.DataFrame:
+    """One set of prompts per system and test intent, all sets of an intent as large as the teacher's."""
+    import pandas
+
+    keys = [(task, intent) for task, pool in intents.items() for intent in pool]
+    teacher = annotated[annotated.split == "test"].set_index(["task", "intent"]).loc[keys].reset_index()
+    sizes = teacher.groupby(["task", "intent"], sort=False).size()
+    n, student = int(sizes.max()), sampler.student
+    tables = {
+        "teacher": annotate(teacher[["task", "intent", "prompt"]], sampler.rewards, sampler.embed),
+        "student_best": sampler.sample([(i, student.best_command(t)) for t, i in keys], n),
+        "student_open": sampler.sample([(i, Command(t)) for t, i in keys], n),
+    }
+    if plain:
+        baseline = Sampler(plain, sampler.rewards, sampler.embed, sampler.settings)
+        tables["sft_plain"] = baseline.sample([(i, Command(t)) for t, i in keys], n)
+    copies = nearest_copies(annotated[annotated.split == "train"], keys, sampler.embed)
+    tables["nearest_copy"] = annotate(copies, sampler.rewards, sampler.embed)
+    cut = [_cut(table, sizes).assign(system=name) for name, table in tables.items()]
+    return pandas.concat(cut, ignore_index=True)
+
+
+def _cut(table: pandas.DataFrame, sizes: pandas.Series) -> pandas.DataFrame:
+    """The first prompts of each set, as many as `sizes` gives for the intent."""
+    keys = ["task", "intent"]
+    wanted = table[keys].merge(sizes.rename("size").reset_index(), on=keys, how="left")["size"].to_numpy()
+    return table[table.groupby(keys, sort=False).cumcount().to_numpy() < wanted]
+
+
+def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: Embed) -> pandas.DataFrame:
+    """For each (task, intent): the prompts of the nearest train intent of that task, as they are."""
+    import pandas
+
+    rows = []
+    for task in dict.fromkeys(task for task, _ in keys):
+        pool = train[train.task == task]
+        known, wanted = list(pool.intent.unique()), [intent for t, intent in keys if t == task]
+        nearest = (embed(wanted) @ embed(known).T).argmax(1)
+        prompts = pool.groupby("intent").prompt.apply(list)
+        rows += [(task, intent, p) for intent, k in zip(wanted, nearest, strict=True) for p in prompts[known[k]]]
+    return pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
+
+
+def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
+    """Per system, task and intent: relevance, diversity, self-BLEU, distinct-2 and Vendi score of the set."""
+    import pandas
+
+    vectors, rows = embed(samples.prompt), []
+    for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
+        prompts = samples.prompt.iloc[index].tolist()
+        means = samples.iloc[index][["relevance", "diversity"]].mean().to_dict()
+        values = {"self_bleu": self_bleu(prompts), "distinct_2": distinct_2(prompts), "vendi": vendi(vectors[index])}
+        rows.append({**dict(zip(("system", "task", "intent"), key, strict=True)), **means, **values})
+    return pandas.DataFrame(rows)
+
+
+def self_bleu(prompts: list[str]) -> float:
+    """Mean BLEU of each prompt against the others of its set, 0..100 (Zhu et al., arXiv 1802.01886)."""
+    from sacrebleu import sentence_bleu
+
+    if len(prompts) < 2:
+        return float("nan")
+    scores = [sentence_bleu(p, prompts[:i] + prompts[i + 1 :]).score for i, p in enumerate(prompts)]
+    return sum(scores) / len(scores)
+
+
+def distinct_2(prompts: list[str]) -> float:
+    """Distinct word bigrams over all bigrams of the set, 0..1 (Li et al., arXiv 1510.03055)."""
+    bigrams = [pair for prompt in prompts for pair in zip(words(prompt), words(prompt)[1:], strict=False)]
+    return len(set(bigrams)) / len(bigrams) if bigrams else float("nan")
+
+
+def vendi(vectors: numpy.ndarray) -> float:
+    """Vendi score of unit vectors, 1..n: the effective number of different prompts (Friedman and Dieng, arXiv 2210.02410)."""
+    import numpy as np
+
+    weights = np.linalg.eigvalsh(vectors @ vectors.T / len(vectors))
+    weights = weights[weights > 1e-12]
+    return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def system_metrics(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over test intents with 95% intervals: {system: {metric: {mean, low, high}}}."""
+    return {
+        system: {metric: interval(rows[metric].dropna(), settings) for metric in SET_METRICS}
+        for system, rows in sets.groupby("system", sort=False)
+    }
+
+
+def relative_to_teacher(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
+    """Ratio of means to the teacher's on the same intents, resampling intents in pairs: {system: {metric: {mean, low, high}}}."""
+    import numpy as np
+
+    rng = np.random.default_rng(settings.seed)
+    wide = {metric: sets.pivot(index=["task", "intent"], columns="system", values=metric) for metric in ("relevance", "diversity")}
+    draws = rng.integers(0, len(wide["relevance"]), (settings.bootstrap_samples, len(wide["relevance"])))
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for system in sets.system.unique():
+        for metric, table in wide.items():
+            ours, theirs = table[system].to_numpy(), table["teacher"].to_numpy()
+            ratios = np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1)
+            low, high = np.percentile(ratios, [2.5, 97.5])
+            ratio = {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
+            result.setdefault(system, {})[metric] = ratio
+    return result
+
+
+@cache
+def _stemmer() -> Any:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
+
+
+def stems(text: str) -> set[str]:
+    """Stems of a text's words (Snowball, English)."""
+    return set(_stemmer().stemWords(words(text)))
+
+
+def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) -> dict[str, str]:
+    """Test intents of a task whose main noun never occurred in a train text: {intent: noun}.
+
+    With intents of the ontology a main noun is the head of a subject; elsewhere, any content word counts.
+    """
+    train = annotated[annotated.split == "train"]
+    seen = set().union(*map(stems, train.intent.unique()), *map(stems, train.prompt))
+    heads = {form for noun in noun_heads() for form in (noun, plural(noun))}
+    rows = annotated[(annotated.split == "test") & (annotated.task == task)]
+    found = {}
+    for intent in rows.intent.unique():
+        new = [w for w in words(clean_intent(intent)) if len(w) > 3 and w.isalpha() and not stems(w) & seen and (not from_ontology or w in heads)]
+        if new:
+            found[intent] = new[-1]
+    return found
+
+
+def open_vocabulary(sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool) -> tuple[dict[str, Any], pandas.DataFrame]:
+    """How often the student writes about a noun it has never seen (stem match), text_to_image at high relevance.
+
+    Returns the metrics and the samples; no metric when there is no such intent.
+    """
+    task = "text_to_image" if "text_to_image" in annotated.task.unique() else annotated.task.iloc[0]
+    nouns = unseen_nouns(annotated, task, from_ontology)
+    if not nouns:
+        return {"noun_hit_rate": None, "intents": 0}, annotated.iloc[:0]
+    command = Command(task, relevance=1.0) if "relevance" in sampler.student.codec.rewards else Command(task)
+    samples = sampler.sample([(intent, command) for intent in nouns], n=2)
+    hits = [bool(stems(nouns[i]) & stems(p)) for i, p in zip(samples.intent, samples.prompt, strict=True)]
+    samples = samples.assign(noun=samples.intent.map(nouns), hit=hits)
+    return {"noun_hit_rate": interval(hits, sampler.settings), "intents": len(nouns), "task": task}, samples

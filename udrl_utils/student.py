@@ -1,0 +1,225 @@
+"""The student: tokenizer, GPT-2, and a trained one that writes prompts for intents under commands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
+from udrl_utils.settings import RunError, TrainingSettings, device_and_dtype
+from udrl_utils.tasks import clean_intent
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+
+END = "<|end|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the texts; `special` tokens are part of the vocabulary and never split."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # The space before the first word makes a word the same tokens wherever it stands, so that it can be copied.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END, *special], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        bos_token=END,
+        pad_token=END,
+        extra_special_tokens=list(special),
+        padding_side="left",
+    )
+
+
+def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """A GPT-2 from scratch, of the settings' shape."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=settings.n_positions,
+        n_embd=settings.n_embd,
+        n_layer=settings.n_layer,
+        n_head=settings.n_head,
+        # Each pair is seen a few times only: there is nothing to regularise.
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = GPT2LMHeadModel(config)
+    if settings.copy_init:
+        copying_circuit(model)
+    return model
+
+
+def pretrained_student(base: str, codec: CommandCodec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", add_prefix_space=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer
+
+
+def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:
+    """Start the first two layers of a GPT-2 as an induction circuit, so that it copies from its first step.
+
+    Heads of layer 0 attend to the previous position and write its token, rotated, into the stream. Heads of
+    layer 1 look for the place where the current token was such a previous token, and add the token that stands
+    there: "... A B ... A" is continued with B. Small models from scratch need many thousand steps to find this
+    (induction heads: Olsson et al., arXiv 2209.11895); set as a starting point, it is trained on like all else
+    (initialising attention by its wanted pattern: Trockman and Kolter, arXiv 2305.09828).
+
+    The last head-width dimensions of the embeddings start as positions, the others as tokens.
+    """
+
+    width, heads = model.config.n_embd, model.config.n_head
+    size = width // heads
+    tokens = width - size  # dimensions that start as token identity
+    wte, wpe = model.transformer.wte.weight, model.transformer.wpe.weight
+    random_rotation = lambda: torch.linalg.qr(torch.randn(tokens, tokens))[0]  # noqa: E731
+
+    # Frequencies of a discrete cosine kernel: positions m and n overlap only where m = n.
+    frequency = math.pi * (torch.arange(size // 2) + 0.5) / (size // 2)
+    angle = torch.arange(wpe.shape[0])[:, None] * frequency
+    rotation, matcher = random_rotation(), random_rotation()[:, :size]
+    with torch.no_grad():
+        wte.normal_(0, scale)
+        wte[:, tokens:] = 0
+        wpe.zero_()
+        wpe[:, tokens::2], wpe[:, tokens + 1 :: 2] = angle.sin() * scale, angle.cos() * scale
+
+        back = torch.zeros(width, size)  # reads a position, asks for the one before
+        even, odd = torch.arange(0, size, 2), torch.arange(1, size, 2)
+        back[tokens + even, even], back[tokens + odd, even] = frequency.cos(), -frequency.sin()
+        back[tokens + odd, odd], back[tokens + even, odd] = frequency.cos(), frequency.sin()
+        here = torch.zeros(width, size)
+        here[tokens:] = torch.eye(size)
+        current, previous = torch.zeros(width, size), torch.zeros(width, size)
+        current[:tokens], previous[:tokens] = matcher, rotation.T @ matcher
+
+        for layer, query, key in ((0, back, here), (1, current, previous)):
+            attention = model.transformer.h[layer].attn
+            for head in range(tokens // size):
+                part = slice(head * size, (head + 1) * size)
+                read = torch.zeros(width, size)
+                read[part] = torch.eye(size)
+                write = torch.zeros(size, width)
+                write[:, :tokens] = rotation[part] if layer == 0 else torch.eye(tokens)[part]
+                for third, weight in enumerate((query, key, read)):
+                    start = third * width + head * size
+                    attention.c_attn.weight[:, start : start + size] = weight
+                attention.c_proj.weight[part] = write * scale
+
+
+class Student:
+    """A trained student with its tokenizer and codec, loaded from one folder."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, codec: CommandCodec):
+        self.model, self.tokenizer, self.codec = model, tokenizer, codec
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Student:
+        """Load `outputs/<run>/03_student`. Raises: RunError when there is no student."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(folder)
+        if not (folder / "commands.json").exists():
+            raise RunError(f"no student in {folder}: run notebooks/03_udrl_training.ipynb first")
+        device = device_and_dtype()[0]
+        model = AutoModelForCausalLM.from_pretrained(folder).to(device)
+        return cls(model, AutoTokenizer.from_pretrained(folder, padding_side="left"), CommandCodec.load(folder))
+
+    def best_command(self, task: str) -> Command:
+        """The codec's best supported command for a task."""
+        return self.codec.best_command(task)
+
+    def prefix(self, intent: str, command: Command) -> str:
+        """What the student reads before it writes. The intent gives way where it does not fit the context."""
+        return prefix_of(self.codec.encode(command), self._fitting(clean_intent(intent)))
+
+    def _fitting(self, intent: str) -> str:
+        room = self.model.config.max_position_embeddings // 2
+        # one token is never more than 16 characters of ordinary text: a bound that spares tokenizing what is cut anyway
+        ids = self.tokenizer(intent[: 16 * room], add_special_tokens=False, split_special_tokens=True).input_ids
+        return intent if len(ids) <= room else self.tokenizer.decode(ids[:room]).strip()
+
+    def generate(
+        self,
+        intents: Sequence[str],
+        command: Command | Sequence[Command],
+        n: int = 1,
+        seed: int = 0,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        batch_size: int = 192,
+    ) -> list[list[str]]:
+        """n prompts per intent, under one command for all or one command each.
+
+        Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
+        Raises: CommandError when a command asks for what the student does not know, or an intent is empty.
+        """
+        import torch
+
+        commands = [command] * len(intents) if isinstance(command, Command) else list(command)
+        for intent in intents:
+            if not clean_intent(intent):
+                raise CommandError(f"intent={intent!r} is empty")
+        prefixes = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True) for _ in range(n)]
+        longest = [(c.length or self.codec.longest or 60) for c in commands for _ in range(n)]
+        # Alike prompts share a batch: it pads and runs as long as its longest.
+        order = sorted(range(len(prefixes)), key=lambda i: (longest[i], len(prefixes[i])))
+        written = [""] * len(prefixes)
+        training = self.model.training
+        self.model.eval()
+        # a fork of the random state: sampling in the middle of a training must not change what it does next
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                texts = self._sample([prefixes[i] for i in rows], max(longest[i] for i in rows), temperature, top_p)
+                for i, text in zip(rows, texts, strict=True):
+                    written[i] = text
+        self.model.train(training)
+        return [written[i : i + n] for i in range(0, len(written), n)]
+
+    def _sample(self, prefixes: list[str], words: int, temperature: float, top_p: float) -> list[str]:
+        import torch
+
+        batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(self.model.device)
+        size = batch.input_ids.shape[1]
+        limit = self.model.config.max_position_embeddings - size
+        with torch.inference_mode():
+            ids = self.model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                do_sample=True,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=0,
+                max_new_tokens=min(limit, 4 * words + 8),
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+            )
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids[:, size:], skip_special_tokens=True)]
+
+
+def prefix_of(command_tokens: str, intent: str) -> str:
+    """Command tokens, intent and the token that ends the prefix; no intent can smuggle in a special token."""
+    return f"{command_tokens}{intent.replace('<|', '< |')}{END_OF_PREFIX}"

@@ -1,0 +1,287 @@
+"""The tasks, and where intents come from: the embedded ontology, or any file or Hub data set."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.settings import DistillationSettings, SettingsError
+
+if TYPE_CHECKING:
+    import pandas
+
+DATA = Path(__file__).parent / "data"
+KINDS = ("creature", "plant", "food", "place", "person", "object", "garment", "vehicle", "event", "activity", "idea", "nature")
+
+
+@cache
+def load_data(name: str) -> Any:
+    """One of the package's YAML files, by its name without ending."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((DATA / f"{name}.yaml").read_text(encoding="utf-8"), Loader=loader)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of prompt, and how a teacher is asked for it."""
+
+    name: str
+    title: str
+    modality: str
+    definition: str
+    instruction: str
+    examples: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def _load_tasks() -> dict[str, Task]:
+    tasks = {}
+    for name, fields in load_data("tasks").items():
+        examples = tuple((example["intent"], tuple(example["prompts"])) for example in fields["examples"])
+        tasks[name] = Task(name=name, **{**fields, "examples": examples})
+    return tasks
+
+
+TASKS: dict[str, Task] = _load_tasks()
+
+
+def messages(task: str, intent: str, n: int) -> list[dict[str, str]]:
+    """Chat messages that ask an LLM teacher for n prompts, few-shot examples included."""
+    form = "Answer with a JSON list of strings and nothing else."
+    chat = [{"role": "system", "content": f"{TASKS[task].instruction} {form}"}]
+    for example, prompts in TASKS[task].examples:
+        chat.append({"role": "user", "content": request_text(example, len(prompts))})
+        chat.append({"role": "assistant", "content": json.dumps(prompts)})
+    return [*chat, {"role": "user", "content": request_text(intent, n)}]
+
+
+def request_text(intent: str, n: int) -> str:
+    """The user's turn of a request."""
+    return f"Intent: {json.dumps(intent, ensure_ascii=False)}\nWrite {n} of them."
+
+
+def clean_intent(text: str) -> str:
+    """An intent the way a search box would store it: one line, lower case, no closing punctuation."""
+    visible = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFKC", text))
+    return " ".join(visible.split()).lower().strip(" .!?\"'")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a text, without punctuation."""
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One file of the ontology: subjects, and phrases that fit any of them."""
+
+    name: str
+    title: str
+    kind: str
+    countable: tuple[str, ...]
+    uncountable: tuple[str, ...]
+    scenes: tuple[str, ...]
+    details: tuple[str, ...]
+    templates: tuple[str, ...]
+    follow_ups: tuple[str, ...]
+    related: tuple[str, ...]
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.countable + self.uncountable
+
+
+@cache
+def ontology() -> tuple[Domain, ...]:
+    """The embedded ontology, one domain per file of `data/ontology`."""
+    domains = []
+    for file in sorted((DATA / "ontology").glob("*.yaml")):
+        fields = load_data(f"ontology/{file.stem}")
+        domains.append(Domain(name=file.stem, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+    return tuple(domains)
+
+
+def plural(noun: str) -> str:
+    """Regular English plural of a noun phrase."""
+    if re.search(r"(s|x|z|ch|sh)$", noun):
+        return noun + "es"
+    if re.search(r"[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    if re.search(r"(f|fe)$", noun) and re.search(r"(lea|lo|wol|shel|kni|wi|hal|scar|dwar)fe?$", noun):
+        return re.sub(r"fe?$", "ves", noun)
+    if noun.endswith("man") and not noun.endswith("human"):
+        return noun[:-3] + "men"
+    return noun + "s"
+
+
+def with_article(phrase: str) -> str:
+    """The phrase after a or an."""
+    vowel = re.match(r"(?:[aeio]|u(?!ni|kulele|ke|r[ao]|se|te|sb))", phrase) and not phrase.startswith("one")
+    return f"{'an' if vowel or phrase.startswith(('heir', 'hour', 'x-ray')) else 'a'} {phrase}"
+
+
+class Words:
+    """Draws from vocabulary.yaml and from the subjects of the ontology, and fills patterns with what it drew."""
+
+    def __init__(self, rng: random.Random):
+        self.rng = rng
+
+    def fill(self, pattern: str, **known: str) -> str:
+        """Replace each {slot} of a pattern by a value given in `known`, else by one that is drawn."""
+        return re.sub(r"\{(?:(a|many):)?(\w+)\}", lambda m: self._slot(m[1], m[2], known), pattern)
+
+    def _slot(self, form: str | None, name: str, known: dict[str, str]) -> str:
+        if name in known:
+            return with_article(known[name]) if form == "a" else known[name]
+        if name == "name":
+            return self.coin_name()
+        if name in load_data("vocabulary"):
+            phrase, countable = self.rng.choice(load_data("vocabulary")[name]), True
+        else:
+            phrase, countable = self.rng.choice(subjects_of(name))
+        if not countable or form is None:
+            return phrase
+        return with_article(phrase) if form == "a" else plural(phrase)
+
+    def coin_name(self) -> str:
+        """A name nobody has heard, as people, pets and shops have them: new words that only copying can write."""
+        syllables = self.rng.randint(2, 3)
+        body = "".join(self.rng.choice(CONSONANTS) + self.rng.choice(VOWELS) for _ in range(syllables))
+        return body + self.rng.choice(("", "", "n", "r", "l", "x", "th", "sk", "nd"))
+
+
+CONSONANTS = (*"bcdfghjklmnprstvwz", "br", "ch", "dr", "fl", "gr", "kl", "pl", "qu", "sh", "st", "th", "tr")
+VOWELS = (*"aeiou", "a", "e", "o", "ai", "ea", "oo", "y")
+
+
+@cache
+def subjects_of(kind: str) -> tuple[tuple[str, bool], ...]:
+    """(subject, countable) of a kind, or of every kind for 'thing', or of a domain by its name."""
+    chosen = [d for d in ontology() if kind in ("thing", d.kind, d.name)]
+    return tuple((s, True) for d in chosen for s in d.countable) + tuple((s, False) for d in chosen for s in d.uncountable)
+
+
+def ontology_intents(seed: int) -> Iterator[str]:
+    """Intents the way people type them, 1-20 words, without end; the same seed gives the same ones."""
+    groups = list(load_data("grammar")["intents"].values())
+    rng = random.Random(f"intents {seed}")
+    fill = Words(rng).fill
+    weights = [group["weight"] for group in groups]
+    while True:
+        group = rng.choices(groups, weights)[0]
+        intent = fill(rng.choice(group["patterns"]))
+        if len(intent.split()) <= 20:
+            yield intent
+
+
+def read_table(source: str, columns: list[str]) -> pandas.DataFrame:
+    """Rows of a txt (one a line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
+
+    Raises: SettingsError when the source cannot be read or lacks a column.
+    """
+    import pandas
+
+    path = Path(source)
+    readers = {
+        ".txt": lambda: pandas.DataFrame({columns[0]: path.read_text(encoding="utf-8").splitlines()}),
+        ".csv": lambda: pandas.read_csv(path, dtype=str, keep_default_na=False),
+        ".tsv": lambda: pandas.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False),
+        ".jsonl": lambda: pandas.read_json(path, lines=True, dtype=False),
+        ".parquet": lambda: pandas.read_parquet(path),
+    }
+    try:
+        if path.suffix in readers:
+            table = readers[path.suffix]()
+        else:
+            from datasets import load_dataset
+
+            table = load_dataset(source, split="train").to_pandas()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"cannot read {source!r}, neither as txt, csv, tsv, jsonl or parquet nor as a Hub data set: {reason}") from None
+    for column in columns:
+        if column not in table.columns:
+            raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
+    return table[columns].astype(str)
+
+
+def load_intents(settings: DistillationSettings) -> list[str]:
+    """Distinct intents of the run, cleaned, in their order.
+
+    Raises: SettingsError when the source is empty or cannot be read.
+    """
+    if settings.intents == "ontology":
+        if not settings.n_intents:
+            raise SettingsError("parameter n_intents=0 must be at least 1 with intents='ontology', which has no end")
+        return list(itertools.islice(distinct(ontology_intents(settings.seed)), settings.n_intents))
+    table = read_table(settings.intents, [settings.intents_column])
+    intents = distinct(filter(None, map(clean_intent, table[settings.intents_column])))
+    chosen = list(itertools.islice(intents, settings.n_intents or None))
+    if not chosen:
+        raise SettingsError(f"parameter intents={settings.intents!r}: column {settings.intents_column!r} holds no intent")
+    return chosen
+
+
+def distinct(items: Iterable[str]) -> Iterator[str]:
+    """Items in their order, each once; works on endless ones too."""
+    seen = set()
+    for item in items:
+        if item not in seen:
+            seen.add(item)
+            yield item
+
+
+def share(text: str, seed: int) -> float:
+    """A number in 0..1 that depends on the text and the seed alone."""
+    digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[dict[str, str], frozenset[str]]:
+    """Split of each intent, and the held-out nouns that no train or validation text may contain.
+
+    Splits go by a hash of the intent. Besides, a share of the rare nouns is held out with every intent that
+    mentions one, so that the analysis can ask for things the student has never seen.
+    """
+    held_out = held_out_nouns(intents, settings)
+    splits = {}
+    for intent in intents:
+        at = share(intent, settings.seed)
+        if at < settings.test_fraction or not held_out.isdisjoint(words(intent)):
+            splits[intent] = "test"
+        else:
+            validation = at < settings.test_fraction + settings.validation_fraction
+            splits[intent] = "validation" if validation else "train"
+    return splits, held_out
+
+
+def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozenset[str]:
+    """Nouns reserved for the test split: heads of ontology subjects, or rare words of the user's own intents.
+
+    Only nouns that are rare among the intents are taken, so that the train split keeps its size.
+    """
+    counts = Counter(word for intent in intents for word in set(words(intent)))
+    rare = max(2, len(intents) // 200)
+    known = noun_heads() if settings.intents == "ontology" else counts
+    chosen = {w for w in known if 3 < len(w) and counts[w] <= rare and share(f"noun {w}", settings.seed) < settings.test_fraction / 2}
+    return frozenset(chosen | {plural(w) for w in chosen})
+
+
+@cache
+def noun_heads() -> frozenset[str]:
+    """Last words of all ontology subjects, less those that the ontology also uses elsewhere."""
+    heads = Counter(words(subject)[-1] for subject, _ in subjects_of("thing"))
+    lists = [*load_data("vocabulary").values(), *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology())]
+    used = {word for phrases in lists for phrase in phrases for word in words(phrase)}
+    return frozenset(heads.keys() - used)

@@ -1,0 +1,261 @@
+"""Training: TRL's SFT trainer on prompt/completion pairs whose prompts begin with commands.
+
+`python -m udrl_utils.training --run outputs/<run>` trains as the notebook does, under `accelerate launch` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.rewards import read_annotated
+from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, device_and_dtype, seed_everything
+from udrl_utils.student import Student, new_student, prefix_of, pretrained_student, train_tokenizer
+from udrl_utils.tasks import clean_intent, share
+
+if TYPE_CHECKING:
+    import pandas
+    from datasets import Dataset
+
+
+def left_open(pair_id: str, rewards: list[str], dropout: float, seed: int) -> frozenset[str]:
+    """Rewards that a pair is trained without: none, all, or some, so that any command may be left open later."""
+    if share(f"dropout {pair_id}", seed) >= dropout:
+        return frozenset()
+    kept = int(share(f"kept {pair_id}", seed) * 2 ** len(rewards))
+    return frozenset(name for i, name in enumerate(rewards) if not kept >> i & 1)
+
+
+def command_pairs(annotated: pandas.DataFrame, codec: CommandCodec, dropout: float | None, seed: int) -> Dataset:
+    """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
+
+    dropout: chance that some commands of a pair are left open; None leaves all open, for the plain baseline.
+    """
+    from datasets import Dataset
+
+    def prefix(row: dict[str, Any]) -> str:
+        names = codec.rewards
+        opened = frozenset(names) if dropout is None else left_open(row["pair_id"], names, dropout, seed)
+        return prefix_of(codec.encode_achieved(row, opened), clean_intent(row["intent"]))
+
+    rows = annotated.to_dict("records")
+    return Dataset.from_list([{"prompt": prefix(row), "completion": row["prompt"]} for row in rows])
+
+
+def make_trainer_class() -> type:
+    """The trainer; made in a function because importing TRL takes seconds."""
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    class UDRLTrainer(SFTTrainer):
+        """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
+
+        The loss is the same mean cross entropy over completion tokens.
+        """
+
+        def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            labels = inputs["labels"][:, 1:]
+            wanted = labels != -100
+            core = self.accelerator.unwrap_model(model)
+            if core is not model:  # wrapped for several processes: gradients must pass through the wrapper
+                logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+                logits = logits[:, :-1][wanted]
+            else:
+                hidden = core.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)[0]
+                logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
+            total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
+            loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+        def prediction_step(self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None) -> tuple:
+            import torch
+
+            with torch.no_grad():
+                return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    return UDRLTrainer
+
+
+def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
+    """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
+    from trl import SFTConfig
+
+    device, dtype, reason = device_and_dtype()
+    print(f"training on {device} in {dtype}: {reason}", flush=True)
+    steps = math.ceil(rows / settings.batch_size * settings.epochs)
+    return SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        # short runs from scratch: a short warm-up, then down to zero
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, min(200, steps // 20)),
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        bf16=str(dtype) == "torch.bfloat16",
+        fp16=str(dtype) == "torch.float16",
+        use_cpu=device == "cpu",
+        max_length=settings.n_positions,
+        # memory is not short at this size, and recomputing activations costs a third of the speed
+        gradient_checkpointing=False,
+        # alike lengths share a batch: little padding
+        train_sampling_strategy="group_by_length",
+        completion_only_loss=True,
+        eval_strategy="steps",
+        eval_steps=max(1, steps // 6),
+        save_strategy="steps",
+        save_steps=max(1, steps // 3),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 60),
+        disable_tqdm=True,
+        report_to="none",
+        seed=settings.seed,
+        dataset_num_proc=None,
+    )
+
+
+class TrainingLog:
+    """What is seen of a training: loss entries, samples under commands, and a printed line now and then.
+
+    `live`, if given, is called with the loss table at most every ten seconds.
+    """
+
+    COMMANDS = ({"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95})
+
+    def __init__(self, variant: str, intents: list[tuple[str, str]], live: Callable[[pandas.DataFrame], None] | None = None):
+        self.variant, self.intents, self.live = variant, intents, live
+        self.entries: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, entry: dict[str, Any], student: Student) -> None:
+        """Take one entry of the trainer's log: step, steps, and loss or eval_loss."""
+        self.entries.append({"variant": self.variant, **entry})
+        if "eval_loss" in entry:
+            print(f"step {entry['step']:6} of {entry['steps']}  validation loss {entry['eval_loss']:.3f}", flush=True)
+            self._sample(entry["step"], student)
+        elif "loss" in entry and time.monotonic() - self._shown >= 10:
+            self._shown = time.monotonic()
+            left = (self._shown - self._started) * (entry["steps"] / entry["step"] - 1)
+            print(f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left / 60:.1f} min left", flush=True)
+            if self.live:
+                self.live(self.table())
+
+    def _sample(self, step: int, student: Student) -> None:
+        known = [asked for asked in self.COMMANDS if set(asked) <= set(student.codec.rewards)]
+        requests = [(intent, Command(task, **asked)) for task, intent in self.intents for asked in known]
+        written = student.generate([intent for intent, _ in requests], [command for _, command in requests])
+        for (intent, command), (prompt,) in zip(requests, written, strict=True):
+            self.samples.append({"step": step, "intent": intent, "command": repr(command), "prompt": prompt})
+
+    def table(self) -> pandas.DataFrame:
+        """Loss entries: variant, step, loss, eval_loss."""
+        import pandas
+
+        return pandas.DataFrame(self.entries)
+
+
+def callback(log: TrainingLog, student: Student) -> Any:
+    """A trainer callback that hands each log entry to the training log."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+            if state.is_world_process_zero:
+                log({"step": state.global_step, "steps": state.max_steps, **(logs or {})}, student)
+
+    return Watch()
+
+
+def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
+    """The codec of a run, fitted on its train split."""
+    return CommandCodec.fit(read_annotated(run, "train"), run.settings(AnnotationSettings).rewards, settings.bins)
+
+
+def train_student(
+    settings: TrainingSettings,
+    run: RunFolder,
+    commanded: bool = True,
+    live: Callable[[pandas.DataFrame], None] | None = None,
+) -> TrainingLog:
+    """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
+
+    commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
+    to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete.
+    """
+    seed_everything(settings.seed)
+    codec = fit_codec(settings, run)
+    data = {
+        split: command_pairs(read_annotated(run, split), codec, settings.command_dropout if commanded else None, settings.seed)
+        for split in ("train", "validation")
+    }
+    if settings.base:
+        model, tokenizer = pretrained_student(settings.base, codec)
+    else:
+        train = read_annotated(run, "train")
+        texts = [*train.intent, *train.prompt]
+        tokenizer = train_tokenizer(texts, settings.vocab_size, codec.tokens())
+        model = new_student(settings, tokenizer)
+    folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
+    work = folder / "checkpoints"
+    trainer = make_trainer_class()(
+        model=model,
+        args=trainer_config(settings, work, len(data["train"])),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+    )
+    few = read_annotated(run, "validation").drop_duplicates("task")
+    log = TrainingLog("student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live)
+    trainer.add_callback(callback(log, Student(trainer.model, tokenizer, codec)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
+    write_student(trainer.model, tokenizer, codec, folder)
+    shutil.rmtree(work)
+    return log
+
+
+def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
+    """The newest checkpoint made with the same settings; checkpoints of other settings are removed."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    note = work / "settings.json"
+    if note.exists() and note.read_text() != settings.model_dump_json():
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    note.write_text(settings.model_dump_json())
+    return get_last_checkpoint(str(work))
+
+
+def write_student(model: Any, tokenizer: Any, codec: CommandCodec, folder: Path) -> None:
+    """Save beside, then move file by file, commands.json last: an interrupted save leaves the old student."""
+    new = folder / ".saving"
+    model.save_pretrained(new)
+    tokenizer.save_pretrained(new)
+    codec.save(new)
+    for file in sorted(new.iterdir(), key=lambda file: file.name == "commands.json"):
+        file.replace(folder / file.name)
+    new.rmdir()
+
+
+def main() -> None:
+    """Entry point of `python -m udrl_utils.training`."""
+    parser = argparse.ArgumentParser(description="train the student of a run whose pairs are annotated")
+    parser.add_argument("--run", type=Path, required=True, help="run folder, such as outputs/laptop")
+    parser.add_argument("--plain", action="store_true", help="train the baseline without commands")
+    arguments = parser.parse_args()
+    run = RunFolder(arguments.run)
+    train_student(run.settings(TrainingSettings), run, commanded=not arguments.plain)
+
+
+if __name__ == "__main__":
+    main()
