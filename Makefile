@@ -31,7 +31,7 @@ lint: install  ## ruff: rules and format, notebooks too
 format: install  ## mend what ruff can mend, strip the notebooks
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/nbstripout notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill' notebooks/*.ipynb
 
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

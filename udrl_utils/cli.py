@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +22,9 @@ from udrl_utils.settings import (
     UserError,
     resolve,
 )
+
+if TYPE_CHECKING:
+    import pandas
 
 PRESETS = ROOT / "notebooks" / "presets"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -46,7 +48,7 @@ def run(
         execute(stage, settings[stage], folder)
     typer.echo(f"run {folder.name}: {minutes_since(began)}{peak_memory()}")
     if stages[-1] == STAGES[-1]:
-        show_results(json.loads((folder / STAGES[-1] / "metrics.json").read_text(encoding="utf-8")))
+        show_results(folder)
         typer.echo(f"report: {folder / 'report.html'}")
 
 
@@ -56,8 +58,7 @@ def report(run: Annotated[str, typer.Argument(help="name of a run in outputs/")]
     from udrl_utils.report import build
 
     with mistakes_in_one_line():
-        build(RunFolder(run))
-    typer.echo(f"report: {RunFolder(run) / 'report.html'}")
+        typer.echo(f"report: {build(RunFolder(run))}")
 
 
 @contextmanager
@@ -162,48 +163,32 @@ def peak_memory() -> str:
     return f", at most {peak / 2**30:.1f} GiB of memory"
 
 
-def show_results(metrics: dict[str, Any]) -> None:
-    """Print the comparison and the calibration of `04_analysis/metrics.json`."""
-    relative = metrics["relative_to_teacher"]
-    systems = {
-        system: {
-            **measures,
-            **{f"{name} of teacher": f"{share:.1%}" for name, share in relative.get(system, {}).items()},
-        }
-        for system, measures in metrics["systems"].items()
-    }
-    calibration = {
-        task: {f"{reward} {name}": value for reward, measures in rewards.items() for name, value in measures.items()}
-        for task, rewards in metrics["calibration"].items()
-    }
-    show_table("Systems on test intents (mean ± half of the 95% interval)", systems)
-    show_table("Calibration: commanded against achieved", calibration)
-    show_table("Open vocabulary", {"student": metrics["open_vocabulary"]})
+def show_results(folder: RunFolder) -> None:
+    """Print the comparison and the calibration of a run's analysis."""
+    from udrl_utils.report import calibration_table, read_metrics, systems_table
+
+    metrics = read_metrics(folder)
+    show_table("Systems on test intents, with 95% intervals", systems_table(metrics))
+    show_table("Calibration: commanded against achieved", calibration_table(metrics))
+    if hit := metrics["open_vocabulary"]["noun_hit_rate"]:
+        typer.echo(f"prompts that keep a noun never seen in training: {hit['mean']:.1%}")
 
 
-def show_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """Print a table of {row: {column: value}}."""
+def show_table(title: str, frame: pandas.DataFrame) -> None:
+    """Print a data frame, its index first."""
     from rich.console import Console
     from rich.table import Table
 
+    frame = frame.reset_index(names=frame.index.names if frame.index.names[0] else ["system"])
     table = Table(title=title, title_justify="left")
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(as_text(row.get(column, "")) for column in columns))
+    for column in frame:
+        table.add_column(str(column).replace("_", " "))
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a log has no edge to fold at
     console.print(table)
-
-
-def as_text(value: Any) -> str:
-    """A metric as text; means come with their interval."""
-    if isinstance(value, dict):
-        return f"{value['mean']:.3g} ±{(value['high'] - value['low']) / 2:.1g}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

@@ -74,14 +74,21 @@ def test_stages_between(first, last):
     assert cli.stages_between(first, last) == STAGES[first - 1 : last]
 
 
+def mean(value: float) -> dict[str, float]:
+    return {"mean": value, "low": value - 0.01, "high": value + 0.01}
+
+
 METRICS = {
-    "calibration": {"all": {"length": {"spearman": 0.99, "within_2": 0.93}, "relevance": {"spearman": 0.6}}},
+    "calibration": {"all": {"length": {"spearman": 0.99, "within_2": 0.93}, "relevance": {"spearman": 0.61}}},
     "systems": {
-        "teacher": {"relevance": {"mean": 0.5, "low": 0.48, "high": 0.52}},
-        "student_best": {"relevance": {"mean": 0.51, "low": 0.5, "high": 0.52}},
+        "teacher": {"relevance": mean(0.5), "diversity": mean(0.4)},
+        "student_best": {"relevance": mean(0.51), "diversity": mean(0.4)},
     },
-    "relative_to_teacher": {"student_best": {"relevance": 1.02}},
-    "open_vocabulary": {"noun_hit_rate": 0.87},
+    "relative_to_teacher": {
+        "teacher": {"relevance": mean(1), "diversity": mean(1)},
+        "student_best": {"relevance": mean(1.02), "diversity": mean(1)},
+    },
+    "open_vocabulary": {"noun_hit_rate": mean(0.87), "intents": 30},
 }
 
 
@@ -105,15 +112,17 @@ def test_a_run_shows_progress_results_and_report(notebooks, outputs):
     write_json(outputs / "smoke" / "04_analysis" / "metrics.json", METRICS)
     result = udrl("run", "--preset", "smoke", "--set", "n_intents=77")
     assert result.exit_code == 0, result.output
-    for told in (
+    shown = (
         "n_intents 77",
         "encoder minilm",
         "04_analysis done in 0.",
         "GiB",
-        "student_best",
-        "0.51 ±0.01",
-        "102.0%",
-    ):
+        "0.51 [0.5, 0.52]",
+        "+2.0%",
+        "0.61",
+        "87.0%",
+    )
+    for told in shown:
         assert told in result.stdout
     assert str(outputs / "smoke" / "report.html") in result.stdout
     assert sorted(path.stem for path in (outputs / "smoke" / "notebooks").iterdir()) == list(NOTEBOOKS.values())
@@ -138,3 +147,10 @@ def test_settings_reach_a_notebook_as_plain_values(notebooks, outputs, tmp_path)
     assert udrl("run", "--preset", str(tmp_path / "mine.yaml"), "--to", "1").exit_code == 0
     copy = json.loads((outputs / "mine" / "notebooks" / "01_teacher_distillation.ipynb").read_text())
     assert "n_intents = 5" in "".join(copy["cells"][1]["source"])
+
+
+def test_a_report_of_a_run_that_was_never_made_is_one_line(outputs):
+    result = udrl("report", "nowhere")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert not outputs.exists()
