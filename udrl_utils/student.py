@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
 from udrl_utils.settings import RunError, TrainingSettings, device_and_dtype
@@ -88,6 +88,8 @@ def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:
 
     The last head-width dimensions of the embeddings start as positions, the others as tokens.
     """
+
+    import torch
 
     width, heads = model.config.n_embd, model.config.n_head
     size = width // heads
