@@ -194,3 +194,7 @@ def show_table(title: str, frame: pandas.DataFrame) -> None:
 def main() -> None:
     """Entry point of the `udrl` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,9 @@ class CommandCodec:
         if command.task not in self.edges:
             raise CommandError(f"task={command.task!r} was not trained; this student knows {', '.join(self.edges)}")
         if command.length is not None and command.length > self.longest:
-            raise CommandError(f"length={command.length} is beyond the longest prompt trained; allowed are 1 to {self.longest}")
+            raise CommandError(
+                f"length={command.length} is beyond the longest prompt trained; allowed are 1 to {self.longest}"
+            )
         for name in command.levels:
             if name not in self.rewards:
                 raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")

@@ -63,7 +63,7 @@ def reject_reason(
 
 
 def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
-    """Indices of prompts that do not repeat an earlier one: MinHash estimate of the Jaccard similarity of word 3-grams."""
+    """Indices of prompts that do not repeat an earlier one, by the Jaccard similarity of word 3-grams (MinHash)."""
     from datasketch import MinHash
 
     kept: list[int] = []
@@ -90,7 +90,12 @@ def plan(intents: list[str], settings: DistillationSettings) -> list[Request]:
 
 
 def pair_rows(
-    request: Request, split: str, prompts: list[str], teacher: str, settings: DistillationSettings, held_out: frozenset[str]
+    request: Request,
+    split: str,
+    prompts: list[str],
+    teacher: str,
+    settings: DistillationSettings,
+    held_out: frozenset[str],
 ) -> tuple[list[dict[str, str]], Counter]:
     """Rows of one request's prompts that are kept, and the counts of why others are not."""
     counts, fine = Counter({"asked": request.n}), []
@@ -129,12 +134,16 @@ def distil(settings: DistillationSettings, run: RunFolder) -> dict[str, int]:
             batch = requests[start : start + settings.shard_size]
             replies = [given[r] for r in batch] if given else [parse_reply(reply) for reply in teacher.write(batch)]
             name = "given" if given else teacher.name
-            made = [pair_rows(r, splits[r.intent], reply, name, settings, held_out) for r, reply in zip(batch, replies, strict=True)]
+            made = [
+                pair_rows(r, splits[r.intent], reply, name, settings, held_out)
+                for r, reply in zip(batch, replies, strict=True)
+            ]
             write_shard(file, [row for rows, _ in made for row in rows], sum((counts for _, counts in made), Counter()))
         total.update(read_counts(file))
-        passed = time.monotonic() - started
+        passed = max(time.monotonic() - started, 1e-3)
         left = passed / (number + 1) * (len(shards) - number - 1) / 60
-        print(f"shard {number + 1} of {len(shards)}: {total['kept']} pairs, {total['kept'] / max(passed, 1e-3):.0f}/s, {left:.1f} min left", flush=True)
+        done = f"shard {number + 1} of {len(shards)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
+        print(f"{done}, {left:.1f} min left", flush=True)
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
     return dict(total)
@@ -157,11 +166,15 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
     table = read_table(settings.pairs, ["task", "intent", "prompt"])
     unknown = set(table.task) - set(TASKS)
     if unknown:
-        raise SettingsError(f"parameter pairs={settings.pairs!r}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}")
+        raise SettingsError(
+            f"parameter pairs={settings.pairs!r}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}"
+        )
     table = table.assign(intent=table.intent.map(clean_intent))
     table = table[table.task.isin(settings.tasks) & (table.intent != "")]
     if table.empty:
-        raise SettingsError(f"parameter pairs={settings.pairs!r} holds no pair of the tasks {', '.join(settings.tasks)}")
+        raise SettingsError(
+            f"parameter pairs={settings.pairs!r} holds no pair of the tasks {', '.join(settings.tasks)}"
+        )
     groups = table.groupby(["task", "intent"], sort=False).prompt.apply(list)
     return {Request(task, intent, len(prompts)): prompts for (task, intent), prompts in groups.items()}
 
@@ -171,7 +184,9 @@ def write_shard(file: Path, rows: list[dict[str, str]], counts: Counter) -> None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.string()) for name in COLUMNS], metadata={"counts": json.dumps(counts, sort_keys=True)})
+    schema = pa.schema(
+        [(name, pa.string()) for name in COLUMNS], metadata={"counts": json.dumps(counts, sort_keys=True)}
+    )
     temporary = file.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     temporary.replace(file)
@@ -188,5 +203,7 @@ def read_pairs(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
     """Pairs of a run, of one split or of all."""
     import pandas
 
-    table = pandas.concat(map(pandas.read_parquet, sorted((run / "01_pairs").glob("part-*.parquet"))), ignore_index=True)
+    table = pandas.concat(
+        map(pandas.read_parquet, sorted((run / "01_pairs").glob("part-*.parquet"))), ignore_index=True
+    )
     return table if split is None else table[table.split == split].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Evaluation on test intents: are commands obeyed, and how does the student compare with its teacher and with baselines?
+"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?
 
 Every set of samples is a table with one row per prompt: task, intent, set, prompt, what was commanded and, once
 scored, what was achieved.
@@ -34,7 +34,9 @@ def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dic
         sizes = rows.groupby("intent").size()
         intents = sorted(sizes[sizes > 1].index, key=lambda intent: share(intent, settings.seed))
         if len(intents) < 2:
-            raise RunError(f"{task} has {len(intents)} test intents with two prompts or more; raise n_intents or test_fraction")
+            raise RunError(
+                f"{task} has {len(intents)} test intents with two prompts or more; raise n_intents or test_fraction"
+            )
         chosen[task] = intents[: settings.analysis_intents]
     return chosen
 
@@ -78,7 +80,11 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> panda
         for task, pool in intents.items():
             if name == "length":
                 lengths = [length for length in LENGTHS if length <= codec.longest]
-                turns = [(pool[(k * INTENTS_PER_LENGTH + i) % len(pool)], length) for k, length in enumerate(lengths) for i in range(INTENTS_PER_LENGTH)]
+                turns = [
+                    (pool[(k * INTENTS_PER_LENGTH + i) % len(pool)], length)
+                    for k, length in enumerate(lengths)
+                    for i in range(INTENTS_PER_LENGTH)
+                ]
                 requests += [(intent, Command(task, length=length)) for intent, length in turns]
             else:
                 levels = [codec.level_of(i) for i in range(codec.bins)]
@@ -94,7 +100,9 @@ def calibration_metrics(samples: pandas.DataFrame, settings: AnalysisSettings) -
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for task in [*samples.task.unique(), "all"]:
         rows = samples if task == "all" else samples[samples.task == task]
-        metrics[task] = {name: _calibration(group, name, settings) for name, group in rows.groupby("reward", sort=False)}
+        metrics[task] = {
+            name: _calibration(group, name, settings) for name, group in rows.groupby("reward", sort=False)
+        }
     return metrics
 
 
@@ -104,7 +112,11 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: AnalysisSettings) 
     result: dict[str, Any] = {"spearman": float(commanded.corr(achieved, method="spearman"))}
     if name == "length":
         error = (commanded - achieved).abs()
-        result |= {"mae": float(error.mean()), "within_1": float((error <= 1).mean()), "within_2": float((error <= 2).mean())}
+        result |= {
+            "mae": float(error.mean()),
+            "within_1": float((error <= 1).mean()),
+            "within_2": float((error <= 2).mean()),
+        }
     levels = rows.groupby(commanded)[name]
     result["levels"] = [{"asked": float(level), **interval(values, settings)} for level, values in levels]
     return result
@@ -195,7 +207,7 @@ def distinct_2(prompts: list[str]) -> float:
 
 
 def vendi(vectors: numpy.ndarray) -> float:
-    """Vendi score of unit vectors, 1..n: the effective number of different prompts (Friedman and Dieng, arXiv 2210.02410)."""
+    """Vendi score of unit vectors, 1..n: the effective number of prompts (Friedman and Dieng, arXiv 2210.02410)."""
     import numpy as np
 
     weights = np.linalg.eigvalsh(vectors @ vectors.T / len(vectors))
@@ -212,11 +224,14 @@ def system_metrics(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[s
 
 
 def relative_to_teacher(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
-    """Ratio of means to the teacher's on the same intents, resampling intents in pairs: {system: {metric: {mean, low, high}}}."""
+    """Ratio of means to the teacher's, intents resampled in pairs: {system: {metric: {mean, low, high}}}."""
     import numpy as np
 
     rng = np.random.default_rng(settings.seed)
-    wide = {metric: sets.pivot(index=["task", "intent"], columns="system", values=metric) for metric in ("relevance", "diversity")}
+    wide = {
+        metric: sets.pivot(index=["task", "intent"], columns="system", values=metric)
+        for metric in ("relevance", "diversity")
+    }
     draws = rng.integers(0, len(wide["relevance"]), (settings.bootstrap_samples, len(wide["relevance"])))
     result: dict[str, dict[str, dict[str, float]]] = {}
     for system in sets.system.unique():
@@ -252,13 +267,19 @@ def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) ->
     rows = annotated[(annotated.split == "test") & (annotated.task == task)]
     found = {}
     for intent in rows.intent.unique():
-        new = [w for w in words(clean_intent(intent)) if len(w) > 3 and w.isalpha() and not stems(w) & seen and (not from_ontology or w in heads)]
+        new = [
+            w
+            for w in words(clean_intent(intent))
+            if len(w) > 3 and w.isalpha() and not stems(w) & seen and (not from_ontology or w in heads)
+        ]
         if new:
             found[intent] = new[-1]
     return found
 
 
-def open_vocabulary(sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool) -> tuple[dict[str, Any], pandas.DataFrame]:
+def open_vocabulary(
+    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool
+) -> tuple[dict[str, Any], pandas.DataFrame]:
     """How often the student writes about a noun it has never seen (stem match), text_to_image at high relevance.
 
     Returns the metrics and the samples; no metric when there is no such intent.

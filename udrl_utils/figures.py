@@ -25,7 +25,12 @@ def style() -> None:
     """Set the style; every figure function calls it."""
     import seaborn
 
-    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 11})
+    seaborn.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 11},
+    )
 
 
 def axis_label(name: str, prefix: str = "") -> str:
@@ -38,7 +43,9 @@ def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) 
     import matplotlib.pyplot as plt
 
     style()
-    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options)
+    figure, axes = plt.subplots(
+        1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options
+    )
     return figure, list(axes[0])
 
 
@@ -71,7 +78,9 @@ def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
 
     figure, axes = panels(len(rewards))
     for axis, name in zip(axes, rewards, strict=True):
-        seaborn.histplot(annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0])
+        seaborn.histplot(
+            annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0]
+        )
         axis.set(xlabel=axis_label(name), ylabel="pairs")
     return figure
 
@@ -98,19 +107,29 @@ def loss_curves(log: pandas.DataFrame) -> Figure:
     if "eval_loss" in log:
         held = log.dropna(subset=["eval_loss"])
         seaborn.scatterplot(held, x="step", y="eval_loss", hue="variant", marker="D", s=50, legend=False, ax=axis)
-    axis.set(xlabel="optimiser steps", ylabel="cross entropy [nats per token]", title="Loss (line: training, diamonds: validation)", yscale="log")
+    axis.set(
+        xlabel="optimiser steps",
+        ylabel="cross entropy [nats per token]",
+        title="Loss (line: training, diamonds: validation)",
+        yscale="log",
+    )
     return figure
 
 
 def calibration(metrics: dict[str, Any], name: str) -> Figure:
-    """Commanded against achieved, per task, with the mean's 95% interval; the diagonal is perfect obedience of a length."""
+    """Commanded against achieved, per task, with the mean's 95% interval; the diagonal is perfect obedience."""
     tasks = [task for task in metrics["calibration"] if task != "all" and name in metrics["calibration"][task]]
     figure, axes = panels(len(tasks), sharey=True)
     for axis, task in zip(axes, tasks, strict=True):
         result = metrics["calibration"][task][name]
         asked = [level["asked"] for level in result["levels"]]
         axis.plot(asked, [level["mean"] for level in result["levels"]], marker="o", markersize=4)
-        axis.fill_between(asked, [level["low"] for level in result["levels"]], [level["high"] for level in result["levels"]], alpha=0.25)
+        axis.fill_between(
+            asked,
+            [level["low"] for level in result["levels"]],
+            [level["high"] for level in result["levels"]],
+            alpha=0.25,
+        )
         if name == "length":
             axis.plot(asked, asked, color="gray", linestyle="--", linewidth=1)
         unit = "words" if name == "length" else "quantile level"
@@ -129,10 +148,25 @@ def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
     for axis, task in zip(axes, tasks, strict=True):
         swept = samples[(samples.task == task) & (samples.reward == "diversity")]
         path = swept.groupby("asked_diversity")[["diversity", "relevance"]].mean()
-        axis.plot(path.diversity, path.relevance, color="gray", marker=".", linewidth=1, label="student, diversity commanded 0.05 to 0.95")
+        axis.plot(
+            path.diversity,
+            path.relevance,
+            color="gray",
+            marker=".",
+            linewidth=1,
+            label="student, diversity commanded 0.05 to 0.95",
+        )
         for system, rows in sets[sets.task == task].groupby("system", sort=False):
             mean, error = rows[["diversity", "relevance"]].mean(), 1.96 * rows[["diversity", "relevance"]].sem()
-            axis.errorbar(mean.diversity, mean.relevance, error.relevance, error.diversity, fmt="o", color=colors[system], label=SYSTEM_LABELS[system])
+            axis.errorbar(
+                mean.diversity,
+                mean.relevance,
+                error.relevance,
+                error.diversity,
+                fmt="o",
+                color=colors[system],
+                label=SYSTEM_LABELS[system],
+            )
         axis.set(xlabel="set diversity [1 - mean cosine]", ylabel="relevance [cosine]", title=task)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -146,9 +180,21 @@ def comparison(metrics: dict[str, Any]) -> Figure:
     for axis, name in zip(axes, ("relevance", "diversity"), strict=True):
         for row, system in enumerate(systems):
             ratio = {key: 100 * value for key, value in metrics["relative_to_teacher"][system][name].items()}
-            axis.errorbar(ratio["mean"], row, xerr=[[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]], fmt="o", capsize=3, color=f"C{row}")
+            axis.errorbar(
+                ratio["mean"],
+                row,
+                xerr=[[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]],
+                fmt="o",
+                capsize=3,
+                color=f"C{row}",
+            )
         axis.axvline(100, color="gray", linestyle="--", linewidth=1)
-        axis.set(xlabel=f"{name} [% of the teacher's mean]", yticks=range(len(systems)), yticklabels=[SYSTEM_LABELS[s] for s in systems], ylim=(len(systems) - 0.5, -0.5))
+        axis.set(
+            xlabel=f"{name} [% of the teacher's mean]",
+            yticks=range(len(systems)),
+            yticklabels=[SYSTEM_LABELS[s] for s in systems],
+            ylim=(len(systems) - 0.5, -0.5),
+        )
     return figure
 
 
@@ -161,9 +207,19 @@ def headline(metrics: dict[str, Any]) -> Figure:
             if task == "all" or name not in metrics["calibration"][task]:
                 continue
             levels = metrics["calibration"][task][name]["levels"]
-            axis.plot([level["asked"] for level in levels], [level["mean"] for level in levels], marker="o", markersize=3, label=task)
+            axis.plot(
+                [level["asked"] for level in levels],
+                [level["mean"] for level in levels],
+                marker="o",
+                markersize=3,
+                label=task,
+            )
         unit = "words" if name == "length" else "quantile level"
         spearman = metrics["calibration"]["all"][name]["spearman"]
-        axis.set(xlabel=f"commanded {name} [{unit}]", ylabel=axis_label(name, "achieved "), title=f"{name}: Spearman {spearman:.2f}")
+        axis.set(
+            xlabel=f"commanded {name} [{unit}]",
+            ylabel=axis_label(name, "achieved "),
+            title=f"{name}: Spearman {spearman:.2f}",
+        )
     axes[0].legend(frameon=False, fontsize=8)
     return figure

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import SYSTEM_LABELS
 from udrl_utils.settings import RunError, RunFolder
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     import pandas
 
 FIGURES = {
-    "headline": "Commanded against achieved, on test intents. A flat line would be a command that is ignored; the length command is in words, the others in quantile levels of the train split.",
-    "comparison": "Relevance and set diversity relative to the teacher on the same test intents; bars are 95% bootstrap intervals, the dashed line is the teacher.",
+    "headline": "Commanded against achieved, on test intents. A flat line would be a command that is ignored. "
+    "Length is commanded in words, the others in quantile levels of the train split.",
+    "comparison": "Relevance and set diversity relative to the teacher on the same intents; bars are 95% bootstrap "
+    "intervals, the dashed line is the teacher.",
     "trade_off": "Relevance against set diversity. The gray path shows where the diversity command takes the student.",
     "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
     "calibration_relevance": "Relevance per task with 95% intervals.",
@@ -40,7 +43,8 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     import pandas
 
     rows = {}
-    for system, values in metrics["systems"].items():
+    for system in sorted(metrics["systems"], key=list(SYSTEM_LABELS).index):
+        values = {name: metrics["systems"][system][name] for name in SET_METRICS}
         ratios = metrics["relative_to_teacher"][system]
         row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
         cells = {metric: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for metric, v in values.items()}
@@ -74,7 +78,11 @@ def build(run: RunFolder) -> Path:
 
     metrics, record = read_metrics(run), run.read()
     files = {file.stem: file for file in sorted(run.path.glob("0*/figures/*.png"))}
-    images = [(name, text, base64.b64encode(files[name].read_bytes()).decode()) for name, text in FIGURES.items() if name in files]
+    images = [
+        (name, text, base64.b64encode(files[name].read_bytes()).decode())
+        for name, text in FIGURES.items()
+        if name in files
+    ]
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "data")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")

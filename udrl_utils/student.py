@@ -204,7 +204,9 @@ class Student:
     def _sample(self, prefixes: list[str], words: int, temperature: float, top_p: float) -> list[str]:
         import torch
 
-        batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(self.model.device)
+        batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(
+            self.model.device
+        )
         size = batch.input_ids.shape[1]
         limit = self.model.config.max_position_embeddings - size
         with torch.inference_mode():

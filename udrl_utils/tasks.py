@@ -21,7 +21,20 @@ if TYPE_CHECKING:
     import pandas
 
 DATA = Path(__file__).parent / "data"
-KINDS = ("creature", "plant", "food", "place", "person", "object", "garment", "vehicle", "event", "activity", "idea", "nature")
+KINDS = (
+    "creature",
+    "plant",
+    "food",
+    "place",
+    "person",
+    "object",
+    "garment",
+    "vehicle",
+    "event",
+    "activity",
+    "idea",
+    "nature",
+)
 
 
 @cache
@@ -169,7 +182,9 @@ VOWELS = (*"aeiou", "a", "e", "o", "ai", "ea", "oo", "y")
 def subjects_of(kind: str) -> tuple[tuple[str, bool], ...]:
     """(subject, countable) of a kind, or of every kind for 'thing', or of a domain by its name."""
     chosen = [d for d in ontology() if kind in ("thing", d.kind, d.name)]
-    return tuple((s, True) for d in chosen for s in d.countable) + tuple((s, False) for d in chosen for s in d.uncountable)
+    return tuple((s, True) for d in chosen for s in d.countable) + tuple(
+        (s, False) for d in chosen for s in d.uncountable
+    )
 
 
 def ontology_intents(seed: int) -> Iterator[str]:
@@ -209,7 +224,9 @@ def read_table(source: str, columns: list[str]) -> pandas.DataFrame:
             table = load_dataset(source, split="train").to_pandas()
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(f"cannot read {source!r}, neither as txt, csv, tsv, jsonl or parquet nor as a Hub data set: {reason}") from None
+        raise SettingsError(
+            f"cannot read {source!r}, neither as txt, csv, tsv, jsonl or parquet nor as a Hub data set: {reason}"
+        ) from None
     for column in columns:
         if column not in table.columns:
             raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
@@ -229,7 +246,9 @@ def load_intents(settings: DistillationSettings) -> list[str]:
     intents = distinct(filter(None, map(clean_intent, table[settings.intents_column])))
     chosen = list(itertools.islice(intents, settings.n_intents or None))
     if not chosen:
-        raise SettingsError(f"parameter intents={settings.intents!r}: column {settings.intents_column!r} holds no intent")
+        raise SettingsError(
+            f"parameter intents={settings.intents!r}: column {settings.intents_column!r} holds no intent"
+        )
     return chosen
 
 
@@ -274,7 +293,11 @@ def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozen
     counts = Counter(word for intent in intents for word in set(words(intent)))
     rare = max(2, len(intents) // 200)
     known = noun_heads() if settings.intents == "ontology" else counts
-    chosen = {w for w in known if 3 < len(w) and counts[w] <= rare and share(f"noun {w}", settings.seed) < settings.test_fraction / 2}
+    chosen = {
+        w
+        for w in known
+        if len(w) > 3 and counts[w] <= rare and share(f"noun {w}", settings.seed) < settings.test_fraction / 2
+    }
     return frozenset(chosen | {plural(w) for w in chosen})
 
 
@@ -282,6 +305,9 @@ def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozen
 def noun_heads() -> frozenset[str]:
     """Last words of all ontology subjects, less those that the ontology also uses elsewhere."""
     heads = Counter(words(subject)[-1] for subject, _ in subjects_of("thing"))
-    lists = [*load_data("vocabulary").values(), *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology())]
+    lists = [
+        *load_data("vocabulary").values(),
+        *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology()),
+    ]
     used = {word for phrases in lists for phrase in phrases for word in words(phrase)}
     return frozenset(heads.keys() - used)

@@ -59,15 +59,21 @@ def make_trainer_class() -> type:
         The loss is the same mean cross entropy over completion tokens.
         """
 
-        def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             labels = inputs["labels"][:, 1:]
             wanted = labels != -100
             core = self.accelerator.unwrap_model(model)
             if core is not model:  # wrapped for several processes: gradients must pass through the wrapper
-                logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+                logits = model(
+                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+                ).logits
                 logits = logits[:, :-1][wanted]
             else:
-                hidden = core.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)[0]
+                hidden = core.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)[
+                    0
+                ]
                 logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
             loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -75,7 +81,9 @@ def make_trainer_class() -> type:
                 loss = loss * self.accelerator.num_processes
             return (loss, {"logits": logits}) if return_outputs else loss
 
-        def prediction_step(self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None) -> tuple:
+        def prediction_step(
+            self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
+        ) -> tuple:
             import torch
 
             with torch.no_grad():
@@ -132,7 +140,9 @@ class TrainingLog:
 
     COMMANDS = ({"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95})
 
-    def __init__(self, variant: str, intents: list[tuple[str, str]], live: Callable[[pandas.DataFrame], None] | None = None):
+    def __init__(
+        self, variant: str, intents: list[tuple[str, str]], live: Callable[[pandas.DataFrame], None] | None = None
+    ):
         self.variant, self.intents, self.live = variant, intents, live
         self.entries: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
@@ -147,7 +157,10 @@ class TrainingLog:
         elif "loss" in entry and time.monotonic() - self._shown >= 10:
             self._shown = time.monotonic()
             left = (self._shown - self._started) * (entry["steps"] / entry["step"] - 1)
-            print(f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left / 60:.1f} min left", flush=True)
+            print(
+                f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left / 60:.1f} min left",
+                flush=True,
+            )
             if self.live:
                 self.live(self.table())
 
@@ -196,7 +209,9 @@ def train_student(
     seed_everything(settings.seed)
     codec = fit_codec(settings, run)
     data = {
-        split: command_pairs(read_annotated(run, split), codec, settings.command_dropout if commanded else None, settings.seed)
+        split: command_pairs(
+            read_annotated(run, split), codec, settings.command_dropout if commanded else None, settings.seed
+        )
         for split in ("train", "validation")
     }
     if settings.base:
@@ -216,7 +231,9 @@ def train_student(
         processing_class=tokenizer,
     )
     few = read_annotated(run, "validation").drop_duplicates("task")
-    log = TrainingLog("student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live)
+    log = TrainingLog(
+        "student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live
+    )
     trainer.add_callback(callback(log, Student(trainer.model, tokenizer, codec)))
     trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
     write_student(trainer.model, tokenizer, codec, folder)
@@ -242,9 +259,33 @@ def write_student(model: Any, tokenizer: Any, codec: CommandCodec, folder: Path)
     model.save_pretrained(new)
     tokenizer.save_pretrained(new)
     codec.save(new)
+    (new / "README.md").write_text(model_card(model, codec))
     for file in sorted(new.iterdir(), key=lambda file: file.name == "commands.json"):
         file.replace(folder / file.name)
     new.rmdir()
+
+
+def model_card(model: Any, codec: CommandCodec) -> str:
+    """What somebody who finds the student's folder must know to use it."""
+    best = "\n".join(f"- {task}: `{codec.best_command(task)!r}`" for task in codec.edges)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# Prompt-writing student
+
+{model.num_parameters() / 1e6:.1f}M parameters, trained by upside-down reinforcement learning on prompts of a teacher.
+It reads command tokens and an intent, and writes a prompt. Commands: {", ".join(codec.rewards)}; lengths up to
+{codec.longest} words, other rewards as quantile levels of the train split in {codec.bins} bins (`commands.json`).
+
+    from udrl_utils.commands import Command
+    from udrl_utils.student import Student
+    Student.load("this folder").generate(["koi pond"], Command("{next(iter(codec.edges))}", length=18))
+
+Best supported commands:
+
+{best}
+"""
 
 
 def main() -> None:

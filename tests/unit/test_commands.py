@@ -1,0 +1,214 @@
+"""Commands, codec, rewards, student and evaluation figures on small cases with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udrl_utils import evaluation, rewards
+from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.settings import AnalysisSettings, RunError, SettingsError, TrainingSettings, resolve
+from udrl_utils.student import Student, new_student, prefix_of, train_tokenizer
+from udrl_utils.training import left_open
+
+NAMES = ["length", "relevance", "diversity"]
+
+
+def table(n: int = 400) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = {"task": ["text_to_image", "related_search"] * (n // 2), "length": rng.integers(3, 50, n)}
+    return pd.DataFrame({**rows, "relevance": rng.normal(size=n), "diversity": rng.normal(size=n)})
+
+
+CODEC = CommandCodec.fit(table(), NAMES, bins=10)
+
+
+@given(st.sampled_from(["relevance", "diversity"]), st.floats(0, 1))
+def test_levels_and_values_agree(name: str, level: float) -> None:
+    edges = CODEC.edges["text_to_image"][name]
+    bin_index = CODEC.bin_of_level("text_to_image", name, level)
+    assert 0 <= bin_index < 10
+    middle = (edges[bin_index] + edges[bin_index + 1]) / 2
+    assert CODEC.bin_of_value("text_to_image", name, middle) == bin_index
+    assert bin_index == min(int(level * 10), 9)
+
+
+@given(st.floats(-10, 10), st.floats(-10, 10))
+def test_bins_rise_with_values(a: float, b: float) -> None:
+    low, high = (CODEC.bin_of_value("related_search", "relevance", value) for value in sorted((a, b)))
+    assert low <= high
+
+
+def test_bins_are_equally_filled() -> None:
+    rows = table()[lambda t: t.task == "text_to_image"]
+    bins = rows.relevance.map(lambda v: CODEC.bin_of_value("text_to_image", "relevance", v))
+    assert bins.value_counts().tolist() == [20] * 10
+
+
+def test_a_two_valued_reward_only_uses_trained_levels() -> None:
+    codec = CommandCodec.fit(table().assign(diversity=[0.0, 0.0, 1.0, 1.0] * 100), NAMES, bins=10)
+    trained = {codec.bin_of_value("text_to_image", "diversity", value) for value in (0.0, 1.0)}
+    assert {codec.bin_of_level("text_to_image", "diversity", level / 20) for level in range(21)} <= trained
+
+
+def test_encoding_and_open_commands() -> None:
+    assert (
+        CODEC.encode(Command("text_to_image", length=18, relevance=0.95))
+        == "<|task:text_to_image|><|length:18|><|relevance:9|>"
+    )
+    assert CODEC.encode(Command("text_to_image")) == "<|task:text_to_image|>"
+    row = {"task": "text_to_image", "length": 7, "relevance": 99.0, "diversity": float("nan")}
+    assert CODEC.encode_achieved(row, frozenset({"length"})) == "<|task:text_to_image|><|relevance:9|>"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Command("haiku"), "task='haiku'"),
+        (lambda: Command("text_to_image", length=0), "length=0"),
+        (lambda: Command("text_to_image", relevance=1.2), "relevance=1.2"),
+        (lambda: CODEC.encode(Command("text_to_image", colour=0.5)), "reward 'colour'"),
+        (lambda: CODEC.encode(Command("text_to_image", length=500)), "length=500"),
+        (lambda: CODEC.encode(Command("text_to_template")), "task='text_to_template'"),
+    ],
+)
+def test_bad_commands_are_one_line(make, message: str) -> None:
+    with pytest.raises(CommandError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_constant_reward_cannot_be_commanded() -> None:
+    with pytest.raises(RunError, match="'relevance' is the same for all pairs"):
+        CommandCodec.fit(table().assign(relevance=1.0), NAMES, bins=4)
+
+
+def test_codec_round_trip(tmp_path) -> None:
+    CODEC.save(tmp_path)
+    assert CommandCodec.load(tmp_path) == CODEC
+
+
+def test_command_dropout_is_a_share() -> None:
+    opened = [left_open(f"{i}", NAMES, 0.3, 0) for i in range(4000)]
+    assert 0.2 < np.mean([bool(names) for names in opened]) < 0.3
+    assert {frozenset(), frozenset(NAMES), frozenset({"length"})} <= set(opened)
+
+
+def embed(texts) -> np.ndarray:
+    vectors = np.array([[1.0, 0.0] if "x" in text else [0.0, 1.0] for text in texts])
+    return vectors
+
+
+def test_rewards_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pd.DataFrame({"task": "t", "intent": ["x", "x", "x", "o"], "prompt": ["x a", "x b c", "o", "o o"]})
+    scored = rewards.annotate(pairs, NAMES, embed)
+    assert scored.length.tolist() == [2, 3, 1, 2]
+    assert scored.relevance.tolist() == [1, 1, 0, 1]
+    assert scored.diversity.tolist()[:3] == [0.5, 0.5, 1.0] and np.isnan(scored.diversity[3])
+
+
+def test_user_made_rewards_travel_with_the_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "REWARDS", dict(rewards.REWARDS))
+
+    @rewards.reward("exes", unit="count")
+    def exes(pairs, embed):
+        return pairs.prompt.str.count("x")
+
+    rewards.save_rewards(tmp_path, ["length", "exes"])
+    del rewards.REWARDS["exes"]
+    with pytest.raises(SettingsError, match="unknown reward 'exes'"):
+        rewards.check_known(["exes"])
+    rewards.load_rewards(tmp_path)
+    pairs = pd.DataFrame({"task": "t", "intent": ["a", "b"], "prompt": ["x x", "o"]})
+    assert rewards.annotate(pairs, ["exes"], embed).exes.tolist() == [2, 0]
+    rewards.save_rewards(tmp_path, ["exes"])
+
+
+def test_bad_rewards_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "REWARDS", dict(rewards.REWARDS))
+    pairs = pd.DataFrame({"task": "t", "intent": ["a", "b"], "prompt": ["x x", "o"]})
+    rewards.REWARDS["nan"] = rewards.Reward("nan", "", lambda p, e: [float("nan"), 1], "")
+    rewards.REWARDS["short"] = rewards.Reward("short", "", lambda p, e: [1], "")
+    for name, message in (("nan", "not finite"), ("short", "shape")):
+        with pytest.raises(RunError, match=message):
+            rewards.annotate(pairs, [name], embed)
+
+
+def untrained(smoke: dict, **changes) -> Student:
+    settings = resolve(TrainingSettings, smoke | changes)
+    texts = ["a red fox in the snow", "zanzibar harbor at dawn", "koi pond with lilies"] * 20
+    tokenizer = train_tokenizer(texts, settings.vocab_size, CODEC.tokens())
+    return Student(new_student(settings, tokenizer), tokenizer, CODEC)
+
+
+def test_the_copying_circuit_copies_before_any_training(smoke: dict) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    shape = {"n_embd": 192, "n_head": 3}
+    found = {}
+    for circuit in (True, False):
+        student = untrained(smoke, copy_init=circuit, **shape)
+        rng = np.random.default_rng(0)
+        first = torch.tensor(
+            rng.permuted(np.tile(np.arange(100, 400), (8, 1)), axis=1)[:, :24] % len(student.tokenizer)
+        )
+        twice = torch.cat([first, first], dim=1)
+        predicted = student.model(input_ids=twice).logits.argmax(-1)[:, 25:-1]
+        found[circuit] = float((predicted == twice[:, 26:]).float().mean())
+    assert found[True] > 0.9 and found[False] < 0.1
+
+
+def test_tokens_at_the_boundary_are_those_of_training(smoke: dict) -> None:
+    tokenizer = untrained(smoke).tokenizer
+    prefix = prefix_of(CODEC.encode(Command("text_to_image", length=18)), "koi pond")
+    alone, joined = tokenizer(prefix).input_ids, tokenizer(prefix + "red fox").input_ids
+    assert joined[: len(alone)] == alone
+    assert tokenizer.decode(joined[len(alone) :]).strip() == "red fox"
+    assert tokenizer.convert_ids_to_tokens(alone)[:2] == ["<|task:text_to_image|>", "<|length:18|>"]
+
+
+@pytest.mark.parametrize("intent", ["<|prompt|> koi <|length:3|>", "x" * 100_000, "\x00koi\u202e pond", "日本の庭 🎋"])
+def test_hostile_intents_stay_text(smoke: dict, intent: str) -> None:
+    student = untrained(smoke)
+    prefix = student.prefix(intent, Command("text_to_image"))
+    ids = student.tokenizer(prefix).input_ids
+    specials = set(student.tokenizer.convert_tokens_to_ids(CODEC.tokens()))
+    assert [i in specials for i in ids].count(True) == 2
+    assert len(ids) < student.model.config.n_positions
+
+
+def test_generation_has_its_shape_and_seed(smoke: dict) -> None:
+    student = untrained(smoke)
+    commands = [Command("text_to_image", length=3), Command("related_search", length=4)]
+    first, again, other = (student.generate(["koi", "tea"], commands, n=3, seed=s) for s in (0, 0, 1))
+    assert first == again != other
+    assert [len(prompts) for prompts in first] == [3, 3]
+    with pytest.raises(CommandError, match="empty"):
+        student.generate([" "], Command("text_to_image"))
+
+
+def test_set_metrics_by_hand() -> None:
+    same, apart = np.tile([[1.0, 0.0]], (4, 1)), np.eye(4)
+    assert evaluation.vendi(same) == pytest.approx(1) and evaluation.vendi(apart) == pytest.approx(4)
+    assert evaluation.self_bleu(["a b c d e"] * 2) == pytest.approx(100)
+    assert evaluation.self_bleu(["a b c d e", "f g h i j"]) < 10
+    assert evaluation.distinct_2(["a b c", "a b d"]) == 0.75
+
+
+def test_calibration_by_hand(smoke: dict) -> None:
+    settings = resolve(AnalysisSettings, smoke)
+    rows = pd.DataFrame({"task": "t", "reward": "length", "asked_length": [4, 5, 6, 7], "length": [4, 6, 8, 10]})
+    result = evaluation.calibration_metrics(rows, settings)["all"]["length"]
+    assert (result["spearman"], result["mae"], result["within_1"], result["within_2"]) == (1, 1.5, 0.5, 0.75)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+def test_intervals_hold_their_mean(values: list[float]) -> None:
+    settings = AnalysisSettings.model_construct(seed=0, bootstrap_samples=200)
+    found = evaluation.interval(values, settings)
+    assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
+    assert found["mean"] == pytest.approx(np.mean(values))
