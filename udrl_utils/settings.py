@@ -126,7 +126,7 @@ class AnalysisSettings(StageSettings):
     """04: what is generated on test intents, and how sure we are of it."""
 
     analysis_intents: int = Field(description="test intents per task", ge=2)
-    samples_per_intent: int = Field(description="prompts generated per intent in the comparison", ge=2)
+    samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
     top_p: float = Field(description="nucleus of the student's sampling", gt=0, le=1)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
@@ -262,7 +262,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
 
 

@@ -206,6 +206,8 @@ def train_student(
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
     to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete.
     """
+    from transformers import PrinterCallback
+
     seed_everything(settings.seed)
     codec = fit_codec(settings, run)
     data = {
@@ -234,6 +236,7 @@ def train_student(
     log = TrainingLog(
         "student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live
     )
+    trainer.remove_callback(PrinterCallback)  # the training log prints instead
     trainer.add_callback(callback(log, Student(trainer.model, tokenizer, codec)))
     trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
     write_student(trainer.model, tokenizer, codec, folder)
