@@ -77,7 +77,7 @@ class CommandCodec:
                 values = rows[name].dropna()
                 if values.nunique() < 2:
                     raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
-                edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1)).tolist()
+                edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
         codec = cls(bins, longest, edges)
         return cls(bins, longest, edges, {task: codec._find_best(rows) for task, rows in annotated.groupby("task")})

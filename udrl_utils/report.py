@@ -44,7 +44,7 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
     rows = {}
     for system in sorted(metrics["systems"], key=list(SYSTEM_LABELS).index):
-        values = {name: metrics["systems"][system][name] for name in SET_METRICS}
+        values = {name: metrics["systems"][system][name] for name in SET_METRICS if name in metrics["systems"][system]}
         ratios = metrics["relative_to_teacher"][system]
         row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
         cells = {metric: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for metric, v in values.items()}

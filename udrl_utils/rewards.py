@@ -182,7 +182,9 @@ def check_known(rewards: Sequence[str]) -> Sequence[str]:
 def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
     """Keep the source of user-made rewards beside the annotations that they made."""
     sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
-    (folder / "rewards.py").write_text("from udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources))
+    (folder / "rewards.py").write_text(
+        "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources)
+    )
 
 
 def load_rewards(folder: Path) -> None:

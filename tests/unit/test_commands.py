@@ -148,18 +148,16 @@ def test_the_copying_circuit_copies_before_any_training(smoke: dict) -> None:
     import torch
 
     torch.manual_seed(0)
-    shape = {"n_embd": 192, "n_head": 3}
     found = {}
     for circuit in (True, False):
-        student = untrained(smoke, copy_init=circuit, **shape)
-        rng = np.random.default_rng(0)
-        first = torch.tensor(
-            rng.permuted(np.tile(np.arange(100, 400), (8, 1)), axis=1)[:, :24] % len(student.tokenizer)
-        )
+        settings = resolve(TrainingSettings, smoke | {"n_embd": 192, "n_head": 3, "copy_init": circuit})
+        tokenizer = train_tokenizer(["koi pond"], 300, [f"<|{i}|>" for i in range(1000)])
+        model = new_student(settings, tokenizer).eval()
+        first = torch.stack([torch.randperm(len(tokenizer))[:24] for _ in range(8)])
         twice = torch.cat([first, first], dim=1)
-        predicted = student.model(input_ids=twice).logits.argmax(-1)[:, 25:-1]
+        predicted = model(input_ids=twice).logits.argmax(-1)[:, 25:-1]
         found[circuit] = float((predicted == twice[:, 26:]).float().mean())
-    assert found[True] > 0.9 and found[False] < 0.1
+    assert found[True] > 0.75 and found[False] < 0.05
 
 
 def test_tokens_at_the_boundary_are_those_of_training(smoke: dict) -> None:

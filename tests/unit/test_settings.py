@@ -141,7 +141,7 @@ def test_an_earlier_stage_made_with_other_settings_is_refused(folder):
     folder.start("01_pairs", settings_of("01_pairs")).finish("01_pairs", settings_of("01_pairs"))
     with pytest.raises(RunError) as caught:
         folder.start("02_annotated", settings_of("02_annotated", n_intents=8))
-    assert "n_intents=7000, now n_intents=8" in str(caught.value)
+    assert "n_intents=6000, now n_intents=8" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (folder / "02_annotated").exists()
     folder.start("02_annotated", settings_of("02_annotated"))
