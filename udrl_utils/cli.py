@@ -1,4 +1,4 @@
-"""`udrl run` executes the notebooks on a preset; `udrl report` builds a run's page again."""
+"""`udrl run` executes the notebooks on a preset; `udrl report` builds a run's page, `udrl base` the embedded base."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from udrl_utils.settings import (
     UserError,
     resolve,
 )
+from udrl_utils.student import BASE
 
 if TYPE_CHECKING:
     import pandas
@@ -59,6 +60,20 @@ def report(run: Annotated[str, typer.Argument(help="name of a run in outputs/")]
 
     with mistakes_in_one_line():
         typer.echo(f"report: {build(RunFolder(run))}")
+
+
+@app.command()
+def base(
+    out: Annotated[Path, typer.Option(help="folder to write, in place of the embedded base")] = BASE,
+    rows: Annotated[int, typer.Option(help="exercises, each seen once", min=100)] = 450_000,
+    preset: Annotated[str, typer.Option(help="preset with the shape and the seed")] = "laptop",
+) -> None:
+    """Train the small GPT-2 that presets with `base: embedded` start from; an hour on two cores."""
+    from udrl_utils.base import train_base
+
+    with mistakes_in_one_line():
+        settings = read_settings(preset, [])["03_student"]
+    train_base(settings, rows, out)
 
 
 @contextmanager

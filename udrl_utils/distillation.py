@@ -125,7 +125,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> dict[str, int]:
     splits, held_out = assign_splits(intents, settings)
     requests = list(given) if given else plan(intents, settings)
     teacher = None if given else make_teacher(settings)
-    write_json(folder / "settings.json", settings.model_dump(mode="json", exclude={"run"}))
+    write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude={"run"}))
     total, started = Counter(), time.monotonic()
     shards = range(0, len(requests), settings.shard_size)
     for number, start in enumerate(shards):
@@ -151,7 +151,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> dict[str, int]:
 
 def same_settings(folder: Path, settings: DistillationSettings) -> None:
     """Refuse a folder whose pairs were made with other settings."""
-    note = folder / "settings.json"
+    note = folder / "_settings.json"
     before = json.loads(note.read_text()) if note.exists() else {}
     for name, value in settings.model_dump(mode="json").items():
         if name in before and before[name] != value:

@@ -120,8 +120,8 @@ class Draft:
         return self.fill(pattern, **{**self._domain_words(), **self.kept})
 
     def write(self) -> str:
-        """Open the prompt, then add phrases up to a length drawn between 3 and 45 words, rarely 60."""
-        target = self.rng.randint(3, 45) if self.rng.random() < 0.95 else self.rng.randint(46, 60)
+        """Open the prompt, then add phrases up to a length: 3 to 46 words, more often few than many, rarely 60."""
+        target = round(self.rng.triangular(3, 46, 8)) if self.rng.random() < 0.97 else self.rng.randint(47, 60)
         openings = [self._phrase(self.rng.choice(self.grammar["openings"][self.task])) for _ in range(4)]
         parts = [min(openings, key=lambda text: max(0, len(text.split()) - target))]
         return self._extend(parts, target)

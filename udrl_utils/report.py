@@ -77,7 +77,7 @@ def build(run: RunFolder) -> Path:
     import pandas
 
     metrics, record = read_metrics(run), run.read()
-    files = {file.stem: file for file in sorted(run.path.glob("0*/figures/*.png"))}
+    files = {file.stem: file for file in sorted(run.path.glob("0*/*figures/*.png"))}
     images = [
         (name, text, base64.b64encode(files[name].read_bytes()).decode())
         for name, text in FIGURES.items()

@@ -182,7 +182,7 @@ def check_known(rewards: Sequence[str]) -> Sequence[str]:
 def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
     """Keep the source of user-made rewards beside the annotations that they made."""
     sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
-    (folder / "rewards.py").write_text(
+    (folder / "_rewards.py").write_text(
         "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources)
     )
 
@@ -191,7 +191,7 @@ def load_rewards(folder: Path) -> None:
     """Register the user-made rewards of a run, which are code of the run's owner."""
     import linecache
 
-    file = folder / "rewards.py"
+    file = folder / "_rewards.py"
     source = file.read_text()
     # inspect finds the source of what is compiled here through the cache
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))

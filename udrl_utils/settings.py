@@ -109,7 +109,9 @@ class TrainingSettings(StageSettings):
     command_dropout: float = Field(
         description="chance that a pair is trained with some of its commands left open", ge=0, lt=1
     )
-    base: str = Field(description="causal LM to start from (Hub id or path), such as gpt2; '' starts from scratch")
+    base: str = Field(
+        description="causal LM to start from: embedded, or a Hub id or path such as gpt2; '' starts from scratch"
+    )
     vocab_size: int = Field(description="byte-level BPE tokens, from scratch only", ge=300, le=65536)
     n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
     n_head: int = Field(description="attention heads, from scratch only", ge=2, le=32)
@@ -119,6 +121,7 @@ class TrainingSettings(StageSettings):
     epochs: float = Field(description="passes over the train split", gt=0, le=1000)
     batch_size: int = Field(description="pairs per optimiser step", ge=1)
     learning_rate: float = Field(description="peak learning rate (AdamW)", gt=0, lt=1)
+    horizon_loss: float = Field(description="weight of the loss on the words still to come", ge=0, le=10)
     plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
 from udrl_utils.settings import RunError, TrainingSettings, device_and_dtype
-from udrl_utils.tasks import clean_intent
+from udrl_utils.tasks import DATA, clean_intent
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
+BASE = DATA / "base"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -65,14 +66,15 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
     return model
 
 
-def pretrained_student(base: str, codec: CommandCodec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def pretrained_student(base: str | Path, codec: CommandCodec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", add_prefix_space=True)
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.rewards import read_annotated
 from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, device_and_dtype, seed_everything
-from udrl_utils.student import Student, new_student, prefix_of, pretrained_student, train_tokenizer
+from udrl_utils.student import BASE, Student, new_student, prefix_of, pretrained_student, train_tokenizer
 from udrl_utils.tasks import clean_intent, share
 
 if TYPE_CHECKING:
@@ -48,6 +48,35 @@ def command_pairs(annotated: pandas.DataFrame, codec: CommandCodec, dropout: flo
     return Dataset.from_list([{"prompt": prefix(row), "completion": row["prompt"]} for row in rows])
 
 
+class Horizon:
+    """The words still to come at each token of a completion: the command's horizon, counted down as a prompt is written.
+
+    Agents of upside-down RL read how far they still have to go at every step (arXiv 1912.02877); a language model is
+    told the length once and must count by itself. Here its states are asked for that count all along, in the words
+    of the commands: the logits of the length tokens, and of the end for zero.
+    """
+
+    def __init__(self, tokenizer: Any):
+        import torch
+
+        tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        ids = {token: i for i, token in enumerate(tokens)}
+        lengths = [ids[token] for token in map("<|length:{}|>".format, range(1, len(tokens))) if token in ids]
+        self.classes = torch.tensor([tokenizer.eos_token_id, *lengths])
+        self.starts_word = torch.tensor([token.startswith(("Ġ", "▁")) for token in tokens])
+
+    def words_left(self, labels: Any) -> Any:
+        """Labels (batch, tokens), -100 where there is none -> words that start there or later (batch, tokens)."""
+        starts = self.starts_word.to(labels.device)[labels.clamp(min=0)] & (labels != -100)
+        return starts.flip(1).cumsum(1).flip(1).clamp(max=len(self.classes) - 1)
+
+    def loss(self, logits: Any, words_left: Any) -> Any:
+        """Summed cross entropy; logits (n, vocabulary), words_left (n)."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits[:, self.classes.to(logits.device)], words_left, reduction="sum")
+
+
 def make_trainer_class() -> type:
     """The trainer; made in a function because importing TRL takes seconds."""
     from torch.nn.functional import cross_entropy
@@ -56,8 +85,13 @@ def make_trainer_class() -> type:
     class UDRLTrainer(SFTTrainer):
         """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
 
-        The loss is the same mean cross entropy over completion tokens.
+        The loss is the same mean cross entropy over completion tokens, plus `horizon_loss` times that of the words
+        still to come while training.
         """
+
+        def __init__(self, *args: Any, horizon_loss: float = 0.0, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.horizon_loss, self.horizon = horizon_loss, Horizon(self.processing_class)
 
         def compute_loss(
             self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -76,6 +110,9 @@ def make_trainer_class() -> type:
                 ]
                 logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
+            if model.training and self.horizon_loss:
+                left = self.horizon.words_left(labels)[wanted]
+                total = total + self.horizon_loss * self.horizon.loss(logits.float(), left)
             loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
@@ -217,7 +254,7 @@ def train_student(
         for split in ("train", "validation")
     }
     if settings.base:
-        model, tokenizer = pretrained_student(settings.base, codec)
+        model, tokenizer = pretrained_student(BASE if settings.base == "embedded" else settings.base, codec)
     else:
         train = read_annotated(run, "train")
         texts = [*train.intent, *train.prompt]
@@ -231,6 +268,7 @@ def train_student(
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
+        horizon_loss=settings.horizon_loss if commanded else 0.0,
     )
     few = read_annotated(run, "validation").drop_duplicates("task")
     log = TrainingLog(

@@ -18,7 +18,7 @@ from udrl_utils.settings import ROOT
 
 ORDER = (
     *("settings", "tasks", "grammar", "teachers", "distillation", "rewards", "commands", "student", "training"),
-    *("evaluation", "retrieval", "deployment", "figures", "widgets", "report", "cli"),
+    *("base", "evaluation", "retrieval", "deployment", "figures", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")

@@ -1,0 +1,72 @@
+"""The horizon loss and the embedded base: exercises that are clean, a base that copies and counts."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from udrl_utils.base import exercises, held_out_words
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.evaluation import stems
+from udrl_utils.settings import ROOT, DistillationSettings, resolve
+from udrl_utils.student import BASE, Student, pretrained_student, train_tokenizer
+from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
+from udrl_utils.training import Horizon
+
+CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
+
+
+def test_words_left_are_counted_down_to_the_end() -> None:
+    import torch
+
+    tokenizer = train_tokenizer(["a red fox"], 300, CODEC.tokens())
+    horizon = Horizon(tokenizer)
+    ids = [*tokenizer("a red fox, sleeping").input_ids, tokenizer.eos_token_id]
+    left = horizon.words_left(torch.tensor([[-100, -100, *ids, -100]]))[0].tolist()
+    assert left[2] == 4 and left[-2] == 0 and left[:2] == [4, 4]
+    assert all(0 <= a - b <= 1 for a, b in zip(left[2:], left[3:], strict=False))
+    names = tokenizer.convert_ids_to_tokens(horizon.classes.tolist())
+    assert names[0] == tokenizer.eos_token and names[18] == "<|length:18|>" and len(names) == 61
+
+
+def test_the_horizon_loss_is_least_where_the_count_is_right() -> None:
+    import torch
+
+    horizon = Horizon(train_tokenizer(["a red fox"], 300, CODEC.tokens()))
+    logits = torch.zeros(1, len(horizon.starts_word))
+    logits[0, horizon.classes[7]] = 5.0
+    losses = [float(horizon.loss(logits, torch.tensor([n]))) for n in range(61)]
+    assert min(range(61), key=losses.__getitem__) == 7
+
+
+def test_exercises_hold_no_test_intent_and_no_held_out_noun() -> None:
+    rows = list(exercises(3000, seed=1))
+    assert rows == list(exercises(3000, seed=1)) and {row["task"] for row in rows} == set(TASKS)
+    for preset in ("smoke", "laptop"):
+        values = yaml.safe_load((ROOT / "notebooks" / "presets" / f"{preset}.yaml").read_text())
+        settings = resolve(DistillationSettings, values)
+        splits, held_out = assign_splits(load_intents(settings), settings)
+        assert held_out and held_out <= held_out_words()
+        test = {intent for intent, split in splits.items() if split == "test"}
+        assert test.isdisjoint(row["intent"] for row in rows)
+        assert held_out.isdisjoint(word for row in rows for word in words(f"{row['intent']} {row['prompt']}"))
+
+
+def test_the_base_is_small_and_starts_a_student() -> None:
+    assert sum(file.stat().st_size for file in BASE.iterdir()) < 12e6
+    model, tokenizer = pretrained_student(BASE, CODEC)
+    assert str(model.dtype) == "torch.float32"
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+    assert set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+
+
+@pytest.mark.parametrize("length", [6, 18, 36])
+def test_the_base_copies_and_counts(length: int) -> None:
+    student = Student(*pretrained_student(BASE, CODEC), CODEC)
+    intents = ["glass octopus", "wooden tractor in a museum", "zorvex the blimp", "my late aunt's ukulele"] * 4
+    written = student.generate(intents, Command("text_to_image", length=length), temperature=0.7, top_p=1.0)
+    off = [abs(len(prompt.split()) - length) for (prompt,) in written]
+    assert sum(n <= 2 for n in off) / len(off) >= 0.75, off
+    nouns = ["octopus", "tractor", "zorvex", "ukulele"] * 4
+    hits = [bool(stems(noun) & stems(prompt)) for noun, (prompt,) in zip(nouns, written, strict=True)]
+    assert sum(hits) / len(hits) >= 0.75, written
