@@ -116,7 +116,7 @@ def exercise_pairs(rows: list[dict[str, str]], codec: CommandCodec) -> Dataset:
 
 
 def train_base(settings: TrainingSettings, rows: int, folder: Path) -> None:
-    """Train the base from scratch, in the shape of the settings, on as many exercises, and save it in half precision."""
+    """Train the base from scratch, in the shape of the settings, on `rows` exercises; save it in half precision."""
     import torch
 
     settings = settings.model_copy(update=RECIPE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
-from udrl_utils.settings import RunError, TrainingSettings, device_and_dtype
+from udrl_utils.settings import RunError, SettingsError, TrainingSettings, device_and_dtype
 from udrl_utils.tasks import DATA, clean_intent
 
 if TYPE_CHECKING:
@@ -66,15 +66,28 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
     return model
 
 
-def pretrained_student(base: str | Path, codec: CommandCodec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary."""
+def pretrained_student(
+    base: str | Path, codec: CommandCodec, n_positions: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary.
+
+    Raises: SettingsError when there is no such model, or when it takes fewer than `n_positions` tokens.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", add_prefix_space=True)
+    path = BASE if base == "embedded" else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"parameter base={base!r} is neither embedded, a Hub id nor a folder: {reason}") from None
+    if n_positions > model.config.max_position_embeddings:
+        most = model.config.max_position_embeddings
+        raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.rewards import read_annotated
 from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, device_and_dtype, seed_everything
-from udrl_utils.student import BASE, Student, new_student, prefix_of, pretrained_student, train_tokenizer
+from udrl_utils.student import Student, new_student, prefix_of, pretrained_student, train_tokenizer
 from udrl_utils.tasks import clean_intent, share
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def command_pairs(annotated: pandas.DataFrame, codec: CommandCodec, dropout: flo
 
 
 class Horizon:
-    """The words still to come at each token of a completion: the command's horizon, counted down as a prompt is written.
+    """The words still to come at each token of a completion: the horizon, counted down as a prompt is written.
 
     Agents of upside-down RL read how far they still have to go at every step (arXiv 1912.02877); a language model is
     told the length once and must count by itself. Here its states are asked for that count all along, in the words
@@ -254,7 +254,7 @@ def train_student(
         for split in ("train", "validation")
     }
     if settings.base:
-        model, tokenizer = pretrained_student(BASE if settings.base == "embedded" else settings.base, codec)
+        model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
     else:
         train = read_annotated(run, "train")
         texts = [*train.intent, *train.prompt]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import yaml
 
 from udrl_utils.base import exercises, held_out_words
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.evaluation import stems
-from udrl_utils.settings import ROOT, DistillationSettings, resolve
+from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
 from udrl_utils.student import BASE, Student, pretrained_student, train_tokenizer
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
 from udrl_utils.training import Horizon
@@ -24,7 +26,7 @@ def test_words_left_are_counted_down_to_the_end() -> None:
     ids = [*tokenizer("a red fox, sleeping").input_ids, tokenizer.eos_token_id]
     left = horizon.words_left(torch.tensor([[-100, -100, *ids, -100]]))[0].tolist()
     assert left[2] == 4 and left[-2] == 0 and left[:2] == [4, 4]
-    assert all(0 <= a - b <= 1 for a, b in zip(left[2:], left[3:], strict=False))
+    assert all(0 <= a - b <= 1 for a, b in itertools.pairwise(left[2:]))
     names = tokenizer.convert_ids_to_tokens(horizon.classes.tolist())
     assert names[0] == tokenizer.eos_token and names[18] == "<|length:18|>" and len(names) == 61
 
@@ -70,3 +72,11 @@ def test_the_base_copies_and_counts(length: int) -> None:
     nouns = ["octopus", "tractor", "zorvex", "ukulele"] * 4
     hits = [bool(stems(noun) & stems(prompt)) for noun, (prompt,) in zip(nouns, written, strict=True)]
     assert sum(hits) / len(hits) >= 0.75, written
+
+
+def test_a_base_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"base='no/where' is neither embedded") as caught:
+        pretrained_student("no/where", CODEC)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="n_positions=4096 is more than base='embedded' takes, at most 256"):
+        pretrained_student("embedded", CODEC, n_positions=4096)
