@@ -127,6 +127,19 @@ class CommandCodec:
         commanded = "length" in self.rewards and "length" not in left_open
         return self._write(row["task"], int(row["length"]) if commanded else None, bins)
 
+    def count_down(self, prompt: str, every: int) -> str:
+        """The prompt with the length still to come written before its first word and at every multiple of `every`.
+
+        Agents of upside-down RL are told at each step how far they still have to go (arXiv 1912.02877). A language
+        model that writes its own horizon down as it goes need not count further than to the next one.
+        """
+        written, left = [], len(prompt.split())
+        for k, word in enumerate(prompt.split()):
+            told = left <= self.longest and (k == 0 or left % every == 0)
+            written += [f"<|length:{left}|>"] * told + [f" {word}"]
+            left -= 1
+        return "".join(written)
+
     def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
         parts = [f"<|task:{task}|>"] + ([f"<|length:{length}|>"] if length else [])
         return "".join(parts + [f"<|{name}:{bins[name]}|>" for name in self.rewards if name in bins])

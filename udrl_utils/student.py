@@ -235,7 +235,7 @@ class Student:
                 temperature=temperature,
                 top_p=top_p,
                 top_k=0,
-                max_new_tokens=min(limit, 2 * words + 12),
+                max_new_tokens=min(limit, 5 * words // 2 + 12),
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
             )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -17,35 +19,71 @@ from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.rewards import read_annotated
 from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, device_and_dtype, seed_everything
 from udrl_utils.student import Student, new_student, prefix_of, pretrained_student, train_tokenizer
-from udrl_utils.tasks import clean_intent, share
+from udrl_utils.tasks import clean_intent, share, words
 
 if TYPE_CHECKING:
     import pandas
     from datasets import Dataset
 
 
-def left_open(pair_id: str, rewards: list[str], dropout: float, seed: int) -> frozenset[str]:
+def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> frozenset[str]:
     """Rewards that a pair is trained without: none, all, or some, so that any command may be left open later."""
-    if share(f"dropout {pair_id}", seed) >= dropout:
+    if share(f"dropout {pair_id}", settings.seed) >= settings.command_dropout:
         return frozenset()
-    kept = int(share(f"kept {pair_id}", seed) * 2 ** len(rewards))
+    kept = int(share(f"kept {pair_id}", settings.seed) * 2 ** len(rewards))
     return frozenset(name for i, name in enumerate(rewards) if not kept >> i & 1)
 
 
-def command_pairs(annotated: pandas.DataFrame, codec: CommandCodec, dropout: float | None, seed: int) -> Dataset:
+def command_pairs(
+    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, commanded: bool = True
+) -> Dataset:
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
-    dropout: chance that some commands of a pair are left open; None leaves all open, for the plain baseline.
+    commanded=False leaves every command open and writes no horizon, for the plain baseline.
     """
     from datasets import Dataset
 
-    def prefix(row: dict[str, Any]) -> str:
-        names = codec.rewards
-        opened = frozenset(names) if dropout is None else left_open(row["pair_id"], names, dropout, seed)
-        return prefix_of(codec.encode_achieved(row, opened), clean_intent(row["intent"]))
+    names, swapped = codec.rewards, WordSwaps(annotated, settings)
 
-    rows = annotated.to_dict("records")
-    return Dataset.from_list([{"prompt": prefix(row), "completion": row["prompt"]} for row in rows])
+    def pair(row: dict[str, Any]) -> dict[str, str]:
+        opened = left_open(row["pair_id"], names, settings) if commanded else frozenset(names)
+        intent, prompt = swapped(row)
+        if commanded and settings.horizon and "length" in names:
+            prompt = codec.count_down(prompt, settings.horizon)
+        return {"prompt": prefix_of(codec.encode_achieved(row, opened), intent), "completion": prompt}
+
+    return Dataset.from_list([pair(row) for row in annotated.to_dict("records")])
+
+
+class WordSwaps:
+    """Replaces words that an intent and its prompt share by other words, the same in both.
+
+    What a prompt must keep of its intent is then never a matter of habit: the student has to copy. Half of the new
+    words come from other intents, half are spliced from two of them and mean nothing.
+    """
+
+    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings):
+        found = {word for intent in annotated.intent for word in words(clean_intent(intent))}
+        self.known = sorted(word for word in found if len(word) > 3 and word.isalpha())
+        self.settings = settings
+
+    def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
+        """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
+        intent, prompt = clean_intent(row["intent"]), row["prompt"]
+        rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
+        if rng.random() >= self.settings.word_swaps:
+            return intent, prompt
+        shared = sorted({w for w in words(intent) if len(w) > 3 and w.isalpha()} & set(words(prompt)))
+        new = {word: self._other(rng) for word in shared if rng.random() < 0.5}
+        if not new:
+            return intent, prompt
+        pattern = re.compile(rf"\b(?:{'|'.join(new)})\b", re.IGNORECASE)
+        swap = lambda text: pattern.sub(lambda match: new[match[0].lower()], text)  # noqa: E731
+        return swap(intent), swap(prompt)
+
+    def _other(self, rng: random.Random) -> str:
+        word, tail = rng.choice(self.known), rng.choice(self.known)
+        return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]
 
 
 class Horizon:
@@ -133,7 +171,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
     """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
     from trl import SFTConfig
 
-    device, dtype, reason = device_and_dtype()
+    device, dtype, reason = device_and_dtype(training=True)
     print(f"training on {device} in {dtype}: {reason}", flush=True)
     steps = math.ceil(rows / settings.batch_size * settings.epochs)
     return SFTConfig(
@@ -248,9 +286,7 @@ def train_student(
     seed_everything(settings.seed)
     codec = fit_codec(settings, run)
     data = {
-        split: command_pairs(
-            read_annotated(run, split), codec, settings.command_dropout if commanded else None, settings.seed
-        )
+        split: command_pairs(read_annotated(run, split), codec, settings, commanded)
         for split in ("train", "validation")
     }
     if settings.base:
@@ -268,7 +304,6 @@ def train_student(
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        horizon_loss=settings.horizon_loss if commanded else 0.0,
     )
     few = read_annotated(run, "validation").drop_duplicates("task")
     log = TrainingLog(
