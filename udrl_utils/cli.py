@@ -65,10 +65,10 @@ def report(run: Annotated[str, typer.Argument(help="name of a run in outputs/")]
 @app.command()
 def base(
     out: Annotated[Path, typer.Option(help="folder to write, in place of the embedded base")] = BASE,
-    rows: Annotated[int, typer.Option(help="exercises, each seen once", min=100)] = 450_000,
+    rows: Annotated[int, typer.Option(help="exercises, each seen once", min=100)] = 225_000,
     preset: Annotated[str, typer.Option(help="preset with the shape and the seed")] = "laptop",
 ) -> None:
-    """Train the small GPT-2 that presets with `base: embedded` start from; an hour on two cores."""
+    """Train the small GPT-2 that presets with `base: embedded` start from; half an hour on two cores."""
     from udrl_utils.base import train_base
 
     with mistakes_in_one_line():

@@ -119,8 +119,12 @@ class TrainingSettings(StageSettings):
     epochs: float = Field(description="passes over the train split", gt=0, le=1000)
     batch_size: int = Field(description="pairs per optimiser step", ge=1)
     learning_rate: float = Field(description="peak learning rate (AdamW)", gt=0, lt=1)
-    horizon: int = Field(description="words from one note of the length still to come to the next; 0 for no notes", ge=0)
-    word_swaps: float = Field(description="chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
+    horizon: int = Field(
+        description="words from one note of the length still to come to the next; 0 for no notes", ge=0
+    )
+    word_swaps: float = Field(
+        description="chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1
+    )
     plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
 
 
@@ -310,7 +314,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def device_and_dtype(training: bool = False) -> tuple[str, Any, str]:
+def device_and_dtype() -> tuple[str, Any, str]:
     """Device and number format to compute in: (device, torch dtype, reason in words)."""
     import torch
 
@@ -321,10 +325,6 @@ def device_and_dtype(training: bool = False) -> tuple[str, Any, str]:
         return "cuda", torch.float16, f"{name} has no bfloat16"
     if torch.backends.mps.is_available():
         return "mps", torch.float32, "Apple GPU; float32 is the format that trains safely there"
-    if " amx_bf16" in cpu_facts():
-        return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 matrices in hardware (AMX)"
-    if " avx512_bf16" in cpu_facts() and not training:
-        return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 twice as fast as float32 (AVX-512)"
-    if " avx512_bf16" in cpu_facts():
-        return "cpu", torch.float32, "no GPU; bfloat16 on AVX-512 gains nothing in training, where casts eat its speed"
+    if " amx_bf16" in cpu_facts() or " avx512_bf16" in cpu_facts():
+        return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 twice as fast as float32"
     return "cpu", torch.float32, "no GPU, and a processor without bfloat16 arithmetic"

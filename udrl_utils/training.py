@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,33 +87,33 @@ class WordSwaps:
         return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]
 
 
-class Horizon:
-    """The words still to come at each token of a completion: the horizon, counted down as a prompt is written.
+class AlikeLengths:
+    """Row numbers in an order whose batches hold rows of alike lengths, the batches themselves in random order.
 
-    Agents of upside-down RL read how far they still have to go at every step (arXiv 1912.02877); a language model is
-    told the length once and must count by itself. Here its states are asked for that count all along, in the words
-    of the commands: the logits of the length tokens, and of the end for zero.
+    Transformers' own grouping goes from long to short again and again, so that each step is biased like the one
+    before. A torch sampler: it has a length, and is told the epoch, so that a resumed training goes on exactly.
     """
 
-    def __init__(self, tokenizer: Any):
-        import torch
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, pool: int = 50):
+        self.lengths, self.batch_size, self.seed, self.pool, self.epoch = lengths, batch_size, seed, pool, 0
 
-        tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        ids = {token: i for i, token in enumerate(tokens)}
-        lengths = [ids[token] for token in map("<|length:{}|>".format, range(1, len(tokens))) if token in ids]
-        self.classes = torch.tensor([tokenizer.eos_token_id, *lengths])
-        self.starts_word = torch.tensor([token.startswith(("Ġ", "▁")) for token in tokens])
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def words_left(self, labels: Any) -> Any:
-        """Labels (batch, tokens), -100 where there is none -> words that start there or later (batch, tokens)."""
-        starts = self.starts_word.to(labels.device)[labels.clamp(min=0)] & (labels != -100)
-        return starts.flip(1).cumsum(1).flip(1).clamp(max=len(self.classes) - 1)
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
-    def loss(self, logits: Any, words_left: Any) -> Any:
-        """Summed cross entropy; logits (n, vocabulary), words_left (n)."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(logits[:, self.classes.to(logits.device)], words_left, reduction="sum")
+    def __iter__(self) -> Iterator[int]:
+        rng, size = random.Random(f"rows {self.seed} {self.epoch}"), self.batch_size
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        for start in range(0, len(order), size * self.pool):
+            pool = sorted(order[start : start + size * self.pool], key=self.lengths.__getitem__)
+            batches = [pool[i : i + size] for i in range(0, len(pool), size)]
+            rng.shuffle(batches)
+            # only the very last batch may be smaller: what is left over in a pool, the pools' sizes being whole batches
+            batches.sort(key=lambda batch: len(batch) < size)
+            yield from itertools.chain.from_iterable(batches)
 
 
 def make_trainer_class() -> type:
@@ -123,38 +124,30 @@ def make_trainer_class() -> type:
     class UDRLTrainer(SFTTrainer):
         """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
 
-        The loss is the same mean cross entropy over completion tokens, plus `horizon_loss` times that of the words
-        still to come while training.
+        The loss is the same: mean cross entropy over completion tokens. Alike lengths share a batch: little padding.
         """
-
-        def __init__(self, *args: Any, horizon_loss: float = 0.0, **kwargs: Any):
-            super().__init__(*args, **kwargs)
-            self.horizon_loss, self.horizon = horizon_loss, Horizon(self.processing_class)
 
         def compute_loss(
             self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            labels = inputs["labels"][:, 1:]
+            ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"][:, 1:]
             wanted = labels != -100
             core = self.accelerator.unwrap_model(model)
-            if core is not model:  # wrapped for several processes: gradients must pass through the wrapper
-                logits = model(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).logits
-                logits = logits[:, :-1][wanted]
-            else:
-                hidden = core.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)[
-                    0
-                ]
+            if core is model:
+                hidden = core.base_model(ids, attention_mask=mask, use_cache=False)[0]
                 logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
+            else:  # wrapped for several processes: gradients must pass through the wrapper
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
-            if model.training and self.horizon_loss:
-                left = self.horizon.words_left(labels)[wanted]
-                total = total + self.horizon_loss * self.horizon.loss(logits.float(), left)
             loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
             return (loss, {"logits": logits}) if return_outputs else loss
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            rows = self.train_dataset if train_dataset is None else train_dataset
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            return AlikeLengths(lengths, self.args.train_batch_size, self.args.seed)
 
         def prediction_step(
             self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
@@ -167,11 +160,27 @@ def make_trainer_class() -> type:
     return UDRLTrainer
 
 
+def make_trainer(
+    model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
+) -> Any:
+    """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
+    if model.device.type == "cpu":
+        # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow on a CPU
+        model.set_attn_implementation("eager")
+    return make_trainer_class()(
+        model=model,
+        args=trainer_config(settings, output, len(train)),
+        train_dataset=train,
+        eval_dataset=held,
+        processing_class=tokenizer,
+    )
+
+
 def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
     """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
     from trl import SFTConfig
 
-    device, dtype, reason = device_and_dtype(training=True)
+    device, dtype, reason = device_and_dtype()
     print(f"training on {device} in {dtype}: {reason}", flush=True)
     steps = math.ceil(rows / settings.batch_size * settings.epochs)
     return SFTConfig(
@@ -191,8 +200,6 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         max_length=settings.n_positions,
         # memory is not short at this size, and recomputing activations costs a third of the speed
         gradient_checkpointing=False,
-        # alike lengths share a batch: little padding
-        train_sampling_strategy="group_by_length",
         completion_only_loss=True,
         eval_strategy="steps",
         eval_steps=max(1, steps // 6),
@@ -298,13 +305,7 @@ def train_student(
         model = new_student(settings, tokenizer)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
     work = folder / "checkpoints"
-    trainer = make_trainer_class()(
-        model=model,
-        args=trainer_config(settings, work, len(data["train"])),
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=tokenizer,
-    )
+    trainer = make_trainer(model, tokenizer, settings, work, data["train"], data["validation"])
     few = read_annotated(run, "validation").drop_duplicates("task")
     log = TrainingLog(
         "student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live
