@@ -29,7 +29,7 @@ from udrl_utils.tasks import (
     subjects_of,
     words,
 )
-from udrl_utils.training import make_trainer
+from udrl_utils.trainer import make_trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset

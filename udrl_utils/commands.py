@@ -53,7 +53,7 @@ class Command:
 class CommandCodec:
     """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
 
-    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] is the best supported command.
+    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds the levels that served it best.
     """
 
     bins: int
@@ -79,8 +79,7 @@ class CommandCodec:
                     raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
-        codec = cls(bins, longest, edges)
-        return cls(bins, longest, edges, {task: codec._find_best(rows) for task, rows in annotated.groupby("task")})
+        return cls(bins, longest, edges)
 
     @property
     def rewards(self) -> list[str]:
@@ -149,26 +148,8 @@ class CommandCodec:
         return (bin_index + 0.5) / self.bins
 
     def best_command(self, task: str) -> Command:
-        """The command with the highest relevance and diversity that the train split supports together."""
-        return Command(task, **self.best[task])
-
-    def _find_best(self, rows: pandas.DataFrame) -> dict[str, float]:
-        """Among pairs of levels held by a fair share of the rows, the one with the highest product of levels.
-
-        A product, not a sum: both are wanted at once, so that a high level does not buy off a low one.
-        """
-        task = rows.task.iloc[0]
-        names = [name for name in ("relevance", "diversity") if name in self.edges[task]]
-        levels = {n: rows[n].map(lambda value, n=n: self.level_of(self.bin_of_value(task, n, value))) for n in names}
-        import pandas
-
-        cells = pandas.DataFrame(levels).groupby(names).size() if names else pandas.Series(dtype=int)
-        if cells.empty:
-            return {}
-        supported = cells[cells >= 0.4 * len(rows) / self.bins ** len(names)]
-        product = supported.index.to_frame().prod(axis=1)
-        best = product.idxmax() if len(product) else cells.idxmax()
-        return dict(zip(names, best if isinstance(best, tuple) else (best,), strict=True))
+        """The command that served a task best on validation intents; everything open where none was looked for."""
+        return Command(task, **self.best.get(task, {}))
 
     def save(self, folder: Path) -> None:
         """Write commands.json, so that the codec travels with the student."""

@@ -51,7 +51,7 @@ class Sampler:
         """Scored samples, n per (intent, command); each request is a set of its own."""
         import pandas
 
-        sampling = {name: getattr(self.settings, name) for name in ("seed", "temperature", "top_p")}
+        sampling = {name: getattr(self.settings, name) for name in ("seed", "temperature", "min_p")}
         intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
         written = self.student.generate(intents, commands, n=n, **sampling)
         rows = [

@@ -134,7 +134,7 @@ class AnalysisSettings(StageSettings):
     analysis_intents: int = Field(description="test intents per task", ge=2)
     samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
-    top_p: float = Field(description="nucleus of the student's sampling", gt=0, le=1)
+    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
 

@@ -187,11 +187,14 @@ class Student:
         command: Command | Sequence[Command],
         n: int = 1,
         seed: int = 0,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
+        temperature: float = 1.0,
+        min_p: float = 0.1,
         batch_size: int = 192,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all or one command each.
+
+        min_p: tokens less likely than this share of the likeliest are never drawn (arXiv 2407.01082): where a word
+        must be copied little else is left, where anything may follow nearly everything is.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
         Raises: CommandError when a command asks for what the student does not know, or an intent is empty.
@@ -214,13 +217,13 @@ class Student:
             torch.manual_seed(seed)
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                texts = self._sample([prefixes[i] for i in rows], max(longest[i] for i in rows), temperature, top_p)
+                texts = self._sample([prefixes[i] for i in rows], max(longest[i] for i in rows), temperature, min_p)
                 for i, text in zip(rows, texts, strict=True):
                     written[i] = text
         self.model.train(training)
         return [written[i : i + n] for i in range(0, len(written), n)]
 
-    def _sample(self, prefixes: list[str], words: int, temperature: float, top_p: float) -> list[str]:
+    def _sample(self, prefixes: list[str], words: int, temperature: float, min_p: float) -> list[str]:
         import torch
 
         batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(
@@ -234,7 +237,8 @@ class Student:
                 attention_mask=batch.attention_mask,
                 do_sample=True,
                 temperature=temperature,
-                top_p=top_p,
+                min_p=min_p,
+                top_p=1.0,
                 top_k=0,
                 max_new_tokens=min(limit, 5 * words // 2 + 12),
                 pad_token_id=self.tokenizer.pad_token_id,

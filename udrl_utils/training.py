@@ -1,4 +1,4 @@
-"""Training: TRL's SFT trainer on prompt/completion pairs whose prompts begin with commands.
+"""Training: a run's annotated pairs become a student, and the commands that serve it best are found.
 
 `python -m udrl_utils.training --run outputs/<run>` trains as the notebook does, under `accelerate launch` too.
 """
@@ -7,211 +7,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
-import random
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.rewards import read_annotated
-from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, device_and_dtype, seed_everything
-from udrl_utils.student import Student, new_student, prefix_of, pretrained_student, train_tokenizer
-from udrl_utils.tasks import clean_intent, share, words
+from udrl_utils.dataset import command_pairs
+from udrl_utils.rewards import Encoder, annotate, load_rewards, read_annotated
+from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, seed_everything
+from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
+from udrl_utils.trainer import make_trainer
 
 if TYPE_CHECKING:
     import pandas
-    from datasets import Dataset
-
-
-def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> frozenset[str]:
-    """Rewards that a pair is trained without: none, all, or some, so that any command may be left open later."""
-    if share(f"dropout {pair_id}", settings.seed) >= settings.command_dropout:
-        return frozenset()
-    kept = int(share(f"kept {pair_id}", settings.seed) * 2 ** len(rewards))
-    return frozenset(name for i, name in enumerate(rewards) if not kept >> i & 1)
-
-
-def command_pairs(
-    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, commanded: bool = True
-) -> Dataset:
-    """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
-
-    commanded=False leaves every command open and writes no horizon, for the plain baseline.
-    """
-    from datasets import Dataset
-
-    names, swapped = codec.rewards, WordSwaps(annotated, settings)
-
-    def pair(row: dict[str, Any]) -> dict[str, str]:
-        opened = left_open(row["pair_id"], names, settings) if commanded else frozenset(names)
-        intent, prompt = swapped(row)
-        if commanded and settings.horizon and "length" in names:
-            prompt = codec.count_down(prompt, settings.horizon)
-        return {"prompt": prefix_of(codec.encode_achieved(row, opened), intent), "completion": prompt}
-
-    return Dataset.from_list([pair(row) for row in annotated.to_dict("records")])
-
-
-class WordSwaps:
-    """Replaces words that an intent and its prompt share by other words, the same in both.
-
-    What a prompt must keep of its intent is then never a matter of habit: the student has to copy. Half of the new
-    words come from other intents, half are spliced from two of them and mean nothing.
-    """
-
-    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings):
-        found = {word for intent in annotated.intent for word in words(clean_intent(intent))}
-        self.known = sorted(word for word in found if len(word) > 3 and word.isalpha())
-        self.settings = settings
-
-    def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
-        """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
-        intent, prompt = clean_intent(row["intent"]), row["prompt"]
-        rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
-        if rng.random() >= self.settings.word_swaps:
-            return intent, prompt
-        shared = sorted({w for w in words(intent) if len(w) > 3 and w.isalpha()} & set(words(prompt)))
-        new = {word: self._other(rng) for word in shared if rng.random() < 0.5}
-        if not new:
-            return intent, prompt
-        pattern = re.compile(rf"\b(?:{'|'.join(new)})\b", re.IGNORECASE)
-        swap = lambda text: pattern.sub(lambda match: new[match[0].lower()], text)  # noqa: E731
-        return swap(intent), swap(prompt)
-
-    def _other(self, rng: random.Random) -> str:
-        word, tail = rng.choice(self.known), rng.choice(self.known)
-        return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]
-
-
-class AlikeLengths:
-    """Row numbers in an order whose batches hold rows of alike lengths, the batches themselves in random order.
-
-    Transformers' own grouping goes from long to short again and again, so that each step is biased like the one
-    before. A torch sampler: it has a length, and is told the epoch, so that a resumed training goes on exactly.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, pool: int = 50):
-        self.lengths, self.batch_size, self.seed, self.pool, self.epoch = lengths, batch_size, seed, pool, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng, size = random.Random(f"rows {self.seed} {self.epoch}"), self.batch_size
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
-        for start in range(0, len(order), size * self.pool):
-            pool = sorted(order[start : start + size * self.pool], key=self.lengths.__getitem__)
-            batches = [pool[i : i + size] for i in range(0, len(pool), size)]
-            rng.shuffle(batches)
-            # only the very last batch may be smaller: what is left over in a pool, the pools' sizes being whole batches
-            batches.sort(key=lambda batch: len(batch) < size)
-            yield from itertools.chain.from_iterable(batches)
-
-
-def make_trainer_class() -> type:
-    """The trainer; made in a function because importing TRL takes seconds."""
-    from torch.nn.functional import cross_entropy
-    from trl import SFTTrainer
-
-    class UDRLTrainer(SFTTrainer):
-        """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
-
-        The loss is the same: mean cross entropy over completion tokens. Alike lengths share a batch: little padding.
-        """
-
-        def compute_loss(
-            self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"][:, 1:]
-            wanted = labels != -100
-            core = self.accelerator.unwrap_model(model)
-            if core is model:
-                hidden = core.base_model(ids, attention_mask=mask, use_cache=False)[0]
-                logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
-            else:  # wrapped for several processes: gradients must pass through the wrapper
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
-            total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
-            loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes
-            return (loss, {"logits": logits}) if return_outputs else loss
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            rows = self.train_dataset if train_dataset is None else train_dataset
-            lengths = [len(ids) for ids in rows["input_ids"]]
-            return AlikeLengths(lengths, self.args.train_batch_size, self.args.seed)
-
-        def prediction_step(
-            self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
-        ) -> tuple:
-            import torch
-
-            with torch.no_grad():
-                return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
-
-    return UDRLTrainer
-
-
-def make_trainer(
-    model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
-) -> Any:
-    """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
-    if model.device.type == "cpu":
-        # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow on a CPU
-        model.set_attn_implementation("eager")
-    return make_trainer_class()(
-        model=model,
-        args=trainer_config(settings, output, len(train)),
-        train_dataset=train,
-        eval_dataset=held,
-        processing_class=tokenizer,
-    )
-
-
-def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
-    """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
-    from trl import SFTConfig
-
-    device, dtype, reason = device_and_dtype()
-    print(f"training on {device} in {dtype}: {reason}", flush=True)
-    steps = math.ceil(rows / settings.batch_size * settings.epochs)
-    return SFTConfig(
-        output_dir=str(output),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        # short runs from scratch: a short warm-up, then down to zero
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, min(200, steps // 20)),
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        bf16=str(dtype) == "torch.bfloat16",
-        fp16=str(dtype) == "torch.float16",
-        use_cpu=device == "cpu",
-        max_length=settings.n_positions,
-        # memory is not short at this size, and recomputing activations costs a third of the speed
-        gradient_checkpointing=False,
-        completion_only_loss=True,
-        eval_strategy="steps",
-        eval_steps=max(1, steps // 6),
-        save_strategy="steps",
-        save_steps=max(1, steps // 3),
-        save_total_limit=1,
-        logging_steps=max(1, steps // 60),
-        disable_tqdm=True,
-        report_to="none",
-        seed=settings.seed,
-        dataset_num_proc=None,
-    )
 
 
 class TrainingLog:
@@ -359,10 +170,52 @@ It reads command tokens and an intent, and writes a prompt. Commands: {", ".join
     from udrl_utils.student import Student
     Student.load("this folder").generate(["koi pond"], Command("{next(iter(codec.edges))}", length=18))
 
-Best supported commands:
+Commands that served best on validation intents:
 
 {best}
 """
+
+
+LEVELS = (None, 0.55, 0.75, 0.95)
+
+
+def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int = 12, n: int = 4) -> pandas.DataFrame:
+    """Ask for a grid of relevance and diversity levels on validation intents, and keep the best command of each task.
+
+    What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
+    measured. Columns relevance and diversity of the table are ratios to the teacher's means on the same intents;
+    the best command is the one whose smaller ratio is highest. It is written into the student's commands.json.
+    """
+    import pandas
+
+    folder, scoring = run / "03_student", run.settings(AnnotationSettings)
+    load_rewards(run / "02_annotated")
+    student, held = Student.load(folder), read_annotated(run, "validation")
+    names = [name for name in ("relevance", "diversity") if name in student.codec.rewards]
+    tables = []
+    for task, rows in held.groupby("task") if names else ():
+        rows = rows[rows.intent.isin(rows.intent.unique()[:intents])]
+        levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(LEVELS, repeat=len(names))]
+        requests = [(k, intent) for k in range(len(levels)) for intent in rows.intent.unique()]
+        commands = [Command(task, **levels[k]) for k, _ in requests]
+        written = student.generate([intent for _, intent in requests], commands, n=n, seed=settings.seed)
+        prompts = [
+            {"task": task, "intent": intent, "set": k, "prompt": prompt}
+            for (k, intent), prompts in zip(requests, written, strict=True)
+            for prompt in prompts
+        ]
+        scored = annotate(pandas.DataFrame(prompts), names, Encoder(scoring.encoder))
+        ratios = scored.groupby("set")[names].mean() / rows[names].mean()
+        commands = [Command(task, **chosen) for chosen in levels]
+        tables.append(ratios.assign(task=task, command=commands, smaller=ratios.min(axis=1)))
+    if not tables:
+        return pandas.DataFrame()
+    measured = pandas.concat(tables).sort_values(["task", "smaller"], ascending=[True, False])
+    best = {row.task: row.command.levels for row in measured.drop_duplicates("task").itertuples()}
+    codec = replace(student.codec, best=best)
+    codec.save(folder)
+    (folder / "README.md").write_text(model_card(student.model, codec))
+    return measured[["task", "command", *names, "smaller"]].reset_index(drop=True)
 
 
 def main() -> None:
@@ -372,7 +225,10 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="train the baseline without commands")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
-    train_student(run.settings(TrainingSettings), run, commanded=not arguments.plain)
+    settings = run.settings(TrainingSettings)
+    train_student(settings, run, commanded=not arguments.plain)
+    if not arguments.plain:
+        find_best_commands(run, settings)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The horizon loss and the embedded base: exercises that are clean, a base that copies and counts."""
+"""The embedded base: exercises that are clean, a base that copies and counts."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import yaml
@@ -11,34 +9,10 @@ from udrl_utils.base import exercises, held_out_words
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.evaluation import stems
 from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
-from udrl_utils.student import BASE, Student, pretrained_student, train_tokenizer
+from udrl_utils.student import BASE, Student, pretrained_student
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
-from udrl_utils.training import Horizon
 
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
-
-
-def test_words_left_are_counted_down_to_the_end() -> None:
-    import torch
-
-    tokenizer = train_tokenizer(["a red fox"], 300, CODEC.tokens())
-    horizon = Horizon(tokenizer)
-    ids = [*tokenizer("a red fox, sleeping").input_ids, tokenizer.eos_token_id]
-    left = horizon.words_left(torch.tensor([[-100, -100, *ids, -100]]))[0].tolist()
-    assert left[2] == 4 and left[-2] == 0 and left[:2] == [4, 4]
-    assert all(0 <= a - b <= 1 for a, b in itertools.pairwise(left[2:]))
-    names = tokenizer.convert_ids_to_tokens(horizon.classes.tolist())
-    assert names[0] == tokenizer.eos_token and names[18] == "<|length:18|>" and len(names) == 61
-
-
-def test_the_horizon_loss_is_least_where_the_count_is_right() -> None:
-    import torch
-
-    horizon = Horizon(train_tokenizer(["a red fox"], 300, CODEC.tokens()))
-    logits = torch.zeros(1, len(horizon.starts_word))
-    logits[0, horizon.classes[7]] = 5.0
-    losses = [float(horizon.loss(logits, torch.tensor([n]))) for n in range(61)]
-    assert min(range(61), key=losses.__getitem__) == 7
 
 
 def test_exercises_hold_no_test_intent_and_no_held_out_noun() -> None:
@@ -66,9 +40,9 @@ def test_the_base_is_small_and_starts_a_student() -> None:
 def test_the_base_copies_and_counts(length: int) -> None:
     student = Student(*pretrained_student(BASE, CODEC), CODEC)
     intents = ["glass octopus", "wooden tractor in a museum", "zorvex the blimp", "my late aunt's ukulele"] * 4
-    written = student.generate(intents, Command("text_to_image", length=length), temperature=0.7, top_p=1.0)
+    written = student.generate(intents, Command("text_to_image", length=length))
     off = [abs(len(prompt.split()) - length) for (prompt,) in written]
-    assert sum(n <= 2 for n in off) / len(off) >= 0.75, off
+    assert sum(n <= 1 for n in off) / len(off) >= 0.9, off
     nouns = ["octopus", "tractor", "zorvex", "ukulele"] * 4
     hits = [bool(stems(noun) & stems(prompt)) for noun, (prompt,) in zip(nouns, written, strict=True)]
     assert sum(hits) / len(hits) >= 0.75, written

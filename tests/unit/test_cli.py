@@ -95,7 +95,7 @@ METRICS = {
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
     """Four tiny notebooks in place of the real ones; each prints a parameter of its stage."""
-    shown = ("n_intents", "encoder", "learning_rate", "top_p")
+    shown = ("n_intents", "encoder", "learning_rate", "min_p")
     for name, parameter in zip(NOTEBOOKS.values(), shown, strict=True):
         cells = [
             nbformat.v4.new_code_cell(f"{parameter} = 0", metadata={"tags": ["parameters"]}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,6 @@ from udrl_utils import evaluation, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.settings import AnalysisSettings, RunError, SettingsError, TrainingSettings, resolve
 from udrl_utils.student import Student, new_student, prefix_of, train_tokenizer
-from udrl_utils.training import left_open
 
 NAMES = ["length", "relevance", "diversity"]
 
@@ -81,6 +82,17 @@ def test_bad_commands_are_one_line(make, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@given(st.lists(st.sampled_from(["red", "fox,", "é", "x9"]), min_size=1, max_size=70), st.integers(1, 9))
+def test_the_length_still_to_come_is_right_wherever_it_stands(written: list[str], every: int) -> None:
+    noted = CODEC.count_down(" ".join(written), every)
+    parts = re.split(r"<\|length:(\d+)\|>", noted)
+    assert "".join(parts[::2]).split() == written
+    for k in range(1, len(parts), 2):
+        assert int(parts[k]) == len("".join(parts[k + 1 :: 2]).split())
+        assert k == 1 or int(parts[k]) % every == 0
+    assert len(written) > CODEC.longest or all(len(part.split()) <= every for part in parts[::2])
+
+
 def test_a_constant_reward_cannot_be_commanded() -> None:
     with pytest.raises(RunError, match="'relevance' is the same for all pairs"):
         CommandCodec.fit(table().assign(relevance=1.0), NAMES, bins=4)
@@ -89,12 +101,6 @@ def test_a_constant_reward_cannot_be_commanded() -> None:
 def test_codec_round_trip(tmp_path) -> None:
     CODEC.save(tmp_path)
     assert CommandCodec.load(tmp_path) == CODEC
-
-
-def test_command_dropout_is_a_share() -> None:
-    opened = [left_open(f"{i}", NAMES, 0.3, 0) for i in range(4000)]
-    assert 0.2 < np.mean([bool(names) for names in opened]) < 0.3
-    assert {frozenset(), frozenset(NAMES), frozenset({"length"})} <= set(opened)
 
 
 def embed(texts) -> np.ndarray:

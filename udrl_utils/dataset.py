@@ -1,0 +1,76 @@
+"""The student's training rows: command tokens and intent as the prompt, the teacher's prompt as the completion."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import CommandCodec
+from udrl_utils.settings import TrainingSettings
+from udrl_utils.student import prefix_of
+from udrl_utils.tasks import clean_intent, share, words
+
+if TYPE_CHECKING:
+    import pandas
+    from datasets import Dataset
+
+
+def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> frozenset[str]:
+    """Rewards that a pair is trained without: none, all, or some, so that any command may be left open later."""
+    if share(f"dropout {pair_id}", settings.seed) >= settings.command_dropout:
+        return frozenset()
+    kept = int(share(f"kept {pair_id}", settings.seed) * 2 ** len(rewards))
+    return frozenset(name for i, name in enumerate(rewards) if not kept >> i & 1)
+
+
+def command_pairs(
+    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, commanded: bool = True
+) -> Dataset:
+    """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
+
+    commanded=False leaves every command open and writes no horizon, for the plain baseline.
+    """
+    from datasets import Dataset
+
+    names, swapped = codec.rewards, WordSwaps(annotated, settings)
+
+    def pair(row: dict[str, Any]) -> dict[str, str]:
+        opened = left_open(row["pair_id"], names, settings) if commanded else frozenset(names)
+        intent, prompt = swapped(row)
+        if commanded and settings.horizon and "length" in names:
+            prompt = codec.count_down(prompt, settings.horizon)
+        return {"prompt": prefix_of(codec.encode_achieved(row, opened), intent), "completion": prompt}
+
+    return Dataset.from_list([pair(row) for row in annotated.to_dict("records")])
+
+
+class WordSwaps:
+    """Replaces words that an intent and its prompt share by other words, the same in both.
+
+    What a prompt must keep of its intent is then never a matter of habit: the student has to copy. Half of the new
+    words come from other intents, half are spliced from two of them and mean nothing.
+    """
+
+    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings):
+        found = {word for intent in annotated.intent for word in words(clean_intent(intent))}
+        self.known = sorted(word for word in found if len(word) > 3 and word.isalpha())
+        self.settings = settings
+
+    def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
+        """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
+        intent, prompt = clean_intent(row["intent"]), row["prompt"]
+        rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
+        if rng.random() >= self.settings.word_swaps:
+            return intent, prompt
+        shared = sorted({w for w in words(intent) if len(w) > 3 and w.isalpha()} & set(words(prompt)))
+        new = {word: self._other(rng) for word in shared if rng.random() < 0.5}
+        if not new:
+            return intent, prompt
+        pattern = re.compile(rf"\b(?:{'|'.join(new)})\b", re.IGNORECASE)
+        swap = lambda text: pattern.sub(lambda match: new[match[0].lower()], text)  # noqa: E731
+        return swap(intent), swap(prompt)
+
+    def _other(self, rng: random.Random) -> str:
+        word, tail = rng.choice(self.known), rng.choice(self.known)
+        return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]

@@ -1,0 +1,142 @@
+"""The trainer: TRL's SFTTrainer, lean enough for a CPU, with every departure from its defaults explained."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.settings import TrainingSettings, device_and_dtype
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class AlikeLengths:
+    """Row numbers in an order whose batches hold rows of alike lengths, the batches themselves in random order.
+
+    Transformers' own grouping goes from long to short again and again, so that each step is biased like the one
+    before. A torch sampler: it has a length, and is told the epoch, so that a resumed training goes on exactly.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, pool: int = 50):
+        self.lengths, self.batch_size, self.seed, self.pool, self.epoch = lengths, batch_size, seed, pool, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng, size = random.Random(f"rows {self.seed} {self.epoch}"), self.batch_size
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        for start in range(0, len(order), size * self.pool):
+            pool = sorted(order[start : start + size * self.pool], key=self.lengths.__getitem__)
+            batches = [pool[i : i + size] for i in range(0, len(pool), size)]
+            rng.shuffle(batches)
+            # only the very last batch may be smaller: what is left over in a pool, the pools' sizes being whole batches
+            batches.sort(key=lambda batch: len(batch) < size)
+            yield from itertools.chain.from_iterable(batches)
+
+
+def make_trainer_class() -> type:
+    """The trainer; made in a function because importing TRL takes seconds."""
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    class UDRLTrainer(SFTTrainer):
+        """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
+
+        The loss is the same: mean cross entropy over completion tokens. Alike lengths share a batch: little padding.
+        """
+
+        def compute_loss(
+            self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"][:, 1:]
+            wanted = labels != -100
+            core = self.accelerator.unwrap_model(model)
+            if core is model:
+                hidden = core.base_model(ids, attention_mask=mask, use_cache=False)[0]
+                logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
+            else:  # wrapped for several processes: gradients must pass through the wrapper
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
+            total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
+            loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            rows = self.train_dataset if train_dataset is None else train_dataset
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            return AlikeLengths(lengths, self.args.train_batch_size, self.args.seed)
+
+        def prediction_step(
+            self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
+        ) -> tuple:
+            import torch
+
+            with torch.no_grad():
+                return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    return UDRLTrainer
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
+) -> Any:
+    """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
+    if model.device.type == "cpu":
+        # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow on a CPU
+        model.set_attn_implementation("eager")
+    return make_trainer_class()(
+        model=model,
+        args=trainer_config(settings, output, len(train)),
+        train_dataset=train,
+        eval_dataset=held,
+        processing_class=tokenizer,
+    )
+
+
+def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
+    """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
+    from trl import SFTConfig
+
+    device, dtype, reason = device_and_dtype()
+    print(f"training on {device} in {dtype}: {reason}", flush=True)
+    steps = math.ceil(rows / settings.batch_size * settings.epochs)
+    return SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        # short runs from scratch: a short warm-up, then down to zero
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, min(200, steps // 20)),
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        bf16=str(dtype) == "torch.bfloat16",
+        fp16=str(dtype) == "torch.float16",
+        use_cpu=device == "cpu",
+        max_length=settings.n_positions,
+        # memory is not short at this size, and recomputing activations costs a third of the speed
+        gradient_checkpointing=False,
+        completion_only_loss=True,
+        eval_strategy="steps",
+        eval_steps=max(1, steps // 6),
+        save_strategy="steps",
+        save_steps=max(1, steps // 3),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 60),
+        disable_tqdm=True,
+        report_to="none",
+        seed=settings.seed,
+        dataset_num_proc=None,
+    )
