@@ -19,7 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -94,6 +102,13 @@ class DistillationSettings(StageSettings):
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
 
+    @field_validator("max_words")
+    @classmethod
+    def _not_below_min_words(cls, value: int, others: ValidationInfo) -> int:
+        if value < others.data.get("min_words", 0):
+            raise ValueError(f"should not be less than min_words={others.data['min_words']}")
+        return value
+
 
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
@@ -126,6 +141,14 @@ class TrainingSettings(StageSettings):
         description="chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1
     )
     plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
+
+    @field_validator("n_embd")
+    @classmethod
+    def _whole_even_heads(cls, value: int, others: ValidationInfo) -> int:
+        heads = others.data.get("n_head", 1)
+        if value % (2 * heads):
+            raise ValueError(f"should be a multiple of {2 * heads}, twice n_head={heads}")
+        return value
 
 
 class AnalysisSettings(StageSettings):
@@ -180,7 +203,7 @@ def explain(error: ValidationError, cls: type[StageSettings]) -> str:
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"missing parameter {name} ({cls.model_fields[name].description})"
-    what = problem["msg"].removeprefix("Input ").removeprefix("String ")
+    what = problem["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
     return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"
 
 

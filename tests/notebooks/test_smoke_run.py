@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,8 +15,8 @@ import pandas as pd
 import pytest
 
 from udrl_utils import report
-from udrl_utils.commands import Command
-from udrl_utils.settings import NOTEBOOKS, RunError, RunFolder, TrainingSettings
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.settings import NOTEBOOKS, ROOT, RunError, RunFolder, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
 
@@ -27,6 +30,23 @@ def test_every_contract_file_is_there(smoke_run: Path) -> None:
     assert {"pair_id", "split", "task", "intent", "prompt", "teacher", "length", "relevance"} <= set(annotated.columns)
     assert (annotated.length == annotated.prompt.str.split().str.len()).all()
     assert (smoke_run / "03_student" / "README.md").exists()
+
+
+def test_a_notebook_runs_by_papermill_alone(smoke_run: Path, tmp_path: Path) -> None:
+    preset, notebook = ROOT / "notebooks/presets/smoke.yaml", ROOT / "notebooks/01_teacher_distillation.ipynb"
+    command = ["papermill", str(notebook), "copy.ipynb", "-f", str(preset), "-p", "run", "mine"]
+    environment = {**os.environ, "UDRL_OUTPUTS": str(tmp_path / "outputs"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    for ours in (tmp_path / "outputs" / "mine" / "01_pairs").glob("part-*.parquet"):
+        assert ours.read_bytes() == (smoke_run / "01_pairs" / ours.name).read_bytes()
+    assert (tmp_path / "outputs" / "mine" / "run.json").exists()
+
+
+def test_best_commands_were_measured(smoke_run: Path) -> None:
+    codec = CommandCodec.load(smoke_run / "03_student")
+    assert set(codec.best) == set(codec.edges)
+    card = (smoke_run / "03_student" / "README.md").read_text()
+    assert all(repr(codec.best_command(task)) in card for task in codec.edges)
 
 
 def test_metrics_keep_their_contract(smoke_run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from udrl_utils.settings import ROOT
+from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("settings", "tasks", "grammar", "teachers", "distillation", "rewards", "commands", "student", "dataset"),
@@ -95,3 +96,20 @@ def test_conda_installs_what_the_lock_pins_and_says_why():
     assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,dev]"]
     entries = [line for line in text.splitlines() if line.lstrip().startswith("- ") and not line.endswith("pip:")]
     assert all(" # " in line for line in entries)
+
+
+def test_the_readme_lists_every_parameter_as_it_is():
+    laptop = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (.+) \|$", text, re.MULTILINE)
+    fields = {name: field for cls in SETTINGS.values() for name, field in cls.model_fields.items()}
+    assert [name for name, *_ in rows] == list(fields)
+    for name, value, meaning in rows:
+        assert json.loads(value) == laptop[name], name
+        assert meaning == fields[name].description, name
+
+
+def test_the_readme_tree_names_every_module_and_notebook():
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## ")[0]
+    for path in (*MODULES, *(ROOT / "notebooks").glob("*.ipynb")):
+        assert path.name in tree
