@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.grammar import GrammarTeacher
-from udrl_utils.settings import TrainingSettings, seed_everything
+from udrl_utils.machine import seed_everything
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.student import new_student, prefix_of, train_tokenizer
 from udrl_utils.tasks import (
     SPLIT_SEED,

@@ -70,12 +70,13 @@ def asked(command: Command) -> dict[str, float]:
 def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> pandas.DataFrame:
     """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
 
-    Column `reward` says which one was commanded. A level is asked for in sets, where the reward needs a set.
+    Column `reward` says which one was commanded. Diversity is asked for in sets, for fewer intents accordingly.
     """
     import pandas
 
     codec, tables = sampler.student.codec, []
     for name in codec.rewards:
+        n = sampler.settings.samples_per_intent if name == "diversity" else 1
         requests = []
         for task, pool in intents.items():
             if name == "length":
@@ -88,8 +89,8 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> panda
                 requests += [(intent, Command(task, length=length)) for intent, length in turns]
             else:
                 levels = [codec.level_of(i) for i in range(codec.bins)]
-                requests += [(intent, Command(task, **{name: level})) for level in levels for intent in pool]
-        n = sampler.settings.samples_per_intent if name == "diversity" else 1
+                chosen = pool[: max(2, len(pool) // n)]
+                requests += [(intent, Command(task, **{name: level})) for level in levels for intent in chosen]
         tables.append(sampler.sample(requests, n, reward=name))
         print(f"calibration of {name}: {len(tables[-1])} prompts", flush=True)
     return pandas.concat(tables, ignore_index=True)

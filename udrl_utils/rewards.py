@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.distillation import read_pairs
-from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError, device_and_dtype
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError
 
 if TYPE_CHECKING:
     import numpy

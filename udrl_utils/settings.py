@@ -1,4 +1,4 @@
-"""Settings of each stage, the run folder they belong to, seeds and number format.
+"""Settings of each stage, and the run folder that they belong to.
 
 A notebook's parameters cell holds plain literals; `resolve` turns them into one strict, frozen settings
 object and refuses whatever it does not know, before any work starts.
@@ -9,13 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import platform
-import random
-import re
-import shutil
-import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +22,8 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+
+from udrl_utils.machine import environment
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -293,61 +289,3 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, revision and machine, written beside every output."""
-    packages = ("torch", "transformers", "trl", "datasets", "sentence-transformers", "papermill")
-    return {
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "git_revision": git_revision(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "system": platform.platform(terse=True),
-    }
-
-
-def git_revision() -> str | None:
-    """Commit of the checkout; None without git or without a commit."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "rev-parse", "--verify", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or None
-
-
-def cpu_facts() -> str:
-    """What Linux says of its processors; empty elsewhere."""
-    file = Path("/proc/cpuinfo")
-    return file.read_text() if file.exists() else ""
-
-
-def processor() -> str:
-    """Name of the processor, as the system gives it."""
-    found = re.search(r"model name\s*:\s*(.+)", cpu_facts())
-    return found.group(1) if found else platform.processor() or platform.machine()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def device_and_dtype() -> tuple[str, Any, str]:
-    """Device and number format to compute in: (device, torch dtype, reason in words)."""
-    import torch
-
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        if torch.cuda.is_bf16_supported():
-            return "cuda", torch.bfloat16, f"{name} computes in bfloat16"
-        return "cuda", torch.float16, f"{name} has no bfloat16"
-    if torch.backends.mps.is_available():
-        return "mps", torch.float32, "Apple GPU; float32 is the format that trains safely there"
-    if " amx_bf16" in cpu_facts() or " avx512_bf16" in cpu_facts():
-        return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 twice as fast as float32"
-    return "cpu", torch.float32, "no GPU, and a processor without bfloat16 arithmetic"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
-from udrl_utils.settings import RunError, SettingsError, TrainingSettings, device_and_dtype
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import RunError, SettingsError, TrainingSettings
 from udrl_utils.tasks import DATA, clean_intent
 
 if TYPE_CHECKING:

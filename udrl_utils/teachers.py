@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from udrl_utils.grammar import GrammarTeacher
-from udrl_utils.settings import DistillationSettings, SettingsError, device_and_dtype
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import DistillationSettings, SettingsError
 from udrl_utils.tasks import messages
 
 

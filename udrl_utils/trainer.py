@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.settings import TrainingSettings, device_and_dtype
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,7 +93,7 @@ def make_trainer(
     model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
 ) -> Any:
     """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
-    if model.device.type == "cpu":
+    if device_and_dtype()[0] == "cpu":
         # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow on a CPU
         model.set_attn_implementation("eager")
     return make_trainer_class()(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.dataset import command_pairs
-from udrl_utils.rewards import Encoder, annotate, load_rewards, read_annotated
-from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings, seed_everything
+from udrl_utils.machine import seed_everything
+from udrl_utils.rewards import Encoder, annotate, read_annotated
+from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer
 
@@ -188,8 +189,7 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int 
     """
     import pandas
 
-    folder, scoring = run / "03_student", run.settings(AnnotationSettings)
-    load_rewards(run / "02_annotated")
+    folder, embed = run / "03_student", Encoder(run.settings(AnnotationSettings).encoder)
     student, held = Student.load(folder), read_annotated(run, "validation")
     names = [name for name in ("relevance", "diversity") if name in student.codec.rewards]
     tables = []
@@ -204,7 +204,7 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int 
             for (k, intent), prompts in zip(requests, written, strict=True)
             for prompt in prompts
         ]
-        scored = annotate(pandas.DataFrame(prompts), names, Encoder(scoring.encoder))
+        scored = annotate(pandas.DataFrame(prompts), names, embed)
         ratios = scored.groupby("set")[names].mean() / rows[names].mean()
         commands = [Command(task, **chosen) for chosen in levels]
         tables.append(ratios.assign(task=task, command=commands, smaller=ratios.min(axis=1)))
