@@ -189,7 +189,7 @@ class Student:
         n: int = 1,
         seed: int = 0,
         temperature: float = 1.0,
-        min_p: float = 0.1,
+        min_p: float = 0.02,
         batch_size: int = 192,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all or one command each.

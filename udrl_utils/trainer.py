@@ -131,7 +131,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         gradient_checkpointing=False,
         completion_only_loss=True,
         eval_strategy="steps",
-        eval_steps=max(1, steps // 6),
+        eval_steps=max(1, steps // 3),
         save_strategy="steps",
         save_steps=max(1, steps // 3),
         save_total_limit=1,

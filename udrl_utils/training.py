@@ -177,7 +177,7 @@ Commands that served best on validation intents:
 """
 
 
-LEVELS = (None, 0.55, 0.75, 0.95)
+GRID = {"relevance": (None, 0.55), "diversity": (None, 0.65, 0.75, 0.85, 0.95)}
 
 
 def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int = 12, n: int = 4) -> pandas.DataFrame:
@@ -191,11 +191,11 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int 
 
     folder, embed = run / "03_student", Encoder(run.settings(AnnotationSettings).encoder)
     student, held = Student.load(folder), read_annotated(run, "validation")
-    names = [name for name in ("relevance", "diversity") if name in student.codec.rewards]
+    names = [name for name in GRID if name in student.codec.rewards]
     tables = []
     for task, rows in held.groupby("task") if names else ():
         rows = rows[rows.intent.isin(rows.intent.unique()[:intents])]
-        levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(LEVELS, repeat=len(names))]
+        levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*map(GRID.get, names))]
         requests = [(k, intent) for k in range(len(levels)) for intent in rows.intent.unique()]
         commands = [Command(task, **levels[k]) for k, _ in requests]
         written = student.generate([intent for _, intent in requests], commands, n=n, seed=settings.seed)
