@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Embed = Callable[[Sequence[str]], numpy.ndarray]
 
 LENGTHS = range(4, 41)
-INTENTS_PER_LENGTH = 8
+INTENTS_PER_LENGTH = 4
 SET_METRICS = ("relevance", "diversity", "self_bleu", "distinct_2", "vendi")
 
 
@@ -70,7 +70,7 @@ def asked(command: Command) -> dict[str, float]:
 def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> pandas.DataFrame:
     """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
 
-    Column `reward` says which one was commanded. Diversity is asked for in sets, for half of the intents.
+    Column `reward` says which one was commanded. Diversity is asked for in sets, for a third of the intents.
     """
     import pandas
 
@@ -89,7 +89,7 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> panda
                 requests += [(intent, Command(task, length=length)) for intent, length in turns]
             else:
                 levels = [codec.level_of(i) for i in range(codec.bins)]
-                chosen = pool[: max(2, len(pool) // 2)] if n > 1 else pool
+                chosen = pool[: max(2, len(pool) // 3)] if n > 1 else pool
                 requests += [(intent, Command(task, **{name: level})) for level in levels for intent in chosen]
         tables.append(sampler.sample(requests, n, reward=name))
         print(f"calibration of {name}: {len(tables[-1])} prompts", flush=True)
