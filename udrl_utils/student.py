@@ -169,7 +169,7 @@ class Student:
         return cls(model, AutoTokenizer.from_pretrained(folder, padding_side="left"), CommandCodec.load(folder))
 
     def best_command(self, task: str) -> Command:
-        """The codec's best supported command for a task."""
+        """The command that served a task best on validation intents."""
         return self.codec.best_command(task)
 
     def prefix(self, intent: str, command: Command) -> str:
