@@ -154,6 +154,8 @@ def execute(stage: str, settings: StageSettings, folder: RunFolder) -> None:
             language="python",
             progress_bar=False,
             stdout_file=sys.stdout,
+            # a kernel on the loopback interface need not warn that nobody encrypts what it says there
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         where, *lines = strip_color(str(error)).lstrip("-\n").splitlines()

@@ -1,17 +1,14 @@
-"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?
-
-Every set of samples is a table with one row per prompt: task, intent, set, prompt, what was commanded and, once
-scored, what was achieved.
-"""
+"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
 from udrl_utils.rewards import annotate
+from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, RunError
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, words
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    Embed = Callable[[Sequence[str]], numpy.ndarray]
+    from udrl_utils.samples import Embed
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
@@ -41,33 +38,7 @@ def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dic
     return chosen
 
 
-class Sampler:
-    """Generates and scores tables of samples with one student."""
-
-    def __init__(self, student: Student, rewards: list[str], embed: Embed, settings: AnalysisSettings):
-        self.student, self.rewards, self.embed, self.settings = student, rewards, embed, settings
-
-    def sample(self, requests: list[tuple[str, Command]], n: int, **columns: Any) -> pandas.DataFrame:
-        """Scored samples, n per (intent, command); each request is a set of its own."""
-        import pandas
-
-        sampling = {name: getattr(self.settings, name) for name in ("seed", "temperature", "min_p")}
-        intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
-        written = self.student.generate(intents, commands, n=n, **sampling)
-        rows = [
-            {"task": c.task, "intent": i, "set": k, "prompt": p, **{f"asked_{name}": v for name, v in asked(c).items()}}
-            for k, (i, c, prompts) in enumerate(zip(intents, commands, written, strict=True))
-            for p in prompts
-        ]
-        return annotate(pandas.DataFrame(rows).assign(**columns), self.rewards, self.embed)
-
-
-def asked(command: Command) -> dict[str, float]:
-    """What a command asks for, by reward."""
-    return {**({"length": command.length} if command.length else {}), **command.levels}
-
-
-def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> pandas.DataFrame:
+def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> pandas.DataFrame:
     """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
 
     Column `reward` says which one was commanded. Diversity is asked for in sets, for a third of the intents.
@@ -76,7 +47,7 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]]) -> panda
 
     codec, tables = sampler.student.codec, []
     for name in codec.rewards:
-        n = sampler.settings.samples_per_intent if name == "diversity" else 1
+        n = settings.samples_per_intent if name == "diversity" else 1
         requests = []
         for task, pool in intents.items():
             if name == "length":
@@ -149,8 +120,7 @@ def sample_systems(
         "student_open": sampler.sample([(i, Command(t)) for t, i in keys], n),
     }
     if plain:
-        baseline = Sampler(plain, sampler.rewards, sampler.embed, sampler.settings)
-        tables["sft_plain"] = baseline.sample([(i, Command(t)) for t, i in keys], n)
+        tables["sft_plain"] = sampler.of(plain).sample([(i, Command(t)) for t, i in keys], n)
     copies = nearest_copies(annotated[annotated.split == "train"], keys, sampler.embed)
     tables["nearest_copy"] = annotate(copies, sampler.rewards, sampler.embed)
     cut = [_cut(table, sizes).assign(system=name) for name, table in tables.items()]
@@ -279,7 +249,7 @@ def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) ->
 
 
 def open_vocabulary(
-    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool
+    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool, settings: AnalysisSettings
 ) -> tuple[dict[str, Any], pandas.DataFrame]:
     """How often the student writes about a noun it has never seen (stem match), text_to_image at high relevance.
 
@@ -293,4 +263,4 @@ def open_vocabulary(
     samples = sampler.sample([(intent, command) for intent in nouns], n=2)
     hits = [bool(stems(nouns[i]) & stems(p)) for i, p in zip(samples.intent, samples.prompt, strict=True)]
     samples = samples.assign(noun=samples.intent.map(nouns), hit=hits)
-    return {"noun_hit_rate": interval(hits, sampler.settings), "intents": len(nouns), "task": task}, samples
+    return {"noun_hit_rate": interval(hits, settings), "intents": len(nouns), "task": task}, samples

@@ -154,7 +154,12 @@ class AnalysisSettings(StageSettings):
     samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
     min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+    def sampling(self) -> dict[str, Any]:
+        """What the student is told of how to sample."""
+        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
 SETTINGS: dict[str, type[StageSettings]] = dict(

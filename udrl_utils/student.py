@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
+from udrl_utils.guidance import GuidedSampler
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import RunError, SettingsError, TrainingSettings
 from udrl_utils.tasks import DATA, clean_intent
@@ -190,12 +191,14 @@ class Student:
         seed: int = 0,
         temperature: float = 1.0,
         min_p: float = 0.02,
-        batch_size: int = 192,
+        guidance: float = 2.0,
+        batch_size: int = 128,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all or one command each.
 
-        min_p: tokens less likely than this share of the likeliest are never drawn (arXiv 2407.01082): where a word
-        must be copied little else is left, where anything may follow nearly everything is.
+        min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied
+        little else is left, where anything may follow nearly everything is.
+        guidance: how far the levels of a command are followed, 1 being what was learnt; more costs a second pass.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
         Raises: CommandError when a command asks for what the student does not know, or an intent is empty.
@@ -206,25 +209,31 @@ class Student:
         for intent in intents:
             if not clean_intent(intent):
                 raise CommandError(f"intent={intent!r} is empty")
-        prefixes = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True) for _ in range(n)]
-        longest = [(c.length or self.codec.longest or 60) for c in commands for _ in range(n)]
+        asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
+        # the same without levels, for commands that have levels to be guided by
+        opened = {
+            k: self.prefix(intents[k], Command(c.task, c.length))
+            for k, c in enumerate(commands)
+            if c.levels and guidance != 1
+        }
+        longest = [c.length or self.codec.longest or 60 for c in commands]
         # Alike prompts share a batch: it pads and runs as long as its longest.
-        order = sorted(range(len(prefixes)), key=lambda i: (longest[i], len(prefixes[i])))
-        written = [""] * len(prefixes)
+        order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
+        written: list[list[str]] = [[] for _ in asked]
+        draw = torch.Generator(self.model.device).manual_seed(seed)
         training = self.model.training
         self.model.eval()
-        # a fork of the random state: sampling in the middle of a training must not change what it does next
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                texts = self._sample([prefixes[i] for i in rows], max(longest[i] for i in rows), temperature, min_p)
-                for i, text in zip(rows, texts, strict=True):
-                    written[i] = text
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            guided = [place for place, k in enumerate(rows) if k in opened]
+            sampler = GuidedSampler(len(rows), guided, draw, temperature, min_p, guidance)
+            prefixes = [asked[k] for k in rows] + [opened[rows[place]] for place in guided]
+            for k, text in zip(rows, self._sample(prefixes, longest[rows[-1]], sampler), strict=False):
+                written[k].append(text)
         self.model.train(training)
-        return [written[i : i + n] for i in range(0, len(written), n)]
+        return written
 
-    def _sample(self, prefixes: list[str], words: int, temperature: float, min_p: float) -> list[str]:
+    def _sample(self, prefixes: list[str], words: int, sampler: GuidedSampler) -> list[str]:
         import torch
 
         batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(
@@ -236,11 +245,8 @@ class Student:
             ids = self.model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                do_sample=True,
-                temperature=temperature,
-                min_p=min_p,
-                top_p=1.0,
-                top_k=0,
+                logits_processor=[sampler],
+                do_sample=False,
                 max_new_tokens=min(limit, 5 * words // 2 + 12),
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,

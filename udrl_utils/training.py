@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.machine import seed_everything
-from udrl_utils.rewards import Encoder, annotate, read_annotated
+from udrl_utils.rewards import Encoder, read_annotated
+from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer
@@ -177,7 +178,7 @@ Commands that served best on validation intents:
 """
 
 
-GRID = {"relevance": (None, 0.55), "diversity": (None, 0.65, 0.75, 0.85, 0.95)}
+GRID = {"relevance": (None, 0.55, 0.75), "diversity": (None, 0.65, 0.75, 0.85, 0.95)}
 
 
 def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int = 12, n: int = 4) -> pandas.DataFrame:
@@ -189,33 +190,27 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int 
     """
     import pandas
 
-    folder, embed = run / "03_student", Encoder(run.settings(AnnotationSettings).encoder)
-    student, held = Student.load(folder), read_annotated(run, "validation")
+    folder, held = run / "03_student", read_annotated(run, "validation")
+    student = Student.load(folder)
     names = [name for name in GRID if name in student.codec.rewards]
-    tables = []
-    for task, rows in held.groupby("task") if names else ():
-        rows = rows[rows.intent.isin(rows.intent.unique()[:intents])]
-        levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*map(GRID.get, names))]
-        requests = [(k, intent) for k in range(len(levels)) for intent in rows.intent.unique()]
-        commands = [Command(task, **levels[k]) for k, _ in requests]
-        written = student.generate([intent for _, intent in requests], commands, n=n, seed=settings.seed)
-        prompts = [
-            {"task": task, "intent": intent, "set": k, "prompt": prompt}
-            for (k, intent), prompts in zip(requests, written, strict=True)
-            for prompt in prompts
-        ]
-        scored = annotate(pandas.DataFrame(prompts), names, embed)
-        ratios = scored.groupby("set")[names].mean() / rows[names].mean()
-        commands = [Command(task, **chosen) for chosen in levels]
-        tables.append(ratios.assign(task=task, command=commands, smaller=ratios.min(axis=1)))
-    if not tables:
+    if not names:
         return pandas.DataFrame()
-    measured = pandas.concat(tables).sort_values(["task", "smaller"], ascending=[True, False])
+    levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*map(GRID.get, names))]
+    held = held.groupby("task").apply(lambda rows: rows[rows.intent.isin(rows.intent.unique()[:intents])])
+    held = held.reset_index("task").reset_index(drop=True)
+    keys = list(held[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))
+    requests = [(intent, Command(task, **asked)) for asked in levels for task, intent in keys]
+    embed = Encoder(run.settings(AnnotationSettings).encoder)
+    scored = Sampler(student, names, embed, seed=settings.seed).sample(requests, n)
+    scored["command"] = scored.set.map(lambda number: requests[number][1])
+    measured = scored.groupby(["task", "command"])[names].mean() / held.groupby("task")[names].mean()
+    measured["smaller"] = measured.min(axis=1)
+    measured = measured.reset_index().sort_values(["task", "smaller"], ascending=[True, False])
     best = {row.task: row.command.levels for row in measured.drop_duplicates("task").itertuples()}
     codec = replace(student.codec, best=best)
     codec.save(folder)
     (folder / "README.md").write_text(model_card(student.model, codec))
-    return measured[["task", "command", *names, "smaller"]].reset_index(drop=True)
+    return measured.reset_index(drop=True)
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ import yaml
 from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
-    *("machine", "settings", "tasks", "grammar", "teachers", "distillation", "rewards", "commands", "student"),
-    *("dataset", "trainer", "training", "base", "evaluation", "retrieval", "deployment", "figures", "widgets"),
-    *("report", "cli"),
+    *("machine", "settings", "tasks", "grammar", "teachers", "distillation", "rewards", "commands", "guidance"),
+    *("student", "samples", "dataset", "trainer", "training", "base", "evaluation", "retrieval", "deployment"),
+    *("figures", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")

@@ -1,0 +1,49 @@
+"""Samples: prompts that a student wrote under commands, scored with the rewards that they really achieved.
+
+A table of samples has one row per prompt: task, intent, set, prompt, what was commanded (asked_<reward>) and what
+was achieved (<reward>).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command
+from udrl_utils.rewards import annotate
+from udrl_utils.student import Student
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+
+    Embed = Callable[[Sequence[str]], numpy.ndarray]
+
+
+class Sampler:
+    """Lets one student write, and scores it. `sampling` goes to Student.generate: seed, temperature, ..."""
+
+    def __init__(self, student: Student, rewards: list[str], embed: Embed, **sampling: Any):
+        self.student, self.rewards, self.embed, self.sampling = student, rewards, embed, sampling
+
+    def of(self, student: Student) -> Sampler:
+        """The same for another student."""
+        return Sampler(student, self.rewards, self.embed, **self.sampling)
+
+    def sample(self, requests: list[tuple[str, Command]], n: int, **columns: Any) -> pandas.DataFrame:
+        """Scored samples, n per (intent, command); each request is a set of its own."""
+        import pandas
+
+        intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
+        written = self.student.generate(intents, commands, n=n, **self.sampling)
+        rows = [
+            {"task": c.task, "intent": i, "set": k, "prompt": p, **{f"asked_{name}": v for name, v in asked(c).items()}}
+            for k, (i, c, prompts) in enumerate(zip(intents, commands, written, strict=True))
+            for p in prompts
+        ]
+        return annotate(pandas.DataFrame(rows).assign(**columns), self.rewards, self.embed)
+
+
+def asked(command: Command) -> dict[str, float]:
+    """What a command asks for, by reward."""
+    return {**({"length": command.length} if command.length else {}), **command.levels}
