@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas
 
 END_OF_PREFIX = "<|prompt|>"
+LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
+SUPPORT = 3  # train pairs at or next to a combination that make it feasible
 
 
 class CommandError(UserError):
@@ -48,18 +50,24 @@ class Command:
     def __hash__(self) -> int:
         return hash(repr(self))
 
+    def __lt__(self, other: Command) -> bool:
+        """Tables can be grouped by command, for which pandas sorts them."""
+        return repr(self) < repr(other)
+
 
 @dataclass(frozen=True)
 class CommandCodec:
     """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
 
-    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds the levels that served it best.
+    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds the levels that served it best;
+    joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
     """
 
     bins: int
     longest: int
     edges: dict[str, dict[str, list[float]]]
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    joint: dict[str, list[list[int]]] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, annotated: pandas.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
@@ -79,16 +87,32 @@ class CommandCodec:
                     raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
-        return cls(bins, longest, edges)
+        codec = cls(bins, longest, edges)
+        return replace(codec, joint={task: codec._combinations(rows) for task, rows in annotated.groupby("task")})
+
+    def _combinations(self, rows: pandas.DataFrame) -> list[list[int]]:
+        import numpy as np
+
+        rows = rows.dropna(subset=self.levels)
+        bands = rows.length.astype(int) // LENGTH_BAND if self.longest else np.zeros(len(rows), dtype=int)
+        task = rows.task.iloc[0] if len(rows) else ""
+        bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.levels]
+        cells, counts = np.unique(np.column_stack([bands, *bins]), axis=0, return_counts=True)
+        return np.column_stack([cells, counts]).tolist()
 
     @property
     def rewards(self) -> list[str]:
         """Rewards that can be commanded, in the order of their tokens."""
-        return ["length"] * (self.longest > 0) + list(next(iter(self.edges.values())))
+        return ["length"] * (self.longest > 0) + self.levels
+
+    @property
+    def levels(self) -> list[str]:
+        """Rewards that are commanded in quantile levels: all but length."""
+        return list(next(iter(self.edges.values())))
 
     def tokens(self) -> list[str]:
         """Every special token of the codec."""
-        levels = [f"<|{name}:{i}|>" for name in self.rewards if name != "length" for i in range(self.bins)]
+        levels = [f"<|{name}:{i}|>" for name in self.levels for i in range(self.bins)]
         lengths = [f"<|length:{i}|>" for i in range(1, self.longest + 1)]
         return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in TASKS), *lengths, *levels]
 
@@ -102,17 +126,66 @@ class CommandCodec:
         """Level token of a commanded quantile level; where quantiles coincide, the one that was trained."""
         return self.bin_of_value(task, name, self.edges[task][name][min(int(level * self.bins), self.bins - 1)])
 
-    def encode(self, command: Command) -> str:
-        """The command as tokens. Raises: CommandError for a reward or length that the student does not know."""
+    def feasible(self, command: Command, strict: bool = False) -> tuple[Command, str]:
+        """The nearest command that the train split supports, and a note on what was changed, '' where nothing was.
+
+        Supported is what a few train pairs achieved, or came next to, in all rewards that the command names at once.
+        Raises: CommandError with strict=True when the command itself is not supported, naming the range.
+        """
+        self.check(command)
+        length, levels = command.length, dict(command.levels)
+        if length is not None:
+            length = min(length, self.longest)
+        names = [name for name in self.levels if name in levels]
+        bins = [self.bin_of_level(command.task, name, levels[name]) for name in names]
+        cell = ([] if length is None else [length // LENGTH_BAND]) + bins
+        found = self._nearest_cell(command.task, names, length is not None, cell) if names else cell
+        if found != cell:
+            if length is not None:
+                first = found[0] * LENGTH_BAND
+                length = min(max(length, first, 1), first + LENGTH_BAND - 1, self.longest)
+            moved = zip(names, found[len(found) - len(names) :], bins, strict=True)
+            levels |= {name: self.level_of(new) for name, new, old in moved if new != old}
+        nearest = Command(command.task, length, **levels)
+        if nearest == command:
+            return command, ""
+        what = f"{command!r} is beyond what was trained (lengths 1 to {self.longest})"
+        if strict:
+            raise CommandError(f"{what}; the nearest is {nearest!r}")
+        return nearest, f"{what}; asked for {nearest!r} instead"
+
+    def _nearest_cell(self, task: str, names: list[str], banded: bool, cell: list[int]) -> list[int]:
+        """The nearest combination with support; one level bin counts as much as one length band."""
+        import numpy as np
+
+        table = np.array(self.joint.get(task, ()))
+        if not len(table):
+            return cell
+        columns = [0] * banded + [1 + self.levels.index(name) for name in names]
+        cells, place = np.unique(table[:, columns], axis=0, return_inverse=True)
+        counts = np.bincount(place.ravel(), weights=table[:, -1])
+        apart = np.abs(cells - cell)
+        if counts[apart.max(1) <= 1].sum() >= SUPPORT:
+            return cell
+        support = (np.abs(cells[:, None] - cells).max(-1) <= 1) @ counts
+        distances = np.where(support >= SUPPORT, apart.sum(1), np.inf)
+        return cells[distances.argmin()].tolist() if np.isfinite(distances).any() else cell
+
+    def check(self, command: Command) -> None:
+        """Raises: CommandError for a task or a reward that the student does not know."""
         if command.task not in self.edges:
             raise CommandError(f"task={command.task!r} was not trained; this student knows {', '.join(self.edges)}")
+        for name in [*["length"] * (command.length is not None), *command.levels]:
+            if name not in self.rewards:
+                raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")
+
+    def encode(self, command: Command) -> str:
+        """The command as tokens. Raises: CommandError for a reward or length that the student does not know."""
+        self.check(command)
         if command.length is not None and command.length > self.longest:
             raise CommandError(
                 f"length={command.length} is beyond the longest prompt trained; allowed are 1 to {self.longest}"
             )
-        for name in command.levels:
-            if name not in self.rewards:
-                raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")
         bins = {name: self.bin_of_level(command.task, name, level) for name, level in command.levels.items()}
         return self._write(command.task, command.length, bins)
 
@@ -142,6 +215,19 @@ class CommandCodec:
     def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
         parts = [f"<|task:{task}|>"] + ([f"<|length:{length}|>"] if length else [])
         return "".join(parts + [f"<|{name}:{bins[name]}|>" for name in self.rewards if name in bins])
+
+    def achieved_levels(self, rows: pandas.DataFrame) -> pandas.DataFrame:
+        """Quantile levels that rows achieved, one column per reward but length; NaN where a reward has no value."""
+        import numpy as np
+        import pandas
+
+        table = pandas.DataFrame(np.nan, index=rows.index, columns=self.levels)
+        for task, group in rows.groupby("task"):
+            for name in self.levels:
+                edges = self.edges[task][name]
+                found = np.interp(group[name], edges, np.linspace(0, 1, len(edges)))
+                table.loc[group.index, name] = np.where(group[name].isna(), np.nan, found)
+        return table
 
     def level_of(self, bin_index: int) -> float:
         """Middle of a level token's quantiles."""

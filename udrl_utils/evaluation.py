@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
-SET_METRICS = ("relevance", "diversity", "self_bleu", "distinct_2", "vendi")
+SET_METRICS = ("relevance", "diversity", "overlap", "self_bleu", "distinct_2", "vendi")
 
 
 def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, list[str]]:
@@ -149,16 +149,30 @@ def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: 
 
 
 def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
-    """Per system, task and intent: relevance, diversity, self-BLEU, distinct-2 and Vendi score of the set."""
+    """Per system, task and intent: relevance, diversity, overlap, self-BLEU, distinct-2 and Vendi score of the set."""
     import pandas
 
     vectors, rows = embed(samples.prompt), []
     for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
         prompts = samples.prompt.iloc[index].tolist()
         means = samples.iloc[index][["relevance", "diversity"]].mean().to_dict()
-        values = {"self_bleu": self_bleu(prompts), "distinct_2": distinct_2(prompts), "vendi": vendi(vectors[index])}
+        values = {
+            "overlap": overlap(key[2], prompts),
+            "self_bleu": self_bleu(prompts),
+            "distinct_2": distinct_2(prompts),
+            "vendi": vendi(vectors[index]),
+        }
         rows.append({**dict(zip(("system", "task", "intent"), key, strict=True)), **means, **values})
     return pandas.DataFrame(rows)
+
+
+def overlap(intent: str, prompts: list[str]) -> float:
+    """Mean share of an intent's content words that its prompts keep (stem match), 0..1.
+
+    A measure of relevance that was not trained on: a student that games the embedding would show here.
+    """
+    wanted = {stem for word in words(intent) if len(word) > 3 for stem in stems(word)} or stems(intent)
+    return sum(len(wanted & stems(prompt)) / len(wanted) for prompt in prompts) / len(prompts)
 
 
 def self_bleu(prompts: list[str]) -> float:
@@ -260,7 +274,7 @@ def open_vocabulary(
     if not nouns:
         return {"noun_hit_rate": None, "intents": 0}, annotated.iloc[:0]
     command = Command(task, relevance=1.0) if "relevance" in sampler.student.codec.rewards else Command(task)
-    samples = sampler.sample([(intent, command) for intent in nouns], n=2)
+    samples = sampler.sample([(intent, command) for intent in nouns], n=4)
     hits = [bool(stems(nouns[i]) & stems(p)) for i, p in zip(samples.intent, samples.prompt, strict=True)]
     samples = samples.assign(noun=samples.intent.map(nouns), hit=hits)
     return {"noun_hit_rate": interval(hits, settings), "intents": len(nouns), "task": task}, samples

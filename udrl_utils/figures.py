@@ -116,6 +116,34 @@ def loss_curves(log: pandas.DataFrame) -> Figure:
     return figure
 
 
+def rounds(history: pandas.DataFrame) -> Figure:
+    """The front of each round on validation intents, per task: relevance against set diversity, teacher = 1."""
+    import seaborn
+
+    figure, axes = panels(max(1, history.task.nunique()), sharey=True)
+    points = history.groupby(["task", "round", "command"], sort=False)[["relevance", "diversity"]].mean().reset_index()
+    for axis, (task, rows) in zip(axes, points.groupby("task"), strict=True):
+        seaborn.lineplot(
+            rows, x="diversity", y="relevance", hue="round", palette="viridis", marker="o", sort=False, ax=axis
+        )
+        axis.axhline(1, color="gray", linewidth=1, linestyle="--")
+        axis.axvline(1, color="gray", linewidth=1, linestyle="--")
+        axis.set(xlabel="set diversity [teacher = 1]", ylabel="relevance [teacher = 1]", title=task)
+    return figure
+
+
+def edge(probes: pandas.DataFrame) -> Figure:
+    """Share of samples that did what was asked at the edge of the data; diamonds: the share among train pairs."""
+    import seaborn
+
+    figure, (axis,) = panels(1, width=8, height=0.5 * len(probes) + 1.2)
+    labels = probes.probe + " (" + probes.asked + ")"
+    seaborn.barplot(x=probes.achieved, y=labels, color="C0", ax=axis)
+    axis.scatter(probes.train.astype(float), range(len(probes)), marker="D", color="C1", zorder=3)
+    axis.set(xlabel="share of samples", ylabel="", xlim=(0, 1))
+    return figure
+
+
 def calibration(metrics: dict[str, Any], name: str) -> Figure:
     """Commanded against achieved, per task, with the mean's 95% interval; the diagonal is perfect obedience."""
     tasks = [task for task in metrics["calibration"] if task != "all" and name in metrics["calibration"][task]]

@@ -1,44 +1,82 @@
-"""Guided sampling: how the next token of a commanded prompt is drawn."""
+"""Guided writing: prompts drawn token by token, following the levels of a command further than they were learnt."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass
-class GuidedSampler:
-    """Draws each row's next token; a logits processor for `generate(do_sample=False)`, which then takes what was drawn.
+class Sampling:
+    """How tokens are drawn: by temperature, min_p (arXiv 2407.01082) and guidance (arXiv 2306.17806)."""
 
-    A batch is `size` commanded rows, then one open row for each of the `guided` ones: the same prefix without its
-    levels. Log-probabilities of a guided row move away from those of its open row, `guidance` times as far as they
-    already are (classifier-free guidance, arXiv 2306.17806). Then tokens less likely than `min_p` of the likeliest
-    are left out (arXiv 2407.01082), and one is drawn. An open row follows its guided one.
-    """
-
-    size: int
-    guided: list[int]
     draw: torch.Generator
     temperature: float
     min_p: float
     guidance: float
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores, shape (rows, vocabulary), with everything but the drawn tokens at minus infinity."""
-        import math
+    def next_tokens(self, logits: torch.Tensor, opened: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
+        """One token per row of `logits`, shape (rows, vocabulary) -> (rows,).
 
+        `opened` holds the logits of the `guided` rows without their levels. Log-probabilities of a guided row move
+        away from them, `guidance` times as far as they already are. Then tokens less likely than `min_p` of the
+        likeliest are left out, and one is drawn.
+        """
         import torch
 
-        logits = scores.float().log_softmax(-1)
-        asked, opened = logits[: self.size], logits[self.size :]
-        asked[self.guided] = torch.lerp(opened, asked[self.guided], self.guidance)
-        asked = asked / self.temperature
-        unlikely = asked < asked.amax(-1, keepdim=True) + math.log(max(self.min_p, 1e-30))
+        scores = logits.float().log_softmax(-1)
+        if len(guided):
+            scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], self.guidance)
+        scores /= self.temperature
+        unlikely = scores < scores.amax(-1, keepdim=True) + math.log(max(self.min_p, 1e-30))
         # dividing by exponential noise and taking the largest draws from the distribution, without normalising it
-        noise = torch.empty_like(asked).exponential_(generator=self.draw)
-        drawn = (asked.masked_fill(unlikely, -torch.inf) - noise.log()).argmax(-1)
-        drawn = torch.cat([drawn, drawn[self.guided]])
-        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn[:, None], 0.0)
+        noise = torch.empty_like(scores).exponential_(generator=self.draw)
+        return (scores.masked_fill_(unlikely, -torch.inf) - noise.log_()).argmax(-1)
+
+
+def write(model: Any, batch: Any, guided: list[int], sampling: Sampling, most: int, end: int) -> list[list[int]]:
+    """Tokens that the model writes after each commanded prefix, up to `end` or `most` of them.
+
+    `batch` is left-padded: the commanded prefixes, then for each row in `guided` the same prefix without its levels.
+    An open row is fed what its guided one draws. Rows that are done leave the batch, so that the longest prompt is
+    not paid for by all.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    size, device = len(batch.input_ids) - len(guided), batch.input_ids.device
+    written: list[list[int]] = [[] for _ in range(size)]
+    rows, pairs = torch.arange(size, device=device), torch.tensor(guided, dtype=torch.long, device=device)
+    done = torch.zeros(size, dtype=torch.bool, device=device)
+    mask, ids, cache = batch.attention_mask, batch.input_ids, DynamicCache(config=model.config)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    for step in range(most):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        drawn = sampling.next_tokens(logits[: len(rows)], logits[len(rows) :], pairs)
+        done |= drawn == end
+        for row, token, over in zip(rows.tolist(), drawn.tolist(), done.tolist(), strict=True):
+            if not over:
+                written[row].append(token)
+        if done.all() or step + 1 == most:
+            break
+        ids, position = torch.cat([drawn, drawn[pairs]])[:, None], position[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if done.float().mean() >= 0.2:
+            going, following = (~done).nonzero()[:, 0], (~done[pairs]).nonzero()[:, 0]
+            stay = torch.cat([going, len(rows) + following])
+            pairs = torch.searchsorted(going, pairs[following])
+            rows, done = rows[going], done[going]
+            ids, mask, position = ids[stay], mask[stay], position[stay]
+            cache.batch_select_indices(stay)
+    return written

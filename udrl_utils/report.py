@@ -23,6 +23,9 @@ FIGURES = {
     "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
     "calibration_relevance": "Relevance per task with 95% intervals.",
     "calibration_diversity": "Diversity per task with 95% intervals.",
+    "edge": "The edge of the data: lengths that few or no pairs have, and levels at the very top. Diamonds: the share "
+    "of the teacher's own prompts.",
+    "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
     "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps.",
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
@@ -64,6 +67,25 @@ def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).set_index(["task", "reward"]).astype(object).fillna("")
 
 
+def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per reward: obeyed singly, all at once, with a choice of several; recognised without sampling."""
+    import pandas
+
+    single, several = metrics["calibration"]["all"], metrics["best_of_n"]
+    rows = {}
+    for name in single:
+        likely, choice = metrics["likelihood"].get(name, {}), several.get(name, {})
+        rows[name] = {
+            "Spearman, one command": single[name]["spearman"],
+            "all at once": metrics["joint"].get(name),
+            f"best of {several['tries']}": choice.get("best_of_n"),
+            "true level likeliest": likely.get("top_1"),
+            "or next to it": likely.get("within_1"),
+            "by chance": likely.get("chance_within_1"),
+        }
+    return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
+
+
 def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:
     """A few intents with what teacher and student wrote for them."""
     chosen = samples[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
@@ -95,6 +117,7 @@ def build(run: RunFolder) -> Path:
         tables={
             "systems": systems_table(metrics).to_html(border=0),
             "calibration": calibration_table(metrics).to_html(border=0),
+            "probes": probes_table(metrics).to_html(border=0),
             "examples": examples(samples).to_html(border=0, index=False),
         },
         images=images,

@@ -136,6 +136,10 @@ class TrainingSettings(StageSettings):
     word_swaps: float = Field(
         description="chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1
     )
+    rounds: int = Field(description="rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
+    round_sets: int = Field(description="sets of 4 prompts that a round asks the student for", ge=10)
+    unseen_lengths: list[int] = Field(description="lengths that the last task is never trained on, as a probe")
+    kl_anchor: float = Field(description="weight that keeps a round near the student it started from; 0 for none", ge=0)
     plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
 
     @field_validator("n_embd")
@@ -155,6 +159,8 @@ class AnalysisSettings(StageSettings):
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
     min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
+    outside_intents: str = Field(description="file or Hub data set of intents from outside, as a probe; '' for none")
+    outside_column: str = Field(description="column of the outside intents", min_length=1)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
     def sampling(self) -> dict[str, Any]:

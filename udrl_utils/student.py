@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
-from udrl_utils.guidance import GuidedSampler
+from udrl_utils.guidance import Sampling, write
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import RunError, SettingsError, TrainingSettings
 from udrl_utils.tasks import DATA, clean_intent
@@ -169,6 +170,18 @@ class Student:
         model = AutoModelForCausalLM.from_pretrained(folder).to(device)
         return cls(model, AutoTokenizer.from_pretrained(folder, padding_side="left"), CommandCodec.load(folder))
 
+    def save(self, folder: Path) -> None:
+        """Save beside, then move file by file, commands.json last: an interrupted save leaves the old student."""
+        new = folder / ".saving"
+        new.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(new)
+        self.tokenizer.save_pretrained(new)
+        self.codec.save(new)
+        (new / "README.md").write_text(model_card(self))
+        for file in sorted(new.iterdir(), key=lambda file: file.name == "commands.json"):
+            file.replace(folder / file.name)
+        new.rmdir()
+
     def best_command(self, task: str) -> Command:
         """The command that served a task best on validation intents."""
         return self.codec.best_command(task)
@@ -192,6 +205,7 @@ class Student:
         temperature: float = 1.0,
         min_p: float = 0.02,
         guidance: float = 2.0,
+        strict: bool = False,
         batch_size: int = 128,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all or one command each.
@@ -199,6 +213,7 @@ class Student:
         min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied
         little else is left, where anything may follow nearly everything is.
         guidance: how far the levels of a command are followed, 1 being what was learnt; more costs a second pass.
+        strict: refuse a command that the train split does not support; else the nearest is asked for, with a warning.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
         Raises: CommandError when a command asks for what the student does not know, or an intent is empty.
@@ -209,6 +224,10 @@ class Student:
         for intent in intents:
             if not clean_intent(intent):
                 raise CommandError(f"intent={intent!r} is empty")
+        found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
+        for note in filter(None, (note for _, note in found.values())):
+            warnings.warn(note, stacklevel=2)
+        commands = [found[command][0] for command in commands]
         asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
         # the same without levels, for commands that have levels to be guided by
         opened = {
@@ -220,40 +239,77 @@ class Student:
         # Alike prompts share a batch: it pads and runs as long as its longest.
         order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
         written: list[list[str]] = [[] for _ in asked]
-        draw = torch.Generator(self.model.device).manual_seed(seed)
+        sampling = Sampling(torch.Generator(self.model.device).manual_seed(seed), temperature, min_p, guidance)
         training = self.model.training
         self.model.eval()
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             guided = [place for place, k in enumerate(rows) if k in opened]
-            sampler = GuidedSampler(len(rows), guided, draw, temperature, min_p, guidance)
             prefixes = [asked[k] for k in rows] + [opened[rows[place]] for place in guided]
-            for k, text in zip(rows, self._sample(prefixes, longest[rows[-1]], sampler), strict=False):
+            for k, text in zip(rows, self._write(prefixes, guided, longest[rows[-1]], sampling), strict=True):
                 written[k].append(text)
         self.model.train(training)
         return written
 
-    def _sample(self, prefixes: list[str], words: int, sampler: GuidedSampler) -> list[str]:
+    def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str], batch_size: int = 64) -> list[float]:
+        """Log-probability of each prompt, its end included, after its prefix [nats]."""
         import torch
 
-        batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False).to(
-            self.model.device
-        )
-        size = batch.input_ids.shape[1]
-        limit = self.model.config.max_position_embeddings - size
+        found: list[float] = []
+        for start in range(0, len(prefixes), batch_size):
+            rows = slice(start, start + batch_size)
+            pairs = [f"{a}{b}{self.tokenizer.eos_token}" for a, b in zip(prefixes[rows], prompts[rows], strict=True)]
+            batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False)
+            batch = batch.to(self.model.device)
+            sizes = [len(ids) for ids in self.tokenizer(list(prefixes[rows]), add_special_tokens=False).input_ids]
+            position = batch.attention_mask.cumsum(-1)
+            with torch.inference_mode():
+                logits = self.model(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    position_ids=(position - 1).clamp(min=0),
+                ).logits
+            each = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+            written = position[:, 1:] > torch.tensor(sizes, device=position.device)[:, None]
+            found += (each * written).sum(-1).tolist()
+        return found
+
+    def _write(self, prefixes: list[str], guided: list[int], words: int, sampling: Sampling) -> list[str]:
+        import torch
+
+        batch = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False)
+        room = self.model.config.max_position_embeddings - batch.input_ids.shape[1]
+        most = min(room, 5 * words // 2 + 12)
         with torch.inference_mode():
-            ids = self.model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                logits_processor=[sampler],
-                do_sample=False,
-                max_new_tokens=min(limit, 5 * words // 2 + 12),
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-            )
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids[:, size:], skip_special_tokens=True)]
+            ids = write(self.model, batch.to(self.model.device), guided, sampling, most, self.tokenizer.eos_token_id)
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def prefix_of(command_tokens: str, intent: str) -> str:
     """Command tokens, intent and the token that ends the prefix; no intent can smuggle in a special token."""
     return f"{command_tokens}{intent.replace('<|', '< |')}{END_OF_PREFIX}"
+
+
+def model_card(student: Student) -> str:
+    """What somebody who finds the student's folder must know to use it."""
+    codec = student.codec
+    best = "\n".join(f"- {task}: `{codec.best_command(task)!r}`" for task in codec.edges)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# Prompt-writing student
+
+{student.model.num_parameters() / 1e6:.1f}M parameters, trained by upside-down reinforcement learning on prompts
+that a teacher wrote. It reads command tokens and an intent, and writes a prompt.
+Commands: {", ".join(codec.rewards)}; lengths up to
+{codec.longest} words, other rewards as quantile levels of the train split in {codec.bins} bins (`commands.json`).
+
+    from udrl_utils.commands import Command
+    from udrl_utils.student import Student
+    Student.load("this folder").generate(["koi pond"], Command("{next(iter(codec.edges))}", length=18))
+
+Commands that served best on validation intents:
+
+{best}
+"""

@@ -47,14 +47,19 @@ class AlikeLengths:
 
 def make_trainer_class() -> type:
     """The trainer; made in a function because importing TRL takes seconds."""
-    from torch.nn.functional import cross_entropy
+    import torch
+    from torch.nn.functional import cross_entropy, kl_div
     from trl import SFTTrainer
 
     class UDRLTrainer(SFTTrainer):
         """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
 
         The loss is the same: mean cross entropy over completion tokens. Alike lengths share a batch: little padding.
+        With an anchor, `weight` times the divergence from that model is added, KL(anchor || model), so that a student
+        does not forget what it was (as in Quark, arXiv 2205.13636).
         """
+
+        anchor, weight = None, 0.0
 
         def compute_loss(
             self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -68,6 +73,11 @@ def make_trainer_class() -> type:
             else:  # wrapped for several processes: gradients must pass through the wrapper
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
+            if self.weight and model.training:
+                with torch.no_grad():
+                    before = self.anchor(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
+                now, before = logits.float().log_softmax(-1), before.float().log_softmax(-1)
+                total = total + self.weight * kl_div(now, before, reduction="sum", log_target=True)
             loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
@@ -81,8 +91,6 @@ def make_trainer_class() -> type:
         def prediction_step(
             self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
         ) -> tuple:
-            import torch
-
             with torch.no_grad():
                 return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
@@ -90,19 +98,28 @@ def make_trainer_class() -> type:
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
+    model: Any,
+    tokenizer: Any,
+    settings: TrainingSettings,
+    output: Path,
+    train: Dataset,
+    held: Dataset,
+    anchor: Any = None,
 ) -> Any:
-    """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
+    """The trainer of a model on prompt/completion rows, with `held` to watch it on and an `anchor` to stay near."""
     if device_and_dtype()[0] == "cpu":
         # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow on a CPU
         model.set_attn_implementation("eager")
-    return make_trainer_class()(
+    trainer = make_trainer_class()(
         model=model,
         args=trainer_config(settings, output, len(train)),
         train_dataset=train,
         eval_dataset=held,
         processing_class=tokenizer,
     )
+    if anchor is not None:
+        trainer.anchor, trainer.weight = anchor.eval(), settings.kl_anchor
+    return trainer
 
 
 def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:

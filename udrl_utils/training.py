@@ -1,4 +1,4 @@
-"""Training: a run's annotated pairs become a student, and the commands that serve it best are found.
+"""Training: a run's annotated pairs become a student, rounds take it further, and its best commands are found.
 
 `python -m udrl_utils.training --run outputs/<run>` trains as the notebook does, under `accelerate launch` too.
 """
@@ -6,129 +6,87 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import hashlib
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
+from udrl_utils.front import GRID, PATH, best_levels, hypervolume, measure_front
 from udrl_utils.machine import seed_everything
-from udrl_utils.rewards import Encoder, read_annotated
+from udrl_utils.rewards import Encoder, load_rewards, read_annotated
+from udrl_utils.rounds import bounded, collect, hindsight_rows
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer
+from udrl_utils.training_log import TrainingLog, callback
 
 if TYPE_CHECKING:
     import pandas
 
-
-class TrainingLog:
-    """What is seen of a training: loss entries, samples under commands, and a printed line now and then.
-
-    `live`, if given, is called with the loss table at most every ten seconds.
-    """
-
-    COMMANDS = ({"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95})
-
-    def __init__(
-        self, variant: str, intents: list[tuple[str, str]], live: Callable[[pandas.DataFrame], None] | None = None
-    ):
-        self.variant, self.intents, self.live = variant, intents, live
-        self.entries: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
-        self._started = self._shown = time.monotonic()
-
-    def __call__(self, entry: dict[str, Any], student: Student) -> None:
-        """Take one entry of the trainer's log: step, steps, and loss or eval_loss."""
-        self.entries.append({"variant": self.variant, **entry})
-        if "eval_loss" in entry:
-            print(f"step {entry['step']:6} of {entry['steps']}  validation loss {entry['eval_loss']:.3f}", flush=True)
-            self._sample(entry["step"], student)
-        elif "loss" in entry and time.monotonic() - self._shown >= 10:
-            self._shown = time.monotonic()
-            left = (self._shown - self._started) * (entry["steps"] / entry["step"] - 1)
-            print(
-                f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left / 60:.1f} min left",
-                flush=True,
-            )
-            if self.live:
-                self.live(self.table())
-
-    def _sample(self, step: int, student: Student) -> None:
-        known = [asked for asked in self.COMMANDS if set(asked) <= set(student.codec.rewards)]
-        requests = [(intent, Command(task, **asked)) for task, intent in self.intents for asked in known]
-        written = student.generate([intent for intent, _ in requests], [command for _, command in requests])
-        for (intent, command), (prompt,) in zip(requests, written, strict=True):
-            self.samples.append({"step": step, "intent": intent, "command": repr(command), "prompt": prompt})
-
-    def table(self) -> pandas.DataFrame:
-        """Loss entries: variant, step, loss, eval_loss."""
-        import pandas
-
-        return pandas.DataFrame(self.entries)
+    Live = Callable[[pandas.DataFrame], None]
 
 
-def callback(log: TrainingLog, student: Student) -> Any:
-    """A trainer callback that hands each log entry to the training log."""
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-            if state.is_world_process_zero:
-                log({"step": state.global_step, "steps": state.max_steps, **(logs or {})}, student)
-
-    return Watch()
+def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
+    """Annotated pairs to train on: the train split, less the lengths that its last task is not to see."""
+    rows = read_annotated(run, "train")
+    last = list(rows.groupby("task").groups)[-1]
+    return rows[~((rows.task == last) & rows.length.isin(settings.unseen_lengths))].reset_index(drop=True)
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
-    """The codec of a run, fitted on its train split."""
-    return CommandCodec.fit(read_annotated(run, "train"), run.settings(AnnotationSettings).rewards, settings.bins)
+    """The codec of a run, fitted on what it is trained on."""
+    return CommandCodec.fit(train_rows(settings, run), run.settings(AnnotationSettings).rewards, settings.bins)
 
 
 def train_student(
-    settings: TrainingSettings,
-    run: RunFolder,
-    commanded: bool = True,
-    live: Callable[[pandas.DataFrame], None] | None = None,
+    settings: TrainingSettings, run: RunFolder, commanded: bool = True, live: Live | None = None
 ) -> TrainingLog:
     """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
 
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
-    to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete.
+    to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete. A student whose
+    rounds were cut off is not trained again.
     """
-    from transformers import PrinterCallback
-
+    rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
+    if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
+        return TrainingLog.load(rounds / "0" / "training_log.json")
     seed_everything(settings.seed)
-    codec = fit_codec(settings, run)
-    data = {
-        split: command_pairs(read_annotated(run, split), codec, settings, commanded)
-        for split in ("train", "validation")
-    }
+    codec, train, held = fit_codec(settings, run), train_rows(settings, run), read_annotated(run, "validation")
     if settings.base:
         model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
     else:
-        train = read_annotated(run, "train")
-        texts = [*train.intent, *train.prompt]
-        tokenizer = train_tokenizer(texts, settings.vocab_size, codec.tokens())
+        tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
         model = new_student(settings, tokenizer)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
-    work = folder / "checkpoints"
-    trainer = make_trainer(model, tokenizer, settings, work, data["train"], data["validation"])
-    few = read_annotated(run, "validation").drop_duplicates("task")
-    log = TrainingLog(
-        "student" if commanded else "sft_plain", list(few[["task", "intent"]].itertuples(index=False, name=None)), live
-    )
-    trainer.remove_callback(PrinterCallback)  # the training log prints instead
-    trainer.add_callback(callback(log, Student(trainer.model, tokenizer, codec)))
-    trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
-    write_student(trainer.model, tokenizer, codec, folder)
-    shutil.rmtree(work)
+    data = [command_pairs(rows, codec, settings, commanded) for rows in (train, held)]
+    log = TrainingLog("student" if commanded else "sft_plain", held, live)
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log)
+    if commanded:
+        shutil.rmtree(rounds, ignore_errors=True)
+        Student.load(folder).save(rounds / "0")
+        log.save(rounds / "0" / "training_log.json")
+        (rounds / "unfinished").write_text(mark)
     return log
+
+
+def fit(
+    student: Student, settings: TrainingSettings, folder: Path, train: Any, held: Any, log: TrainingLog, **anchor: Any
+) -> None:
+    """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
+    from transformers import PrinterCallback
+
+    work = folder / "checkpoints"
+    trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
+    trainer.remove_callback(PrinterCallback)  # the training log prints instead
+    trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
+    Student(trainer.model, student.tokenizer, student.codec).save(folder)
+    shutil.rmtree(work)
 
 
 def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
@@ -143,74 +101,106 @@ def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
     return get_last_checkpoint(str(work))
 
 
-def write_student(model: Any, tokenizer: Any, codec: CommandCodec, folder: Path) -> None:
-    """Save beside, then move file by file, commands.json last: an interrupted save leaves the old student."""
-    new = folder / ".saving"
-    model.save_pretrained(new)
-    tokenizer.save_pretrained(new)
-    codec.save(new)
-    (new / "README.md").write_text(model_card(model, codec))
-    for file in sorted(new.iterdir(), key=lambda file: file.name == "commands.json"):
-        file.replace(folder / file.name)
-    new.rmdir()
+def train_rounds(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> pandas.DataFrame:
+    """Take the run's student through its rounds; stops, and keeps the last student, when the front gains no more.
 
-
-def model_card(model: Any, codec: CommandCodec) -> str:
-    """What somebody who finds the student's folder must know to use it."""
-    best = "\n".join(f"- {task}: `{codec.best_command(task)!r}`" for task in codec.edges)
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# Prompt-writing student
-
-{model.num_parameters() / 1e6:.1f}M parameters, trained by upside-down reinforcement learning on prompts of a teacher.
-It reads command tokens and an intent, and writes a prompt. Commands: {", ".join(codec.rewards)}; lengths up to
-{codec.longest} words, other rewards as quantile levels of the train split in {codec.bins} bins (`commands.json`).
-
-    from udrl_utils.commands import Command
-    from udrl_utils.student import Student
-    Student.load("this folder").generate(["koi pond"], Command("{next(iter(codec.edges))}", length=18))
-
-Commands that served best on validation intents:
-
-{best}
-"""
-
-
-GRID = {"relevance": (None, 0.55, 0.75), "diversity": (None, 0.65, 0.75, 0.85, 0.95)}
-
-
-def find_best_commands(run: RunFolder, settings: TrainingSettings, intents: int = 12, n: int = 4) -> pandas.DataFrame:
-    """Ask for a grid of relevance and diversity levels on validation intents, and keep the best command of each task.
-
-    What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
-    measured. Columns relevance and diversity of the table are ratios to the teacher's means on the same intents;
-    the best command is the one whose smaller ratio is highest. It is written into the student's commands.json.
+    Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
+    Returns one row per command of the front and student: round, task, command, relevance, diversity (ratios to the
+    teacher on validation intents), hypervolume, kept.
     """
     import pandas
 
-    folder, held = run / "03_student", read_annotated(run, "validation")
-    student = Student.load(folder)
-    names = [name for name in GRID if name in student.codec.rewards]
-    if not names:
+    folder = run / "03_student"
+    if not settings.rounds:
+        (folder / "rounds" / "unfinished").unlink(missing_ok=True)
         return pandas.DataFrame()
-    levels = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*map(GRID.get, names))]
-    held = held.groupby("task").apply(lambda rows: rows[rows.intent.isin(rows.intent.unique()[:intents])])
-    held = held.reset_index("task").reset_index(drop=True)
-    keys = list(held[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))
-    requests = [(intent, Command(task, **asked)) for asked in levels for task, intent in keys]
-    embed = Encoder(run.settings(AnnotationSettings).encoder)
-    scored = Sampler(student, names, embed, seed=settings.seed).sample(requests, n)
-    scored["command"] = scored.set.map(lambda number: requests[number][1])
-    measured = scored.groupby(["task", "command"])[names].mean() / held.groupby("task")[names].mean()
-    measured["smaller"] = measured.min(axis=1)
-    measured = measured.reset_index().sort_values(["task", "smaller"], ascending=[True, False])
-    best = {row.task: row.command.levels for row in measured.drop_duplicates("task").itertuples()}
-    codec = replace(student.codec, best=best)
-    codec.save(folder)
-    (folder / "README.md").write_text(model_card(student.model, codec))
-    return measured.reset_index(drop=True)
+    held, sampler = read_annotated(run, "validation"), run_sampler(settings, run, folder / "rounds" / "0")
+    tables, best = [], 0.0
+    for number in range(settings.rounds + 1):
+        home = folder / "rounds" / str(number)
+        if number and not (home / "commands.json").exists():
+            train_round(settings, run, number, live)
+        student = Student.load(home)
+        front = measure_front(sampler.of(student), held, PATH)
+        volume = front_volume(front)
+        tables.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
+        print(f"round {number}: hypervolume of the validation front {volume:.3f}", flush=True)
+        if volume <= best:
+            break
+        best = volume
+        student.save(folder)
+    (folder / "rounds" / "unfinished").unlink(missing_ok=True)
+    return pandas.concat(tables, ignore_index=True)
+
+
+def train_round(settings: TrainingSettings, run: RunFolder, number: int, live: Live | None) -> None:
+    """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
+    import pandas
+
+    folder = run / "03_student" / "rounds"
+    home, before = folder / str(number), folder / str(number - 1)
+    train, held = train_rows(settings, run), read_annotated(run, "validation")
+    sampler = run_sampler(settings, run, before)
+    codec = sampler.student.codec
+    file = home / "hindsight.parquet"
+    earlier = [pandas.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
+    if not file.exists():
+        print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
+        samples = collect(sampler, pandas.concat([train, *earlier]), settings.round_sets, settings.seed + number)
+        rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
+        home.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(file.with_suffix(".tmp"), index=False)
+        file.with_suffix(".tmp").replace(file)
+    hindsight = bounded(pandas.concat([*earlier, pandas.read_parquet(file)]), codec, len(train) // 2)
+    kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
+    hindsight = hindsight[~((hindsight.task == list(codec.edges)[-1]) & hindsight.length.isin(settings.unseen_lengths))]
+    shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
+    student = sampler.student
+    anchor = Student.load(before).model if settings.kl_anchor else None
+    data = [command_pairs(rows, codec, shorter) for rows in (pandas.concat([hindsight, kept]), held)]
+    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held, live), anchor=anchor)
+
+
+def front_volume(front: pandas.DataFrame) -> float:
+    """Hypervolume of a measured front: mean over tasks."""
+    if not {"relevance", "diversity"} <= set(front):
+        return 1.0
+    points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
+    areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
+    return sum(areas) / len(areas)
+
+
+def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:
+    """A sampler of the student in a folder, with the rewards of the run, user-made ones included."""
+    load_rewards(run / "02_annotated")
+    annotation = run.settings(AnnotationSettings)
+    rewards = list(dict.fromkeys([*annotation.rewards, "length"]))
+    return Sampler(Student.load(folder), rewards, Encoder(annotation.encoder), seed=settings.seed)
+
+
+def fingerprint(settings: TrainingSettings, run: RunFolder) -> str:
+    """What a student depends on: its settings and the annotated pairs."""
+    digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
+    for file in sorted((run / "02_annotated").glob("*.parquet")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.DataFrame:
+    """Ask for a grid of relevance and diversity levels on validation intents, and keep the best command of each task.
+
+    What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
+    measured. The best commands are written into the student's commands.json; the table of all is returned.
+    """
+    folder = run / "03_student"
+    sampler = run_sampler(settings, run, folder)
+    measured = measure_front(sampler, read_annotated(run, "validation"), GRID)
+    if measured.empty:
+        return measured
+    best, table = best_levels(measured)
+    student = sampler.student
+    Student(student.model, student.tokenizer, replace(student.codec, best=best)).save(folder)
+    return table
 
 
 def main() -> None:
@@ -223,6 +213,7 @@ def main() -> None:
     settings = run.settings(TrainingSettings)
     train_student(settings, run, commanded=not arguments.plain)
     if not arguments.plain:
+        train_rounds(settings, run)
         find_best_commands(run, settings)
 
 

@@ -1,21 +1,22 @@
-"""Guided sampling, on distributions small enough to check by hand."""
+"""Guided writing, on distributions small enough to check by hand, and against plain generation."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from udrl_utils.guidance import GuidedSampler
+from udrl_utils.guidance import Sampling, write
+
+
+def sampling(**changes: float) -> Sampling:
+    return Sampling(torch.Generator().manual_seed(0), **({"temperature": 1.0, "min_p": 0.0, "guidance": 1.0} | changes))
 
 
 def shares(asked: list[float], opened: list[float], draws: int = 20_000, **changes: float) -> list[float]:
     """How often each token is drawn, for one guided row repeated `draws` times."""
-    settings = {"temperature": 1.0, "min_p": 0.0, "guidance": 1.0} | changes
-    sampler = GuidedSampler(draws, list(range(draws)), torch.Generator().manual_seed(0), **settings)
-    scores = torch.tensor([asked] * draws + [opened] * draws).log()
-    drawn = sampler(torch.empty(0), scores).argmax(-1)
-    assert torch.equal(drawn[:draws], drawn[draws:]), "an open row must follow its guided one"
-    return (torch.bincount(drawn[:draws], minlength=len(asked)) / draws).tolist()
+    rows = [torch.tensor([values] * draws).log() for values in (asked, opened)]
+    drawn = sampling(**changes).next_tokens(*rows, torch.arange(draws))
+    return (torch.bincount(drawn, minlength=len(asked)) / draws).tolist()
 
 
 def test_without_guidance_the_distribution_is_the_students_own() -> None:
@@ -41,9 +42,53 @@ def test_temperature_sharpens() -> None:
 
 
 def test_rows_that_are_not_guided_stay_as_they_are() -> None:
-    sampler = GuidedSampler(2, [1], torch.Generator().manual_seed(0), 1.0, 0.0, 5.0)
-    scores = torch.tensor([[0.98, 0.01, 0.01], [0.01, 0.495, 0.495], [0.01, 0.01, 0.98]]).log()
-    drawn = torch.stack([sampler(torch.empty(0), scores).argmax(-1) for _ in range(200)])
+    asked = torch.tensor([[0.98, 0.01, 0.01], [0.01, 0.495, 0.495]]).log()
+    opened, how = torch.tensor([[0.01, 0.01, 0.98]]).log(), sampling(guidance=5.0)
+    drawn = torch.stack([how.next_tokens(asked, opened, torch.tensor([1])) for _ in range(200)])
     assert (drawn[:, 0] == 0).float().mean() > 0.9, "the first row is its own"
-    assert (drawn[:, 1] == 1).all(), "the second is driven away from its open row, which follows"
-    assert torch.equal(drawn[:, 1], drawn[:, 2])
+    assert (drawn[:, 1] == 1).all(), "the second is driven away from its open row"
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    made = GPT2LMHeadModel(
+        GPT2Config(vocab_size=24, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    for weight in (made.transformer.wte.weight, made.transformer.wpe.weight, made.transformer.h[1].mlp.c_proj.weight):
+        weight.data *= 12  # peaked enough that the likeliest token is no matter of rounding
+    made.transformer.wpe.weight.data *= 8  # and another one at every position
+    return made
+
+
+def batch_of(prefixes: list[list[int]]):
+    from transformers import BatchEncoding
+
+    longest = max(map(len, prefixes))
+    pad = [[0] * (longest - len(p)) for p in prefixes]
+    ids = torch.tensor([a + p for a, p in zip(pad, prefixes, strict=True)])
+    mask = torch.tensor([[0] * len(a) + [1] * len(p) for a, p in zip(pad, prefixes, strict=True)])
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+
+def test_rows_that_leave_the_batch_do_not_change_the_others(model) -> None:
+    prefixes = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11, 12], [3, 3, 3]]
+    with torch.inference_mode():
+        together = write(model, batch_of(prefixes), [], sampling(min_p=1.0), 30, end=0)
+        for prefix, tokens in zip(prefixes, together, strict=True):
+            alone = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=30, eos_token_id=0)
+            assert tokens == [t for t in alone[0, len(prefix) :].tolist() if t != 0]
+    assert len({len(tokens) for tokens in together}) > 1, "prompts of several lengths, or nothing left early"
+
+
+def test_guided_rows_keep_their_open_rows_when_others_leave(model) -> None:
+    asked, opened = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]], [[2, 3], [6], [8, 9, 10]]
+    guided = [0, 2, 3]
+    how = {"min_p": 1.0, "guidance": 1.7}
+    with torch.inference_mode():
+        together = write(model, batch_of(asked + opened), guided, sampling(**how), 30, end=0)
+        for row, prefix in zip(guided, opened, strict=True):
+            alone = write(model, batch_of([asked[row], prefix]), [0], sampling(**how), 30, end=0)
+            assert together[row] == alone[0]

@@ -1,0 +1,209 @@
+"""Probes beyond calibration: likelihood without sampling, best of n, the edge of the data, intents from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command
+from udrl_utils.distillation import parse_reply
+from udrl_utils.evaluation import interval
+from udrl_utils.front import PATH, hypervolume, measure_front
+from udrl_utils.rewards import annotate
+from udrl_utils.samples import Sampler
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
+from udrl_utils.student import Student, prefix_of
+from udrl_utils.tasks import clean_intent, distinct, read_table
+from udrl_utils.teachers import Request, make_teacher
+
+if TYPE_CHECKING:
+    import pandas
+
+PAIRS = 40  # test pairs per task whose likelihood is looked at
+TRIES = 4  # prompts written for each one that is kept
+
+
+def likelihood_check(
+    student: Student, annotated: pandas.DataFrame, training: TrainingSettings, seed: int
+) -> dict[str, dict[str, float]]:
+    """How often the level that a test prompt achieved is the likeliest of all levels, without any sampling.
+
+    Sources of a text are ranked by its likelihood under each (CTRL, arXiv 1909.05858). Returns per reward: top_1,
+    within_1 (level bins), and what chance would give.
+    """
+    import numpy as np
+
+    codec, found = student.codec, {}
+    test = annotated[annotated.split == "test"].dropna(subset=codec.levels)
+    rows = test.groupby("task").sample(PAIRS, replace=True, random_state=seed).drop_duplicates("pair_id")
+    prompts = [codec.count_down(p, training.horizon) if training.horizon and codec.longest else p for p in rows.prompt]
+    for name in codec.levels:
+        prefixes = [
+            prefix_of(codec.encode(Command(row.task, **{name: codec.level_of(k)})), clean_intent(row.intent))
+            for row in rows.itertuples()
+            for k in range(codec.bins)
+        ]
+        scores = student.log_likelihood(prefixes, np.repeat(prompts, codec.bins).tolist())
+        likeliest = np.reshape(scores, (-1, codec.bins)).argmax(1)
+        true = np.array([codec.bin_of_value(t, name, v) for t, v in zip(rows.task, rows[name], strict=True)])
+        apart, pick = np.abs(likeliest - true), np.arange(codec.bins)
+        near = (np.abs(true[:, None] - pick) <= 1).mean()
+        found[name] = {
+            "top_1": float((apart == 0).mean()),
+            "within_1": float((apart <= 1).mean()),
+            "chance_top_1": 1 / codec.bins,
+            "chance_within_1": float(near),
+        }
+    return found
+
+
+def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> dict[str, Any]:
+    """Spearman of commanded and achieved when the nearest of TRIES prompts is kept, beside that of single prompts."""
+    codec, found = sampler.student.codec, {"tries": TRIES}
+    few = {task: pool[: max(2, len(pool) // 3)] for task, pool in intents.items()}
+    for name in codec.levels:
+        n = settings.samples_per_intent if name == "diversity" else 1
+        levels = [codec.level_of(k) for k in range(0, codec.bins, 2 if n > 1 else 1)]
+        requests = [(i, Command(task, **{name: level})) for level in levels for task, pool in few.items() for i in pool]
+        single, kept = sampler.sample(requests, n), sampler.best_of(requests, n, n * TRIES)
+        ranks = [table[f"asked_{name}"].corr(table[name], method="spearman") for table in (single, kept)]
+        found[name] = {"single": float(ranks[0]), "best_of_n": float(ranks[1])}
+    return found
+
+
+def joint_calibration(
+    sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], settings: AnalysisSettings
+) -> dict[str, float]:
+    """Spearman of commanded and achieved, per reward, when all are commanded at once, as test pairs achieved them."""
+    codec = sampler.student.codec
+    keys = {(task, intent) for task, pool in intents.items() for intent in pool}
+    test = annotated[annotated.split == "test"].dropna(subset=codec.levels)
+    test = test[[key in keys for key in zip(test.task, test.intent, strict=True)]].groupby(["task", "intent"]).head(1)
+    requests = [
+        (
+            row.intent,
+            Command(
+                row.task,
+                length=int(row.length) if codec.longest else None,
+                **{n: codec.level_of(codec.bin_of_value(row.task, n, getattr(row, n))) for n in codec.levels},
+            ),
+        )
+        for row in test.itertuples()
+    ]
+    samples = sampler.sample(requests, settings.samples_per_intent)
+    found = {n: float(samples[f"asked_{n}"].corr(samples[n], method="spearman")) for n in codec.rewards}
+    if codec.longest:
+        found["length_within_1"] = float(((samples.asked_length - samples.length).abs() <= 1).mean())
+    return found
+
+
+def edge_of_the_data(
+    sampler: Sampler, annotated: pandas.DataFrame, calibration: pandas.DataFrame, training: TrainingSettings
+) -> pandas.DataFrame:
+    """What happens where the train split ends: one row per probe, with what was asked, what came, and the base rate.
+
+    Lengths that one task never saw, lengths of the rarest hundredth, and levels at the very top.
+    """
+    import pandas
+
+    train, codec, rows = annotated[annotated.split == "train"], sampler.student.codec, []
+    pool = {task: list(group.intent.unique()) for task, group in calibration.groupby("task")}
+    if codec.longest:
+        lengths = calibration[calibration.reward == "length"]
+        right = (lengths.asked_length - lengths.length).abs() <= 1
+        unseen = (lengths.task == list(codec.edges)[-1]) & lengths.asked_length.isin(training.unseen_lengths)
+        rows += [
+            {"probe": f"{what}, within 1 word", "asked": asked, "achieved": right[part].mean(), "train": None}
+            for what, asked, part in (
+                ("lengths never seen with this task", str(training.unseen_lengths), unseen),
+                ("all other lengths", "4 to 40", ~unseen),
+            )
+            if part.any()
+        ]
+        rare = int(train.length.quantile(0.99)) + 1
+        asked = range(rare, codec.longest + 1)
+        requests = [(pool[t][k % len(pool[t])], Command(t, length=k)) for t in pool for k in asked]
+        long = sampler.sample(requests, 2) if requests else lengths.head(0)
+        if len(long):
+            near = ((long.asked_length - long.length).abs() <= 1).mean()
+            what = "the longest hundredth, within 1 word"
+            rows.append({"probe": what, "asked": f"{rare} to {codec.longest}", "achieved": near, "train": None})
+    for name in codec.levels:
+        high = train.groupby("task")[name].quantile(0.99)
+        top = sampler.sample([(i, Command(t, **{name: 1.0})) for t in pool for i in pool[t][:12]], 4)
+        above = (top[name] > top.task.map(high)).mean()
+        rows.append(
+            {"probe": f"{name} above the 99th percentile", "asked": "level 1", "achieved": above, "train": 0.01}
+        )
+    return pandas.DataFrame(rows)
+
+
+def round_fronts(
+    sampler: Sampler, annotated: pandas.DataFrame, folder: Path, intents: int
+) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
+    """Fronts on test intents of the student before any round and of the last one; None when no round was kept."""
+    first = folder / "rounds" / "0"
+    same = [(home / "model.safetensors").read_bytes() for home in (first, folder)]
+    if same[0] == same[1]:
+        return None
+    test = annotated[annotated.split == "test"]
+    before, after = (measure_front(s, test, PATH, intents, n=6) for s in (sampler.of(Student.load(first)), sampler))
+    return (before, after) if {"relevance", "diversity"} <= set(after) else None
+
+
+def front_gain(before: pandas.DataFrame, after: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
+    """Hypervolume that the front of `after` gains over that of `before`: mean over tasks, resampled in pairs."""
+    import numpy as np
+
+    rng, axes = np.random.default_rng(settings.seed), ["relevance", "diversity"]
+    cubes = [
+        [
+            rows.pivot(index="command", columns="intent", values=axes).to_numpy().reshape(rows.command.nunique(), 2, -1)
+            for _, rows in front.groupby("task")
+        ]
+        for front in (before, after)
+    ]
+
+    def volume(cube: Any, draw: Any) -> float:
+        return hypervolume(list(map(tuple, np.nanmean(cube[:, :, draw], axis=2))))
+
+    gains = []
+    for turn in range(settings.bootstrap_samples + 1):
+        # the first turn takes all intents as they are
+        draws = [
+            rng.integers(0, cube.shape[2], cube.shape[2]) if turn else np.arange(cube.shape[2]) for cube in cubes[0]
+        ]
+        first, second = (np.mean([volume(c, d) for c, d in zip(side, draws, strict=True)]) for side in cubes)
+        gains.append(second - first)
+    low, high = np.percentile(gains[1:], [2.5, 97.5])
+    return {"mean": float(gains[0]), "low": float(low), "high": float(high)}
+
+
+def outside_intents(
+    sampler: Sampler, distillation: DistillationSettings, settings: AnalysisSettings, count: int = 200, n: int = 4
+) -> dict[str, Any]:
+    """Relevance of teacher and student on intents that the run did not make, in turn over the tasks; ratio of means.
+
+    The intents come from the file or Hub data set named in the settings and are used for nothing else.
+    """
+    import numpy as np
+    import pandas
+
+    table = read_table(settings.outside_intents, [settings.outside_column])
+    pool = sorted(filter(None, distinct(map(clean_intent, table[settings.outside_column]))))
+    order = np.random.default_rng(settings.seed).permutation(len(pool))[:count]
+    tasks = list(sampler.student.codec.edges)
+    keys = [(tasks[k % len(tasks)], pool[place]) for k, place in enumerate(order)]
+    replies = make_teacher(distillation).write([Request(task, intent, n) for task, intent in keys])
+    rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply)]
+    teacher = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
+    student = sampler.sample([(i, sampler.student.best_command(t)) for t, i in keys], n)
+    means = [
+        t.groupby(["task", "intent"], sort=False).relevance.mean().loc[keys].to_numpy() for t in (teacher, student)
+    ]
+    draws = np.random.default_rng(settings.seed).integers(0, len(keys), (settings.bootstrap_samples, len(keys)))
+    ratios = means[1][draws].mean(1) / means[0][draws].mean(1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    ratio = {"mean": float(means[1].mean() / means[0].mean()), "low": float(low), "high": float(high)}
+    both = {name: interval(values, settings) for name, values in zip(("teacher", "student_best"), means, strict=True)}
+    return {"intents": len(keys), "relevance": both, "relative_to_teacher": ratio}

@@ -1,0 +1,104 @@
+"""Rounds of upside-down RL: ask for a little more than the best seen, and learn from what was really achieved.
+
+A round asks the student itself for prompts for train intents, scores them, and relabels each with the rewards that
+it achieved (hindsight): whatever was asked for, "this prompt got that" is true. The buffer holds the teacher's
+pairs and the best of what rounds added (Srivastava et al., arXiv 1912.02877, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.distillation import drop_near_duplicates, reject_reason
+from udrl_utils.samples import Sampler
+from udrl_utils.settings import DistillationSettings, RunError
+from udrl_utils.tasks import clean_intent
+
+if TYPE_CHECKING:
+    import pandas
+
+BEST = 0.05  # share of a task's pairs, by return, that exploratory commands start from
+PROMPTS_PER_SET = 4
+
+
+def returns(rows: pandas.DataFrame, codec: CommandCodec) -> pandas.Series:
+    """Return of each row: mean quantile level of its rewards, length aside, for which more is not better."""
+    levels = codec.achieved_levels(rows)
+    return levels.mean(axis=1) if levels.shape[1] else rows.length * 0.0
+
+
+def exploratory_commands(
+    buffer: pandas.DataFrame, codec: CommandCodec, task: str, rng: random.Random
+) -> Iterator[Command]:
+    """Endless commands a little beyond the best of a task: levels between their mean and one standard deviation above
+    it, lengths as the best have them."""
+    rows = buffer[buffer.task == task]
+    levels, score = codec.achieved_levels(rows), returns(rows, codec)
+    best = score.nlargest(max(2, int(len(rows) * BEST))).index
+    means, spreads = levels.loc[best].mean(), levels.loc[best].std().fillna(0)
+    lengths = rows.loc[best, "length"].astype(int).tolist()
+    while True:
+        asked = {name: min(1.0, means[name] + rng.random() * spreads[name]) for name in codec.levels}
+        length = rng.choice(lengths) if "length" in codec.rewards else None
+        yield codec.feasible(Command(task, length=length, **asked))[0]
+
+
+def practice_commands(
+    buffer: pandas.DataFrame, codec: CommandCodec, task: str, rng: random.Random
+) -> Iterator[Command]:
+    """Endless commands that ask for what some pair of the task achieved, in some of the rewards."""
+    rows = buffer[buffer.task == task].dropna(subset=list(codec.levels))
+    levels, lengths = codec.achieved_levels(rows).to_dict("records"), rows.length.astype(int).tolist()
+    while True:
+        place = rng.randrange(len(rows))
+        names = [name for name in codec.rewards if rng.random() < 0.5] or [rng.choice(codec.rewards)]
+        asked = {name: levels[place][name] for name in names if name != "length"}
+        yield Command(task, length=lengths[place] if "length" in names else None, **asked)
+
+
+def collect(sampler: Sampler, buffer: pandas.DataFrame, sets: int, seed: int) -> pandas.DataFrame:
+    """Scored samples on train intents: half of the sets under exploratory commands, half under practice commands."""
+    rng = random.Random(f"round {seed}")
+    codec, requests = sampler.student.codec, []
+    pools = {task: sorted(rows.intent.unique()) for task, rows in buffer.groupby("task")}
+    streams = {
+        task: [kind(buffer, codec, task, rng) for kind in (exploratory_commands, practice_commands)] for task in pools
+    }
+    for k in range(sets):
+        task = rng.choice(list(pools))
+        requests.append((rng.choice(pools[task]), next(streams[task][k % 2])))
+    return sampler.sample(requests, PROMPTS_PER_SET)
+
+
+def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, number: int) -> pandas.DataFrame:
+    """Samples as annotated pairs of the train split, filtered and freed of repetitions like a teacher's prompts.
+
+    Raises: RunError when nothing is left.
+    """
+
+    fine = [reject_reason(i, p, settings) is None for i, p in zip(samples.intent, samples.prompt, strict=True)]
+    rows = samples[fine]
+    kept = [
+        index
+        for _, group in rows.groupby(["task", "intent", "set"], sort=False)
+        for index in group.index[drop_near_duplicates(list(group.prompt), settings.near_duplicate)]
+    ]
+    if not kept:
+        raise RunError(
+            f"round {number} wrote {len(samples)} prompts and filtering left none; the student stays as it was"
+        )
+    rows = rows.loc[kept].drop(columns=[column for column in samples if column.startswith("asked_")] + ["set"])
+    keys = [
+        hashlib.blake2b(f"round {number} {row.task} {row.intent} {row.prompt}".encode(), digest_size=6).hexdigest()
+        for row in rows.itertuples()
+    ]
+    return rows.assign(pair_id=keys, split="train", teacher=f"round {number}", intent=rows.intent.map(clean_intent))
+
+
+def bounded(hindsight: pandas.DataFrame, codec: CommandCodec, size: int) -> pandas.DataFrame:
+    """The `size` rows of highest return; all of them where there are fewer."""
+    return hindsight.loc[returns(hindsight, codec).nlargest(size).index].sort_index()
