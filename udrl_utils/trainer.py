@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ def make_trainer_class() -> type:
     class UDRLTrainer(SFTTrainer):
         """SFTTrainer without its per-token metrics: logits are computed for completion tokens only.
 
-        The loss is the same: mean cross entropy over completion tokens. Alike lengths share a batch: little padding.
+        Alike lengths share a batch: little padding. The loss is cross entropy summed over completion tokens, divided by
+        what a batch has on average. Divided by its own tokens, a token of a short batch would weigh several times one
+        of a long batch, and the student would learn to write too briefly.
         With an anchor, `weight` times the divergence from that model is added, KL(anchor || model), so that a student
         does not forget what it was (as in Quark, arXiv 2205.13636).
         """
@@ -78,10 +81,17 @@ def make_trainer_class() -> type:
                     before = self.anchor(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
                 now, before = logits.float().log_softmax(-1), before.float().log_softmax(-1)
                 total = total + self.weight * kl_div(now, before, reduction="sum", log_target=True)
-            loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes
+            if model.training:
+                share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+                loss = total / (len(ids) * self.usual_tokens * share)
+            else:
+                loss = total / wanted.sum()
             return (loss, {"logits": logits}) if return_outputs else loss
+
+        @cached_property
+        def usual_tokens(self) -> float:
+            """Completion tokens that a training row has on average."""
+            return sum(label != -100 for row in self.train_dataset["labels"] for label in row) / len(self.train_dataset)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset

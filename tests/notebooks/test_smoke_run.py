@@ -14,8 +14,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from udrl_utils import report
-from udrl_utils.commands import Command, CommandCodec
+from udrl_utils import report, training
+from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.rewards import Encoder
+from udrl_utils.samples import Sampler
 from udrl_utils.settings import NOTEBOOKS, ROOT, RunError, RunFolder, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
@@ -106,7 +108,7 @@ def test_training_is_seeded_and_resumes_exactly(
 
     copy = tmp_path / "run"
     shutil.copytree(smoke_run, copy)
-    before = load_file(copy / "03_student" / "model.safetensors")
+    before = load_file(copy / "03_student" / "rounds" / "0" / "model.safetensors")
     run = RunFolder(copy)
     settings = run.settings(TrainingSettings)
     save, saved = Trainer._save_checkpoint, []
@@ -125,6 +127,87 @@ def test_training_is_seeded_and_resumes_exactly(
     assert min(entry["step"] for entry in log.entries) > saved[0]
     after = load_file(copy / "03_student" / "model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_round_that_was_cut_off_goes_on_where_it_was(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run = RunFolder(copy)
+    settings, rounds = run.settings(TrainingSettings), copy / "03_student" / "rounds"
+    whole = {file: (rounds / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
+    mark = training.fingerprint(settings, run)
+    (rounds / "unfinished").write_text(mark)
+    shutil.rmtree(rounds / "1")
+
+    def dies(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", dies)
+    assert train_student(settings, run).entries, "the student of round 0 is not trained again"
+    with pytest.raises(KeyboardInterrupt):
+        training.train_rounds(settings, run)
+    assert Student.load(copy / "03_student"), "the last good student stays loadable"
+    written = (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns
+    monkeypatch.undo()
+    training.train_rounds(settings, run)
+    assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
+    assert {file: (rounds / file).read_bytes() for file in whole} == whole
+    assert not (rounds / "unfinished").exists()
+
+
+def test_hindsight_is_relabelled_with_what_was_achieved(smoke_run: Path) -> None:
+    rows = pd.read_parquet(smoke_run / "03_student" / "rounds" / "1" / "hindsight.parquet")
+    assert (rows.length == rows.prompt.str.split().str.len()).all()
+    train = pd.read_parquet(smoke_run / "02_annotated").query("split == 'train'")
+    assert set(rows.intent) <= set(train.intent), "a round asks for train intents only"
+
+
+def test_a_choice_of_several_comes_nearer_than_one(smoke_run: Path) -> None:
+    """Even a student that obeys nothing: the nearest of eight prompts is nearer than any one."""
+    student = Student.load(smoke_run / "03_student")
+    sampler = Sampler(student, ["length", "relevance", "diversity"], Encoder("minilm"), seed=0)
+    requests = [("koi pond", Command("text_to_image", length=length)) for length in range(5, 41, 5)]
+    single, kept = sampler.sample(requests, 1), sampler.best_of(requests, 1, 8)
+    assert len(kept) == len(single) == len(requests)
+    errors = [(table.asked_length - table.length).abs().mean() for table in (single, kept)]
+    assert errors[1] < errors[0]
+
+
+def test_probes_are_in_the_metrics(smoke_run: Path) -> None:
+    metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())
+    for name in ("relevance", "diversity"):
+        found = metrics["likelihood"][name]
+        assert 0 <= found["top_1"] <= found["within_1"] <= 1
+        assert {"single", "best_of_n"} <= set(metrics["best_of_n"][name])
+    assert {"length", "relevance", "diversity", "length_within_1"} <= set(metrics["joint"])
+    assert any("never seen" in probe["probe"] for probe in metrics["edge"])
+
+
+def test_log_likelihoods_are_those_of_the_model(smoke_run: Path) -> None:
+    import torch
+
+    student = Student.load(smoke_run / "03_student")
+    prefixes = [student.prefix(intent, Command("text_to_image", length=9)) for intent in ("koi pond", "a red fox")]
+    prompts = [" koi in a pond", " a fox that reads the morning paper"]
+    found = student.log_likelihood(prefixes, prompts)
+    for prefix, prompt, score in zip(prefixes, prompts, found, strict=True):
+        start = len(student.tokenizer(prefix).input_ids)
+        ids = torch.tensor([student.tokenizer(prefix + prompt + student.tokenizer.eos_token).input_ids])
+        with torch.inference_mode():
+            logits = student.model(ids).logits[0, :-1].log_softmax(-1)
+        each = logits.gather(-1, ids[0, 1:, None])[start - 1 :, 0]
+        assert math.isclose(score, float(each.sum()), rel_tol=1e-4)
+
+
+def test_an_infeasible_command_is_moved_with_a_note(smoke_run: Path) -> None:
+    student = Student.load(smoke_run / "03_student")
+    beyond = Command("text_to_image", length=student.codec.longest + 20)
+    with pytest.warns(UserWarning, match="beyond what was trained"):
+        student.generate(["koi pond"], beyond)
+    with pytest.raises(CommandError, match="lengths 1 to"):
+        student.generate(["koi pond"], beyond, strict=True)
 
 
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import WordSwaps, command_pairs, left_open
 from udrl_utils.settings import TrainingSettings, resolve
-from udrl_utils.trainer import AlikeLengths
+from udrl_utils.student import new_student, train_tokenizer
+from udrl_utils.trainer import AlikeLengths, make_trainer
 
 NAMES = ["length", "relevance"]
 PAIRS = pd.DataFrame(
@@ -78,3 +79,50 @@ def test_batches_hold_alike_lengths_and_every_row_once_an_epoch() -> None:
     assert abs(np.corrcoef(means, means[1:] + means[:1])[0, 1]) < 0.2, "one step tells nothing of the next"
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+@pytest.fixture
+def trainer_of(settings: TrainingSettings, tmp_path):
+    """A trainer on short and long prompts, batch by batch of alike lengths, and its batches."""
+
+    def made(anchor: bool = False, **changes: float):
+        import torch
+
+        rows = pd.concat([PAIRS.head(8).assign(prompt="a heron", length=2), PAIRS.head(8)], ignore_index=True)
+        plain = settings.model_copy(update={"word_swaps": 0, "batch_size": 8, **changes})
+        tokenizer = train_tokenizer([*rows.intent, *rows.prompt], 400, CODEC.tokens())
+        data = command_pairs(rows, CODEC, plain)
+        torch.manual_seed(0)
+        models = [new_student(plain, tokenizer) for _ in range(2)]
+        trainer = make_trainer(models[0], tokenizer, plain, tmp_path, data, data, models[1] if anchor else None)
+        return trainer, [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
+
+    return made
+
+
+def test_a_token_weighs_the_same_in_short_and_long_batches(trainer_of) -> None:
+    from torch.nn.functional import cross_entropy
+
+    trainer, batches = trainer_of()
+    trainer.model.train()
+    sizes, weights = [], []
+    for batch in batches:
+        labels = batch["labels"][:, 1:]
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        total = cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="sum")
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=(labels != -100).sum())
+        weights.append(float(loss / total))
+        sizes.append(int((labels != -100).sum()))
+    assert max(sizes) > 2 * min(sizes), "short and long prompts are in batches of their own"
+    assert weights == pytest.approx([1 / np.mean(sizes)] * len(weights), rel=0.01)
+
+
+def test_an_anchor_costs_what_the_models_differ_by(trainer_of) -> None:
+    trainer, batches = trainer_of(anchor=True, kl_anchor=2.0)
+    trainer.model.train()
+    away = float(trainer.compute_loss(trainer.model, batches[0]))
+    trainer.anchor.load_state_dict(trainer.model.state_dict())
+    same = float(trainer.compute_loss(trainer.model, batches[0]))
+    trainer.weight = 0
+    without = float(trainer.compute_loss(trainer.model, batches[0]))
+    assert away > same == pytest.approx(without, rel=1e-4)
