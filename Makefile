@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format lab clean
+.PHONY: help install run ablations test lint format lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 run: install  ## run notebooks 01-04 on the laptop preset; prints results and the report's path
 	$(BIN)/udrl run --preset laptop $(ARGS)
+
+ablations: install  ## train all ablations of the laptop run, an hour or so, and run its analysis again
+	$(BIN)/udrl run --preset laptop --from 4 --set 'ablations=[all]' $(ARGS)
 
 test: lint  ## ruff, then all tests
 	$(BIN)/pytest

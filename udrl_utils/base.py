@@ -18,7 +18,7 @@ from udrl_utils.commands import CommandCodec
 from udrl_utils.grammar import GrammarTeacher
 from udrl_utils.machine import seed_everything
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.student import new_student, prefix_of, train_tokenizer
+from udrl_utils.student import new_student, train_tokenizer
 from udrl_utils.tasks import (
     SPLIT_SEED,
     TASKS,
@@ -111,7 +111,7 @@ def exercise_pairs(rows: list[dict[str, str]], codec: CommandCodec, horizon: int
         length = len(row["prompt"].split())
         opened = share(f"open {index}", SPLIT_SEED) < 0.2
         tokens = codec.encode_achieved({"task": row["task"], "length": length}, frozenset({"length"} if opened else ()))
-        return {"prompt": prefix_of(tokens, row["intent"]), "completion": codec.count_down(row["prompt"], horizon)}
+        return {"prompt": codec.prefix(tokens, row["intent"]), "completion": codec.count_down(row["prompt"], horizon)}
 
     return Dataset.from_list([pair(i, row) for i, row in enumerate(rows)])
 

@@ -61,6 +61,7 @@ class CommandCodec:
 
     edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds the levels that served it best;
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
+    form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     """
 
     bins: int
@@ -68,6 +69,8 @@ class CommandCodec:
     edges: dict[str, dict[str, list[float]]]
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     joint: dict[str, list[list[int]]] = field(default_factory=dict)
+    form: str = "tokens"
+    place: str = "first"
 
     @classmethod
     def fit(cls, annotated: pandas.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
@@ -213,8 +216,20 @@ class CommandCodec:
         return "".join(written)
 
     def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
-        parts = [f"<|task:{task}|>"] + ([f"<|length:{length}|>"] if length else [])
-        return "".join(parts + [f"<|{name}:{bins[name]}|>" for name in self.rewards if name in bins])
+        values = ({"length": length} if length else {}) | {name: bins[name] for name in self.levels if name in bins}
+        if self.form == "none":
+            values = {}
+        if self.form == "text":
+            return f"<|task:{task}|>" + "".join(f" {name} {value}" for name, value in values.items()) + " "
+        return f"<|task:{task}|>" + "".join(f"<|{name}:{value}|>" for name, value in values.items())
+
+    def prefix(self, command: str, intent: str) -> str:
+        """An encoded command, the intent and the token that ends the prefix; no intent smuggles in a special token."""
+        harmless = intent.replace("<|", "< |")
+        if self.place == "last":
+            task, end, rest = command.partition("|>")
+            return f"{task}{end}{harmless}{rest}{END_OF_PREFIX}"
+        return f"{command}{harmless}{END_OF_PREFIX}"
 
     def achieved_levels(self, rows: pandas.DataFrame) -> pandas.DataFrame:
         """Quantile levels that rows achieved, one column per reward but length; NaN where a reward has no value."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.student import prefix_of
 from udrl_utils.tasks import clean_intent, share, words
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def command_pairs(
         intent, prompt = swapped(row)
         if commanded and settings.horizon and "length" in names:
             prompt = codec.count_down(prompt, settings.horizon)
-        return {"prompt": prefix_of(codec.encode_achieved(row, opened), intent), "completion": prompt}
+        return {"prompt": codec.prefix(codec.encode_achieved(row, opened), intent), "completion": prompt}
 
     return Dataset.from_list([pair(row) for row in annotated.to_dict("records")])
 

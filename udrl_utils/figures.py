@@ -144,6 +144,21 @@ def edge(probes: pandas.DataFrame) -> Figure:
     return figure
 
 
+def ablations(variants: pandas.DataFrame) -> Figure:
+    """How well commands are obeyed by each variant, one dot per seed; the dashed line is the full variant's mean."""
+    import seaborn
+
+    names = [name for name in variants if name not in ("variant", "seed")]
+    figure, axes = panels(len(names), width=3.2, height=0.3 * variants.variant.nunique() + 1.2, sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        seaborn.stripplot(variants, x=name, y="variant", jitter=False, ax=axis)
+        full = variants[variants.variant == "full"][name]
+        if len(full):
+            axis.axvline(full.mean(), color="gray", linewidth=1, linestyle="--")
+        axis.set(xlabel=name, ylabel="")
+    return figure
+
+
 def calibration(metrics: dict[str, Any], name: str) -> Figure:
     """Commanded against achieved, per task, with the mean's 95% interval; the diagonal is perfect obedience."""
     tasks = [task for task in metrics["calibration"] if task != "all" and name in metrics["calibration"][task]]

@@ -12,7 +12,7 @@ from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
-from udrl_utils.student import Student, prefix_of
+from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Request, make_teacher
 
@@ -39,7 +39,7 @@ def likelihood_check(
     prompts = [codec.count_down(p, training.horizon) if training.horizon and codec.longest else p for p in rows.prompt]
     for name in codec.levels:
         prefixes = [
-            prefix_of(codec.encode(Command(row.task, **{name: codec.level_of(k)})), clean_intent(row.intent))
+            codec.prefix(codec.encode(Command(row.task, **{name: codec.level_of(k)})), clean_intent(row.intent))
             for row in rows.itertuples()
             for k in range(codec.bins)
         ]

@@ -23,6 +23,7 @@ FIGURES = {
     "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
     "calibration_relevance": "Relevance per task with 95% intervals.",
     "calibration_diversity": "Diversity per task with 95% intervals.",
+    "ablations": "Variants trained on an equal number of rows; a dot is a seed.",
     "edge": "The edge of the data: lengths that few or no pairs have, and levels at the very top. Diamonds: the share "
     "of the teacher's own prompts.",
     "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
@@ -84,6 +85,21 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
             "by chance": likely.get("chance_within_1"),
         }
     return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
+
+
+def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per variant: mean over seeds, with the lowest and the highest seed."""
+    import pandas
+
+    table = pandas.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
+    return pandas.DataFrame(
+        {
+            name: [f"{rows[name].mean():.2f} [{rows[name].min():.2f}, {rows[name].max():.2f}]" for _, rows in table]
+            for name in metrics["ablations"][0]
+            if name not in ("variant", "seed")
+        },
+        index=[variant for variant, _ in table],
+    )
 
 
 def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:

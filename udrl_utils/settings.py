@@ -117,6 +117,8 @@ class TrainingSettings(StageSettings):
     """03: the codec and the student."""
 
     bins: int = Field(description="quantile levels per reward", ge=2, le=100)
+    command_form: Literal["tokens", "text", "none"] = Field(description="how commands are written")
+    command_place: Literal["first", "last"] = Field(description="commands before the intent, or after it")
     command_dropout: float = Field(
         description="chance that a pair is trained with some of its commands left open", ge=0, lt=1
     )
@@ -161,6 +163,11 @@ class AnalysisSettings(StageSettings):
     guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
     outside_intents: str = Field(description="file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = Field(description="column of the outside intents", min_length=1)
+    ablations: list[str] = Field(
+        description="variants to train and compare: all, or such as 'no guidance'; [] for none"
+    )
+    ablation_rows: int = Field(description="training rows that each variant gets", ge=100)
+    ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
     def sampling(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec, CommandError
+from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.guidance import Sampling, write
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import RunError, SettingsError, TrainingSettings
@@ -188,7 +188,7 @@ class Student:
 
     def prefix(self, intent: str, command: Command) -> str:
         """What the student reads before it writes. The intent gives way where it does not fit the context."""
-        return prefix_of(self.codec.encode(command), self._fitting(clean_intent(intent)))
+        return self.codec.prefix(self.codec.encode(command), self._fitting(clean_intent(intent)))
 
     def _fitting(self, intent: str) -> str:
         room = self.model.config.max_position_embeddings // 2
@@ -283,11 +283,6 @@ class Student:
         with torch.inference_mode():
             ids = write(self.model, batch.to(self.model.device), guided, sampling, most, self.tokenizer.eos_token_id)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def prefix_of(command_tokens: str, intent: str) -> str:
-    """Command tokens, intent and the token that ends the prefix; no intent can smuggle in a special token."""
-    return f"{command_tokens}{intent.replace('<|', '< |')}{END_OF_PREFIX}"
 
 
 def model_card(student: Student) -> str:

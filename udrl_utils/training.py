@@ -40,7 +40,8 @@ def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
     """The codec of a run, fitted on what it is trained on."""
-    return CommandCodec.fit(train_rows(settings, run), run.settings(AnnotationSettings).rewards, settings.bins)
+    codec = CommandCodec.fit(train_rows(settings, run), run.settings(AnnotationSettings).rewards, settings.bins)
+    return replace(codec, form=settings.command_form, place=settings.command_place)
 
 
 def train_student(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from udrl_utils import evaluation, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.settings import AnalysisSettings, RunError, SettingsError, TrainingSettings, resolve
-from udrl_utils.student import Student, new_student, prefix_of, train_tokenizer
+from udrl_utils.student import Student, new_student, train_tokenizer
 
 NAMES = ["length", "relevance", "diversity"]
 
@@ -168,7 +168,7 @@ def test_the_copying_circuit_copies_before_any_training(smoke: dict) -> None:
 
 def test_tokens_at_the_boundary_are_those_of_training(smoke: dict) -> None:
     tokenizer = untrained(smoke).tokenizer
-    prefix = prefix_of(CODEC.encode(Command("text_to_image", length=18)), "koi pond")
+    prefix = CODEC.prefix(CODEC.encode(Command("text_to_image", length=18)), "koi pond")
     alone, joined = tokenizer(prefix).input_ids, tokenizer(prefix + "red fox").input_ids
     assert joined[: len(alone)] == alone
     assert tokenizer.decode(joined[len(alone) :]).strip() == "red fox"

@@ -1,0 +1,122 @@
+"""Ablations: what each part of the training is worth, at an equal number of training rows, over several seeds.
+
+Every variant is a small run of its own, in 04_analysis/ablations/<variant>-<seed>.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import CommandCodec
+from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
+from udrl_utils.rewards import Encoder, read_annotated
+from udrl_utils.rounds import returns
+from udrl_utils.samples import Sampler
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings, RunFolder, SettingsError, TrainingSettings
+from udrl_utils.student import Student
+from udrl_utils.training import train_rounds, train_student
+
+if TYPE_CHECKING:
+    import pandas
+
+INTENTS = 8  # test intents per task that a variant is measured on
+PER_SET = 12  # training rows that a set of a round stands for: 4 prompts, and twice as many of the teacher's pairs
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs: training settings, how sampling goes, the share of the pairs, and what is done to them."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    change: Callable[[pandas.DataFrame, AnnotationSettings], pandas.DataFrame] = lambda rows, _: rows
+
+
+def shuffled(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
+    """Rewards dealt out anew among the pairs of a task: commands that mean nothing."""
+    dealt = rows.copy()
+    for _, group in rows.groupby("task"):
+        other = group.sample(frac=1, random_state=0)
+        dealt.loc[group.index, annotation.rewards] = other[annotation.rewards].to_numpy()
+    return dealt
+
+
+def best_fifth(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
+    """The fifth of the pairs of highest return: cloning of the best, without commands."""
+    codec = CommandCodec.fit(rows, annotation.rewards, 10)
+    return rows.loc[returns(rows, codec).nlargest(len(rows) // 5).index].sort_index()
+
+
+VARIANTS = {
+    "full": Variant(),
+    "no guidance": Variant(sampling={"guidance": 1.0}),
+    "no commands": Variant({"command_form": "none"}),
+    "best fifth, no commands": Variant({"command_form": "none"}, change=best_fifth),
+    "shuffled commands": Variant(change=shuffled),
+    "commands as text": Variant({"command_form": "text"}),
+    "commands after the intent": Variant({"command_place": "last"}),
+    "no command dropout": Variant({"command_dropout": 0.0}),
+    "no horizon": Variant({"horizon": 0}),
+    "3 levels": Variant({"bins": 3}),
+    "30 levels": Variant({"bins": 30}),
+    "half of the pairs": Variant(share=0.5),
+    "an eighth of the pairs": Variant(share=0.125),
+    "one round": Variant({"rounds": 1}),
+    "one round, no anchor": Variant({"rounds": 1, "kl_anchor": 0.0}),
+    "two rounds": Variant({"rounds": 2}),
+}
+
+
+def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
+    """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
+
+    Raises: SettingsError for a variant that is not known.
+    """
+    import pandas
+
+    names = list(VARIANTS) if settings.ablations == ["all"] else settings.ablations
+    for name in names:
+        if name not in VARIANTS:
+            raise SettingsError(f"parameter ablations: {name!r} is unknown; allowed are all, {', '.join(VARIANTS)}")
+    rows = []
+    for name in names:
+        for seed in range(settings.ablation_seeds):
+            rows.append({"variant": name, "seed": seed, **measure(run, settings, name, seed)})
+            print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+    return pandas.DataFrame(rows)
+
+
+def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
+    """Train one variant in a run of its own, and measure how its commands are obeyed."""
+    import pandas
+
+    variant, annotation = VARIANTS[name], run.settings(AnnotationSettings)
+    home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
+    annotated, budget = read_annotated(run), settings.ablation_rows
+    train = annotated[annotated.split == "train"]
+    train = variant.change(train.sample(min(len(train), budget), random_state=seed), annotation)
+    train = train.sample(frac=variant.share, random_state=seed)
+    shutil.rmtree(home.path, ignore_errors=True)
+    (home / "02_annotated").mkdir(parents=True)
+    shutil.copy(run / "run.json", home / "run.json")
+    shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
+    kept = annotated[annotated.split != "train"]
+    pandas.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
+    training = run.settings(TrainingSettings).model_copy(update={"rounds": 0, **variant.training, "seed": seed})
+    sets = min(training.round_sets, budget // (4 * PER_SET))
+    rest = budget - training.rounds * sets * PER_SET
+    training = training.model_copy(update={"round_sets": sets, "epochs": rest / len(train)})
+    train_student(training, home)
+    train_rounds(training, home)
+    student = Student.load(home / "03_student")
+    sampling = {**settings.sampling(), "seed": seed, **variant.sampling}
+    sampler = Sampler(student, annotation.rewards, Encoder(annotation.encoder), **sampling)
+    few = {task: pool[:INTENTS] for task, pool in test_intents(annotated, settings).items()}
+    found = calibration_metrics(sample_calibration(sampler, few, settings), settings)["all"]
+    metrics = {f"{reward} Spearman": values["spearman"] for reward, values in found.items()}
+    return metrics | ({"length within 1": found["length"]["within_1"]} if "length" in found else {})
