@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,21 @@ def test_a_two_valued_reward_only_uses_trained_levels() -> None:
     codec = CommandCodec.fit(table().assign(diversity=[0.0, 0.0, 1.0, 1.0] * 100), NAMES, bins=10)
     trained = {codec.bin_of_value("text_to_image", "diversity", value) for value in (0.0, 1.0)}
     assert {codec.bin_of_level("text_to_image", "diversity", level / 20) for level in range(21)} <= trained
+
+
+def test_forms_and_places_of_a_command() -> None:
+    command = Command("text_to_image", length=18, relevance=0.95)
+    forms = {form: replace(CODEC, form=form).encode(command) for form in ("tokens", "text", "none")}
+    assert forms == {
+        "tokens": "<|task:text_to_image|><|length:18|><|relevance:9|>",
+        "text": "<|task:text_to_image|> length 18 relevance 9 ",
+        "none": "<|task:text_to_image|>",
+    }
+    last = replace(CODEC, place="last")
+    assert last.prefix(forms["tokens"], "koi <|x") == (
+        "<|task:text_to_image|>koi < |x<|length:18|><|relevance:9|><|prompt|>"
+    )
+    assert CODEC.prefix(forms["tokens"], "koi") == "<|task:text_to_image|><|length:18|><|relevance:9|>koi<|prompt|>"
 
 
 def test_encoding_and_open_commands() -> None:
