@@ -72,19 +72,21 @@ VARIANTS = {
 }
 
 
-def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
-    """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
-
-    Raises: SettingsError for a variant that is not known.
-    """
-    import pandas
-
+def variants_of(settings: AnalysisSettings) -> list[str]:
+    """Names of the variants asked for. Raises: SettingsError for one that is not known."""
     names = list(VARIANTS) if settings.ablations == ["all"] else settings.ablations
     for name in names:
         if name not in VARIANTS:
             raise SettingsError(f"parameter ablations: {name!r} is unknown; allowed are all, {', '.join(VARIANTS)}")
+    return names
+
+
+def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
+    """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word."""
+    import pandas
+
     rows = []
-    for name in names:
+    for name in variants_of(settings):
         for seed in range(settings.ablation_seeds):
             rows.append({"variant": name, "seed": seed, **measure(run, settings, name, seed)})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)

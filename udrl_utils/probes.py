@@ -179,21 +179,29 @@ def front_gain(before: pandas.DataFrame, after: pandas.DataFrame, settings: Anal
     return {"mean": float(gains[0]), "low": float(low), "high": float(high)}
 
 
-def outside_intents(
-    sampler: Sampler, distillation: DistillationSettings, settings: AnalysisSettings, count: int = 200, n: int = 4
-) -> dict[str, Any]:
-    """Relevance of teacher and student on intents that the run did not make, in turn over the tasks; ratio of means.
+def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
+    """Up to `count` intents of the file or Hub data set named in the settings, drawn at random; none without a name.
 
-    The intents come from the file or Hub data set named in the settings and are used for nothing else.
+    Raises: SettingsError when they cannot be read.
     """
+    import numpy as np
+
+    if not settings.outside_intents:
+        return []
+    table = read_table(settings.outside_intents, [settings.outside_column])
+    pool = sorted(filter(None, distinct(map(clean_intent, table[settings.outside_column]))))
+    return [pool[place] for place in np.random.default_rng(settings.seed).permutation(len(pool))[:count]]
+
+
+def outside_intents(
+    sampler: Sampler, intents: list[str], distillation: DistillationSettings, settings: AnalysisSettings, n: int = 4
+) -> dict[str, Any]:
+    """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks, and its ratio."""
     import numpy as np
     import pandas
 
-    table = read_table(settings.outside_intents, [settings.outside_column])
-    pool = sorted(filter(None, distinct(map(clean_intent, table[settings.outside_column]))))
-    order = np.random.default_rng(settings.seed).permutation(len(pool))[:count]
     tasks = list(sampler.student.codec.edges)
-    keys = [(tasks[k % len(tasks)], pool[place]) for k, place in enumerate(order)]
+    keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
     replies = make_teacher(distillation).write([Request(task, intent, n) for task, intent in keys])
     rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply)]
     teacher = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
