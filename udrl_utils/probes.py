@@ -196,7 +196,7 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 def outside_intents(
     sampler: Sampler, intents: list[str], distillation: DistillationSettings, settings: AnalysisSettings, n: int = 4
 ) -> dict[str, Any]:
-    """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks, and its ratio."""
+    """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks; its ratio."""
     import numpy as np
     import pandas
 
