@@ -107,8 +107,13 @@ def interval(values: Sequence[float], settings: AnalysisSettings) -> dict[str, f
 def sample_systems(
     sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], plain: Student | None
 ) -> pandas.DataFrame:
-    """One set of prompts per system and test intent, all sets of an intent as large as the teacher's."""
+    """One set of prompts per system and test intent, all sets of an intent as large as the teacher's.
+
+    Without guidance, which would trade the variety of a set for obedience; best commands are found without it too.
+    """
     import pandas
+
+    sampler = sampler.of(sampler.student, guidance=1.0)
 
     keys = [(task, intent) for task, pool in intents.items() for intent in pool]
     teacher = annotated[annotated.split == "test"].set_index(["task", "intent"]).loc[keys].reset_index()

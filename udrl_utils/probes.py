@@ -19,7 +19,7 @@ from udrl_utils.teachers import Request, make_teacher
 if TYPE_CHECKING:
     import pandas
 
-PAIRS = 40  # test pairs per task whose likelihood is looked at
+PAIRS = 25  # test pairs per task whose likelihood is looked at
 TRIES = 4  # prompts written for each one that is kept
 
 
@@ -60,11 +60,12 @@ def likelihood_check(
 def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> dict[str, Any]:
     """Spearman of commanded and achieved when the nearest of TRIES prompts is kept, beside that of single prompts."""
     codec, found = sampler.student.codec, {"tries": TRIES}
-    few = {task: pool[: max(2, len(pool) // 3)] for task, pool in intents.items()}
     for name in codec.levels:
         n = settings.samples_per_intent if name == "diversity" else 1
-        levels = [codec.level_of(k) for k in range(0, codec.bins, 2 if n > 1 else 1)]
-        requests = [(i, Command(task, **{name: level})) for level in levels for task, pool in few.items() for i in pool]
+        levels = [codec.level_of(k) for k in range(0, codec.bins, 3)]
+        some = max(2, len(next(iter(intents.values()))) // (6 if n > 1 else 2))
+        few = [(task, intent) for task, pool in intents.items() for intent in pool[:some]]
+        requests = [(intent, Command(task, **{name: level})) for level in levels for task, intent in few]
         single, kept = sampler.sample(requests, n), sampler.best_of(requests, n, n * TRIES)
         ranks = [table[f"asked_{name}"].corr(table[name], method="spearman") for table in (single, kept)]
         found[name] = {"single": float(ranks[0]), "best_of_n": float(ranks[1])}

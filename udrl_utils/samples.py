@@ -26,9 +26,9 @@ class Sampler:
     def __init__(self, student: Student, rewards: list[str], embed: Embed, **sampling: Any):
         self.student, self.rewards, self.embed, self.sampling = student, rewards, embed, sampling
 
-    def of(self, student: Student) -> Sampler:
-        """The same for another student."""
-        return Sampler(student, self.rewards, self.embed, **self.sampling)
+    def of(self, student: Student, **sampling: Any) -> Sampler:
+        """The same for another student, or with other sampling."""
+        return Sampler(student, self.rewards, self.embed, **{**self.sampling, **sampling})
 
     def sample(self, requests: list[tuple[str, Command]], n: int, **columns: Any) -> pandas.DataFrame:
         """Scored samples, n per (intent, command); each request is a set of its own."""

@@ -204,7 +204,7 @@ class Student:
         seed: int = 0,
         temperature: float = 1.0,
         min_p: float = 0.02,
-        guidance: float = 2.0,
+        guidance: float = 1.0,
         strict: bool = False,
         batch_size: int = 128,
     ) -> list[list[str]]:
@@ -212,7 +212,8 @@ class Student:
 
         min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied
         little else is left, where anything may follow nearly everything is.
-        guidance: how far the levels of a command are followed, 1 being what was learnt; more costs a second pass.
+        guidance: how far the levels of a command are followed, 1 being what was learnt. More obeys better, varies less,
+        and costs a second pass.
         strict: refuse a command that the train split does not support; else the nearest is asked for, with a warning.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
