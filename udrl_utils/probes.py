@@ -148,7 +148,8 @@ def round_fronts(
     if same[0] == same[1]:
         return None
     test = annotated[annotated.split == "test"]
-    before, after = (measure_front(s, test, PATH, intents, n=6) for s in (sampler.of(Student.load(first)), sampler))
+    students = Student.load(first), sampler.student
+    before, after = (measure_front(sampler.of(s, guidance=1.0), test, PATH, intents, n=6) for s in students)
     return (before, after) if {"relevance", "diversity"} <= set(after) else None
 
 
@@ -206,7 +207,8 @@ def outside_intents(
     replies = make_teacher(distillation).write([Request(task, intent, n) for task, intent in keys])
     rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply)]
     teacher = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
-    student = sampler.sample([(i, sampler.student.best_command(t)) for t, i in keys], n)
+    best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
+    student = sampler.of(sampler.student, guidance=1.0).sample(best, n)
     means = [
         t.groupby(["task", "intent"], sort=False).relevance.mean().loc[keys].to_numpy() for t in (teacher, student)
     ]
