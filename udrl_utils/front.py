@@ -60,3 +60,12 @@ def hypervolume(points: list[tuple[float, float]]) -> float:
             area += x * (y - reached)
             reached = y
     return area
+
+
+def front_volume(front: pandas.DataFrame) -> float:
+    """Hypervolume of a measured front: mean over tasks."""
+    if not {"relevance", "diversity"} <= set(front):
+        return 1.0
+    points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
+    areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
+    return sum(areas) / len(areas)

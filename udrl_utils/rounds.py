@@ -28,7 +28,7 @@ PROMPTS_PER_SET = 4
 def returns(rows: pandas.DataFrame, codec: CommandCodec) -> pandas.Series:
     """Return of each row: mean quantile level of its rewards, length aside, for which more is not better."""
     levels = codec.achieved_levels(rows)
-    return levels.mean(axis=1) if levels.shape[1] else rows.length * 0.0
+    return levels.mean(axis=1).fillna(0.0)
 
 
 def exploratory_commands(
@@ -40,11 +40,10 @@ def exploratory_commands(
     levels, score = codec.achieved_levels(rows), returns(rows, codec)
     best = score.nlargest(max(2, int(len(rows) * BEST))).index
     means, spreads = levels.loc[best].mean(), levels.loc[best].std().fillna(0)
-    lengths = rows.loc[best, "length"].astype(int).tolist()
+    lengths = rows.loc[best, "length"].astype(int).tolist() if "length" in codec.rewards else [None]
     while True:
         asked = {name: min(1.0, means[name] + rng.random() * spreads[name]) for name in codec.levels}
-        length = rng.choice(lengths) if "length" in codec.rewards else None
-        yield codec.feasible(Command(task, length=length, **asked))[0]
+        yield codec.feasible(Command(task, length=rng.choice(lengths), **asked))[0]
 
 
 def practice_commands(
@@ -52,7 +51,8 @@ def practice_commands(
 ) -> Iterator[Command]:
     """Endless commands that ask for what some pair of the task achieved, in some of the rewards."""
     rows = buffer[buffer.task == task].dropna(subset=list(codec.levels))
-    levels, lengths = codec.achieved_levels(rows).to_dict("records"), rows.length.astype(int).tolist()
+    levels = codec.achieved_levels(rows).to_dict("records")
+    lengths = rows.length.astype(int).tolist() if "length" in codec.rewards else []
     while True:
         place = rng.randrange(len(rows))
         names = [name for name in codec.rewards if rng.random() < 0.5] or [rng.choice(codec.rewards)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
-from udrl_utils.front import GRID, PATH, best_levels, hypervolume, measure_front
+from udrl_utils.front import GRID, PATH, best_levels, front_volume, measure_front
 from udrl_utils.machine import seed_everything
 from udrl_utils.rewards import Encoder, load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
@@ -33,9 +33,15 @@ if TYPE_CHECKING:
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
     """Annotated pairs to train on: the train split, less the lengths that its last task is not to see."""
-    rows = read_annotated(run, "train")
-    last = list(rows.groupby("task").groups)[-1]
-    return rows[~((rows.task == last) & rows.length.isin(settings.unseen_lengths))].reset_index(drop=True)
+    return seen(read_annotated(run, "train"), settings)
+
+
+def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame:
+    """The rows without those lengths of the last task that are kept from it as a probe."""
+    if "length" not in rows:
+        return rows
+    unseen = (rows.task == max(rows.task)) & rows.length.isin(settings.unseen_lengths)
+    return rows[~unseen].reset_index(drop=True)
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
@@ -154,21 +160,12 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, live: L
         file.with_suffix(".tmp").replace(file)
     hindsight = bounded(pandas.concat([*earlier, pandas.read_parquet(file)]), codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
-    hindsight = hindsight[~((hindsight.task == list(codec.edges)[-1]) & hindsight.length.isin(settings.unseen_lengths))]
+    hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
     student = sampler.student
     anchor = Student.load(before).model if settings.kl_anchor else None
     data = [command_pairs(rows, codec, shorter) for rows in (pandas.concat([hindsight, kept]), held)]
     fit(student, shorter, home, *data, TrainingLog(f"round {number}", held, live), anchor=anchor)
-
-
-def front_volume(front: pandas.DataFrame) -> float:
-    """Hypervolume of a measured front: mean over tasks."""
-    if not {"relevance", "diversity"} <= set(front):
-        return 1.0
-    points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
-    areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
-    return sum(areas) / len(areas)
 
 
 def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:
