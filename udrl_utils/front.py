@@ -11,7 +11,7 @@ from udrl_utils.samples import Sampler
 if TYPE_CHECKING:
     import pandas
 
-GRID = {"relevance": (None, 0.55), "diversity": (None, 0.55, 0.65, 0.75, 0.85, 0.95)}
+GRID = {"relevance": (None, 0.55), "diversity": (0.65, 0.75, 0.85, 0.95)}
 PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
 
 

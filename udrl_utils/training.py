@@ -192,7 +192,7 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.Dat
     """
     folder = run / "03_student"
     sampler = run_sampler(settings, run, folder)
-    measured = measure_front(sampler, read_annotated(run, "validation"), GRID)
+    measured = measure_front(sampler, read_annotated(run, "validation"), GRID, intents=20)
     if measured.empty:
         return measured
     best, table = best_levels(measured)
