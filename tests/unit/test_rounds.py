@@ -94,7 +94,7 @@ def test_hindsight_says_what_was_achieved_and_is_filtered_like_a_teacher(smoke: 
 
 
 def test_a_round_that_filtering_emptied_is_one_clear_line(smoke: dict) -> None:
-    with pytest.raises(RunError, match="round 3: filtering left none of 4 prompts"):
+    with pytest.raises(RunError, match="round 3 wrote 4 prompts and filtering left none"):
         hindsight_rows(samples().assign(prompt="koi 1"), resolve(DistillationSettings, smoke), 3)
 
 

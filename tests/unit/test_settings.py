@@ -52,7 +52,7 @@ def test_there_are_three_presets():
     ("change", "told"),
     [
         ({"epoch": 3}, "epoch=3; did you mean epochs?"),
-        ({"qqqqqq": "x"}, "qqqqqq='x'; allowed are analysis_intents, base"),
+        ({"qqqqqq": "x"}, "qqqqqq='x'; allowed are ablation_rows, ablation_seeds"),
         ({"epochs": 0}, "epochs=0 should be greater than 0"),
         ({"epochs": "many"}, "epochs='many' should be a valid number"),
         ({"bins": 1}, "bins=1 should be greater than or equal to 2"),
