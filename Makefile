@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml requirements.lock
 run: install  ## run notebooks 01-04 on the laptop preset; prints results and the report's path
 	$(BIN)/udrl run --preset laptop $(ARGS)
 
-ablations: install  ## train all ablations of the laptop run, an hour or so, and run its analysis again
+ablations: install  ## train all ablations of the laptop run, and run its analysis again
 	$(BIN)/udrl run --preset laptop --from 4 --set 'ablations=[all]' $(ARGS)
 
 test: lint  ## ruff, then all tests

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import CommandCodec
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
 from udrl_utils.rewards import Encoder, read_annotated
-from udrl_utils.rounds import returns
+from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, RunFolder, SettingsError, TrainingSettings
 from udrl_utils.student import Student
@@ -23,8 +23,10 @@ from udrl_utils.training import train_rounds, train_student
 if TYPE_CHECKING:
     import pandas
 
+    from udrl_utils.rewards import Embed
+
 INTENTS = 8  # test intents per task that a variant is measured on
-PER_SET = 12  # training rows that a set of a round stands for: 4 prompts, and twice as many of the teacher's pairs
+PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,15 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
     """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word."""
     import pandas
 
-    rows = []
+    rows, embed = [], Encoder(run.settings(AnnotationSettings).encoder)
     for name in variants_of(settings):
         for seed in range(settings.ablation_seeds):
-            rows.append({"variant": name, "seed": seed, **measure(run, settings, name, seed)})
+            rows.append({"variant": name, "seed": seed, **measure(run, settings, name, seed, embed)})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
     return pandas.DataFrame(rows)
 
 
-def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
+def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int, embed: Embed) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
     import pandas
 
@@ -117,7 +119,7 @@ def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) ->
     train_rounds(training, home)
     student = Student.load(home / "03_student")
     sampling = {**settings.sampling(), "seed": seed, **variant.sampling}
-    sampler = Sampler(student, annotation.rewards, Encoder(annotation.encoder), **sampling)
+    sampler = Sampler(student, annotation.rewards, embed, **sampling)
     few = {task: pool[:INTENTS] for task, pool in test_intents(annotated, settings).items()}
     found = calibration_metrics(sample_calibration(sampler, few, settings), settings)["all"]
     metrics = {f"{reward} Spearman": values["spearman"] for reward, values in found.items()}

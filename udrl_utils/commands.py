@@ -91,14 +91,13 @@ class CommandCodec:
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
         codec = cls(bins, longest, edges)
-        return replace(codec, joint={task: codec._combinations(rows) for task, rows in annotated.groupby("task")})
+        return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
-    def _combinations(self, rows: pandas.DataFrame) -> list[list[int]]:
+    def _combinations(self, task: str, rows: pandas.DataFrame) -> list[list[int]]:
         import numpy as np
 
         rows = rows.dropna(subset=self.levels)
         bands = rows.length.astype(int) // LENGTH_BAND if self.longest else np.zeros(len(rows), dtype=int)
-        task = rows.task.iloc[0] if len(rows) else ""
         bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.levels]
         cells, counts = np.unique(np.column_stack([bands, *bins]), axis=0, return_counts=True)
         return np.column_stack([cells, counts]).tolist()

@@ -89,6 +89,11 @@ def plan(intents: list[str], settings: DistillationSettings) -> list[Request]:
     ]
 
 
+def pair_id(*parts: str) -> str:
+    """Id of a pair: a hash of what makes it."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+
+
 def pair_rows(
     request: Request,
     split: str,
@@ -108,7 +113,7 @@ def pair_rows(
     kept = [fine[i] for i in drop_near_duplicates(fine, settings.near_duplicate)]
     counts.update({"near_duplicate": len(fine) - len(kept), "kept": len(kept)})
     task, intent = request.task, request.intent
-    keys = [hashlib.blake2b("\0".join((task, intent, prompt)).encode(), digest_size=6).hexdigest() for prompt in kept]
+    keys = [pair_id(task, intent, prompt) for prompt in kept]
     values = [(key, split, task, TASKS[task].modality, intent, p, teacher) for key, p in zip(keys, kept, strict=True)]
     return [dict(zip(COLUMNS, row, strict=True)) for row in values], counts
 

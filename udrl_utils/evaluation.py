@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    from udrl_utils.samples import Embed
+    from udrl_utils.rewards import Embed
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
@@ -102,6 +102,15 @@ def interval(values: Sequence[float], settings: AnalysisSettings) -> dict[str, f
     draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: AnalysisSettings) -> dict[str, float]:
+    """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
+    import numpy as np
+
+    draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
+    low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
+    return {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
 
 
 def sample_systems(
@@ -215,21 +224,11 @@ def system_metrics(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[s
 
 def relative_to_teacher(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Ratio of means to the teacher's, intents resampled in pairs: {system: {metric: {mean, low, high}}}."""
-    import numpy as np
-
-    rng = np.random.default_rng(settings.seed)
-    wide = {
-        metric: sets.pivot(index=["task", "intent"], columns="system", values=metric)
-        for metric in ("relevance", "diversity")
-    }
-    draws = rng.integers(0, len(wide["relevance"]), (settings.bootstrap_samples, len(wide["relevance"])))
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for system in sets.system.unique():
-        for metric, table in wide.items():
-            ours, theirs = table[system].to_numpy(), table["teacher"].to_numpy()
-            ratios = np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1)
-            low, high = np.percentile(ratios, [2.5, 97.5])
-            ratio = {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
+    for metric in ("relevance", "diversity"):
+        table = sets.pivot(index=["task", "intent"], columns="system", values=metric)
+        for system in sets.system.unique():
+            ratio = ratio_interval(table[system].to_numpy(), table["teacher"].to_numpy(), settings)
             result.setdefault(system, {})[metric] = ratio
     return result
 

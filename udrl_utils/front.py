@@ -27,7 +27,7 @@ def measure_front(
 
     names = [name for name in ("relevance", "diversity") if name in sampler.student.codec.rewards]
     axes = {name: levels for name, levels in grid.items() if name in names}
-    if not names or not axes:
+    if not axes:
         return pandas.DataFrame()
     chosen = [dict(zip(axes, levels, strict=True)) for levels in itertools.product(*axes.values())]
     teacher = teacher.dropna(subset=names)
@@ -64,8 +64,6 @@ def hypervolume(points: list[tuple[float, float]]) -> float:
 
 def front_volume(front: pandas.DataFrame) -> float:
     """Hypervolume of a measured front: mean over tasks."""
-    if not {"relevance", "diversity"} <= set(front):
-        return 1.0
     points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
     areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
     return sum(areas) / len(areas)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply
-from udrl_utils.evaluation import interval
+from udrl_utils.evaluation import LENGTHS, interval, ratio_interval
 from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
@@ -112,12 +112,12 @@ def edge_of_the_data(
     if codec.longest:
         lengths = calibration[calibration.reward == "length"]
         right = (lengths.asked_length - lengths.length).abs() <= 1
-        unseen = (lengths.task == list(codec.edges)[-1]) & lengths.asked_length.isin(training.unseen_lengths)
+        unseen = (lengths.task == max(codec.edges)) & lengths.asked_length.isin(training.unseen_lengths)
         rows += [
             {"probe": f"{what}, within 1 word", "asked": asked, "achieved": right[part].mean(), "train": None}
             for what, asked, part in (
                 ("lengths never seen with this task", str(training.unseen_lengths), unseen),
-                ("all other lengths", "4 to 40", ~unseen),
+                ("all other lengths", f"{LENGTHS[0]} to {LENGTHS[-1]}", ~unseen),
             )
             if part.any()
         ]
@@ -141,16 +141,12 @@ def edge_of_the_data(
 
 def round_fronts(
     sampler: Sampler, annotated: pandas.DataFrame, folder: Path, intents: int
-) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
-    """Fronts on test intents of the student before any round and of the last one; None when no round was kept."""
-    first = folder / "rounds" / "0"
-    same = [(home / "model.safetensors").read_bytes() for home in (first, folder)]
-    if same[0] == same[1]:
-        return None
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Fronts on test intents of the student before any round and of the last one."""
     test = annotated[annotated.split == "test"]
-    students = Student.load(first), sampler.student
+    students = Student.load(folder / "rounds" / "0"), sampler.student
     before, after = (measure_front(sampler.of(s, guidance=1.0), test, PATH, intents, n=6) for s in students)
-    return (before, after) if {"relevance", "diversity"} <= set(after) else None
+    return before, after
 
 
 def front_gain(before: pandas.DataFrame, after: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
@@ -199,7 +195,6 @@ def outside_intents(
     sampler: Sampler, intents: list[str], distillation: DistillationSettings, settings: AnalysisSettings, n: int = 4
 ) -> dict[str, Any]:
     """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks; its ratio."""
-    import numpy as np
     import pandas
 
     tasks = list(sampler.student.codec.edges)
@@ -212,9 +207,6 @@ def outside_intents(
     means = [
         t.groupby(["task", "intent"], sort=False).relevance.mean().loc[keys].to_numpy() for t in (teacher, student)
     ]
-    draws = np.random.default_rng(settings.seed).integers(0, len(keys), (settings.bootstrap_samples, len(keys)))
-    ratios = means[1][draws].mean(1) / means[0][draws].mean(1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    ratio = {"mean": float(means[1].mean() / means[0].mean()), "low": float(low), "high": float(high)}
+    ratio = ratio_interval(means[1], means[0], settings)
     both = {name: interval(values, settings) for name, values in zip(("teacher", "student_best"), means, strict=True)}
     return {"intents": len(keys), "relevance": both, "relative_to_teacher": ratio}

@@ -7,13 +7,12 @@ pairs and the best of what rounds added (Srivastava et al., arXiv 1912.02877, al
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.distillation import drop_near_duplicates, reject_reason
+from udrl_utils.distillation import drop_near_duplicates, pair_id, reject_reason
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.tasks import clean_intent
@@ -27,8 +26,7 @@ PROMPTS_PER_SET = 4
 
 def returns(rows: pandas.DataFrame, codec: CommandCodec) -> pandas.Series:
     """Return of each row: mean quantile level of its rewards, length aside, for which more is not better."""
-    levels = codec.achieved_levels(rows)
-    return levels.mean(axis=1).fillna(0.0)
+    return codec.achieved_levels(rows).mean(axis=1).fillna(0.0)
 
 
 def exploratory_commands(
@@ -37,8 +35,8 @@ def exploratory_commands(
     """Endless commands a little beyond the best of a task: levels between their mean and one standard deviation above
     it, lengths as the best have them."""
     rows = buffer[buffer.task == task]
-    levels, score = codec.achieved_levels(rows), returns(rows, codec)
-    best = score.nlargest(max(2, int(len(rows) * BEST))).index
+    levels = codec.achieved_levels(rows)
+    best = levels.mean(axis=1).nlargest(max(2, int(len(rows) * BEST))).index
     means, spreads = levels.loc[best].mean(), levels.loc[best].std().fillna(0)
     lengths = rows.loc[best, "length"].astype(int).tolist() if "length" in codec.rewards else [None]
     while True:
@@ -79,7 +77,6 @@ def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, nu
 
     Raises: RunError when nothing is left.
     """
-
     fine = [reject_reason(i, p, settings) is None for i, p in zip(samples.intent, samples.prompt, strict=True)]
     rows = samples[fine]
     kept = [
@@ -92,10 +89,7 @@ def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, nu
             f"round {number} wrote {len(samples)} prompts and filtering left none; the student stays as it was"
         )
     rows = rows.loc[kept].drop(columns=[column for column in samples if column.startswith("asked_")] + ["set"])
-    keys = [
-        hashlib.blake2b(f"round {number} {row.task} {row.intent} {row.prompt}".encode(), digest_size=6).hexdigest()
-        for row in rows.itertuples()
-    ]
+    keys = [pair_id(f"round {number}", row.task, row.intent, row.prompt) for row in rows.itertuples()]
     return rows.assign(pair_id=keys, split="train", teacher=f"round {number}", intent=rows.intent.map(clean_intent))
 
 

@@ -6,7 +6,6 @@ was achieved (<reward>).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
@@ -14,10 +13,9 @@ from udrl_utils.rewards import annotate
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:
-    import numpy
     import pandas
 
-    Embed = Callable[[Sequence[str]], numpy.ndarray]
+    from udrl_utils.rewards import Embed
 
 
 class Sampler:
@@ -43,13 +41,13 @@ class Sampler:
         ]
         return annotate(pandas.DataFrame(rows).assign(**columns), self.rewards, self.embed)
 
-    def best_of(self, requests: list[tuple[str, Command]], n: int, tries: int, **columns: Any) -> pandas.DataFrame:
+    def best_of(self, requests: list[tuple[str, Command]], n: int, tries: int) -> pandas.DataFrame:
         """Of `tries` samples per request, the n that come nearest to their command; costs tries / n as much writing.
 
         Nearness is the mean distance in quantile levels, for length in shares of the longest. What is kept is scored
         again: diversity depends on what else is in the set.
         """
-        written, codec = self.sample(requests, tries, **columns), self.student.codec
+        written, codec = self.sample(requests, tries), self.student.codec
         wanted = written.reindex(columns=[f"asked_{name}" for name in codec.levels])
         apart = (codec.achieved_levels(written) - wanted.to_numpy()).abs()
         if "asked_length" in written:

@@ -117,7 +117,9 @@ class TrainingSettings(StageSettings):
     """03: the codec and the student."""
 
     bins: int = Field(description="quantile levels per reward", ge=2, le=100)
-    command_form: Literal["tokens", "text", "none"] = Field(description="how commands are written")
+    command_form: Literal["tokens", "text", "none"] = Field(
+        description="how commands are written: tokens, text or none"
+    )
     command_place: Literal["first", "last"] = Field(description="commands before the intent, or after it")
     command_dropout: float = Field(
         description="chance that a pair is trained with some of its commands left open", ge=0, lt=1

@@ -20,7 +20,7 @@ from udrl_utils.machine import seed_everything
 from udrl_utils.rewards import Encoder, load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, SettingsError, TrainingSettings
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer
 from udrl_utils.training_log import TrainingLog, callback
@@ -45,8 +45,14 @@ def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
-    """The codec of a run, fitted on what it is trained on."""
-    codec = CommandCodec.fit(train_rows(settings, run), run.settings(AnnotationSettings).rewards, settings.bins)
+    """The codec of a run, fitted on what it is trained on.
+
+    Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored.
+    """
+    rewards = run.settings(AnnotationSettings).rewards
+    if settings.rounds and not {"relevance", "diversity"} <= set(rewards):
+        raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
+    codec = CommandCodec.fit(train_rows(settings, run), rewards, settings.bins)
     return replace(codec, form=settings.command_form, place=settings.command_place)
 
 
@@ -75,7 +81,8 @@ def train_student(
     fit(Student(model, tokenizer, codec), settings, folder, *data, log)
     if commanded:
         shutil.rmtree(rounds, ignore_errors=True)
-        Student.load(folder).save(rounds / "0")
+    if commanded and settings.rounds:
+        Student(model, tokenizer, codec).save(rounds / "0")
         log.save(rounds / "0" / "training_log.json")
         (rounds / "unfinished").write_text(mark)
     return log
@@ -108,7 +115,7 @@ def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
     return get_last_checkpoint(str(work))
 
 
-def train_rounds(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> pandas.DataFrame:
+def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
     """Take the run's student through its rounds; stops, and keeps the last student, when the front gains no more.
 
     Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
@@ -119,14 +126,13 @@ def train_rounds(settings: TrainingSettings, run: RunFolder, live: Live | None =
 
     folder = run / "03_student"
     if not settings.rounds:
-        (folder / "rounds" / "unfinished").unlink(missing_ok=True)
         return pandas.DataFrame()
     held, sampler = read_annotated(run, "validation"), run_sampler(settings, run, folder / "rounds" / "0")
     tables, best = [], 0.0
     for number in range(settings.rounds + 1):
         home = folder / "rounds" / str(number)
         if number and not (home / "commands.json").exists():
-            train_round(settings, run, number, live)
+            train_round(settings, run, number, sampler)
         student = Student.load(home)
         front = measure_front(sampler.of(student), held, PATH)
         volume = front_volume(front)
@@ -140,20 +146,22 @@ def train_rounds(settings: TrainingSettings, run: RunFolder, live: Live | None =
     return pandas.concat(tables, ignore_index=True)
 
 
-def train_round(settings: TrainingSettings, run: RunFolder, number: int, live: Live | None) -> None:
+def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler) -> None:
     """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
     import pandas
 
     folder = run / "03_student" / "rounds"
     home, before = folder / str(number), folder / str(number - 1)
     train, held = train_rows(settings, run), read_annotated(run, "validation")
-    sampler = run_sampler(settings, run, before)
-    codec = sampler.student.codec
+    student = Student.load(before)
+    codec = student.codec
     file = home / "hindsight.parquet"
     earlier = [pandas.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
     if not file.exists():
         print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-        samples = collect(sampler, pandas.concat([train, *earlier]), settings.round_sets, settings.seed + number)
+        samples = collect(
+            sampler.of(student), pandas.concat([train, *earlier]), settings.round_sets, settings.seed + number
+        )
         rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
         home.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(file.with_suffix(".tmp"), index=False)
@@ -162,10 +170,9 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, live: L
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
-    student = sampler.student
     anchor = Student.load(before).model if settings.kl_anchor else None
     data = [command_pairs(rows, codec, shorter) for rows in (pandas.concat([hindsight, kept]), held)]
-    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held, live), anchor=anchor)
+    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
 
 
 def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:

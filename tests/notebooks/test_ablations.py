@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from udrl_utils.ablations import VARIANTS, ablate, best_fifth, shuffled
+from udrl_utils.ablations import ablate, best_fifth, shuffled
 from udrl_utils.rewards import read_annotated
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, RunFolder, SettingsError
 from udrl_utils.student import Student
@@ -52,4 +52,3 @@ def test_what_is_done_to_the_pairs(smoke_run: Path) -> None:
             assert dealt.loc[group.index, name].sort_values().tolist() == group[name].sort_values().tolist()
     assert len(best) == len(rows) // 5
     assert best.relevance.mean() + best.diversity.mean() > rows.relevance.mean() + rows.diversity.mean()
-    assert "full" in VARIANTS

@@ -18,7 +18,7 @@ from udrl_utils import report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.rewards import Encoder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import NOTEBOOKS, ROOT, RunError, RunFolder, TrainingSettings
+from udrl_utils.settings import NOTEBOOKS, ROOT, RunError, RunFolder, SettingsError, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
 
@@ -155,6 +155,15 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
     assert {file: (rounds / file).read_bytes() for file in whole} == whole
     assert not (rounds / "unfinished").exists()
+
+
+def test_rounds_without_their_rewards_are_refused_before_any_training(smoke_run: Path, tmp_path: Path) -> None:
+    record = json.loads((smoke_run / "run.json").read_text())
+    record["stages"]["02_annotated"]["settings"]["rewards"] = ["length", "relevance"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    run = RunFolder(tmp_path)
+    with pytest.raises(SettingsError, match="rounds=1 needs relevance and diversity"):
+        training.fit_codec(run.settings(TrainingSettings), run)
 
 
 def test_hindsight_is_relabelled_with_what_was_achieved(smoke_run: Path) -> None:
