@@ -18,6 +18,13 @@ def smoke() -> dict:
     return yaml.safe_load((PRESETS / "smoke.yaml").read_text())
 
 
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs of its own."""
+    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a smoke run made by `udrl run` from a foreign working directory."""

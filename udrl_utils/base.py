@@ -54,9 +54,18 @@ class Coiner:
                 self.following[padded[i : i + 2]].append(padded[i + 2])
 
     def word(self) -> str:
-        """A coined word of 3 to 12 letters, or for one in four a known one."""
-        if self.rng.random() < 0.25:
+        """A coined word of 3 to 12 letters, or for one in four a known one.
+
+        One in ten begins like an article, so that "an" in "angler" is not taken for one and dropped.
+        """
+        kind = self.rng.random()
+        if kind < 0.25:
             return self.rng.choice(self.known)
+        if kind < 0.35:
+            return self.rng.choice(("a", "an", "the")) + self._coined()
+        return self._coined()
+
+    def _coined(self) -> str:
         while True:
             word = "^^"
             while word[-1] != "$" and len(word) < 15:

@@ -24,15 +24,19 @@ def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> f
 
 
 def command_pairs(
-    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, commanded: bool = True
+    annotated: pandas.DataFrame,
+    codec: CommandCodec,
+    settings: TrainingSettings,
+    tokenizer: Any = None,
+    commanded: bool = True,
 ) -> Dataset:
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
-    commanded=False leaves every command open and writes no horizon, for the plain baseline.
+    The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and writes no horizon, for the plain baseline.
     """
     from datasets import Dataset
 
-    names, swapped = codec.rewards, WordSwaps(annotated, settings)
+    names, swapped = codec.rewards, WordSwaps(annotated, settings, tokenizer)
 
     def pair(row: dict[str, Any]) -> dict[str, str]:
         opened = left_open(row["pair_id"], names, settings) if commanded else frozenset(names)
@@ -47,14 +51,15 @@ def command_pairs(
 class WordSwaps:
     """Replaces words that an intent and its prompt share by other words, the same in both.
 
-    What a prompt must keep of its intent is then never a matter of habit: the student has to copy. Half of the new
-    words come from other intents, half are spliced from two of them and mean nothing.
+    What a prompt must keep of its intent is then never a matter of habit: the student has to copy. The new words come
+    from other intents, are spliced from two of them, or are put together from pieces of the tokenizer's vocabulary: many
+    of those occur in no train text, and a token that is never practised cannot be copied when a new word needs it.
     """
 
-    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings):
+    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings, tokenizer: Any = None):
         found = {word for intent in annotated.intent for word in words(clean_intent(intent))}
         self.known = sorted(word for word in found if len(word) > 3 and word.isalpha())
-        self.settings = settings
+        self.settings, self.pieces = settings, word_pieces(tokenizer) if tokenizer else None
 
     def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
         """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
@@ -71,5 +76,15 @@ class WordSwaps:
         return swap(intent), swap(prompt)
 
     def _other(self, rng: random.Random) -> str:
+        if self.pieces and rng.random() < 0.4:
+            first, later = self.pieces
+            return rng.choice(first) + "".join(rng.choices(later, k=rng.choice((1, 1, 2))))
         word, tail = rng.choice(self.known), rng.choice(self.known)
         return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]
+
+
+def word_pieces(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Tokens of lower-case letters: those of 2 letters and more that begin a word, and those that go on with one."""
+    tokens = [token for token in tokenizer.get_vocab() if token.isascii() or token[0] in "Ġ▁"]
+    first = {token[1:] for token in tokens if token[0] in "Ġ▁" and len(token) > 2}
+    return tuple(sorted(t for t in found if t.isalpha() and t.isascii() and t.islower()) for found in (first, tokens))

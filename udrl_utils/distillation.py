@@ -10,56 +10,86 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.chat import Budget
+from udrl_utils.journal import Journal
 from udrl_utils.settings import DistillationSettings, RunError, RunFolder, SettingsError, write_json
+from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
 from udrl_utils.tasks import TASKS, assign_splits, clean_intent, load_intents, read_table, words
 from udrl_utils.teachers import Request, make_teacher
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
 
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")
 REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|as an ai|i won't)\b", re.I)
-MARKUP = re.compile(r"</?[a-z][^>]*>|```|\]\(|^#+ |\*\*|[{}]", re.I)
+CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
+MARKUP = re.compile(r"</?[a-z!][^>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w+://", re.I)
 ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
+WHOLE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])')
+LONGEST_WORD = 60  # characters
 
 
-def parse_reply(reply: str) -> list[str]:
-    """Prompts of a raw reply: a JSON list, alone or within prose; else a numbered or bulleted list; else its lines.
+def parse_reply(reply: str, asked: int) -> list[str]:
+    """Prompts of a raw reply: a JSON list, alone or within prose, or what is whole of a list that was cut off;
+    else a numbered or bulleted list; else its lines, where there are at least half as many as were asked for.
 
     Never raises: what cannot be read gives an empty list.
     """
     for start in (match.start() for match in re.finditer(r"\[", reply[:2000])):
-        try:
-            found, _ = json.JSONDecoder().raw_decode(reply[start:])
-        except (ValueError, RecursionError):
-            continue
-        if found and all(isinstance(item, str) for item in found):
-            return [item.strip() for item in found]
-    lines = [line for line in reply.splitlines() if line.strip() and not line.strip().startswith("```")]
+        found = json_list(reply[start:])
+        if found:
+            return found
+    lines = [line.strip() for line in reply.splitlines() if line.strip() and not line.strip().startswith("```")]
     items = [line for line in lines if ITEM.match(line)]
+    if not items and len(lines) < max(min(2, asked), asked / 2):
+        return []
     return [ITEM.sub("", line).strip().strip("\"'“”").strip() for line in items or lines]
+
+
+def json_list(text: str) -> list[str]:
+    """Strings of the JSON list that a text begins with; of a list that is cut off, those that are whole."""
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        if not re.match(r'\[\s*"', text):
+            return []
+        try:
+            found = [json.loads(string) for string in WHOLE_STRING.findall(text)]
+        except ValueError:
+            return []
+    # some models wrap each prompt: [{"prompt": "..."}]
+    found = [next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item for item in found]
+    return [item.strip() for item in found] if all(isinstance(item, str) for item in found) else []
 
 
 def reject_reason(
     intent: str, prompt: str, settings: DistillationSettings, held_out: frozenset[str] = frozenset()
 ) -> str | None:
     """Why a prompt is not kept, or None."""
-    length = len(prompt.split())
-    if not prompt.strip():
-        return "empty"
-    if not prompt.isprintable():
-        return "control_characters"
-    if REFUSAL.match(prompt):
-        return "refusal"
-    if MARKUP.search(prompt):
-        return "markup"
-    if clean_intent(prompt) == clean_intent(intent):
-        return "same_as_intent"
-    if length < settings.min_words:
-        return "too_short"
-    if length > settings.max_words:
-        return "too_long"
-    return None if held_out.isdisjoint(words(prompt)) else "held_out_word"
+    split, length = prompt.split(), len(prompt.split())
+    found = (
+        ("empty", not split),
+        ("control_characters", not prompt.isprintable()),
+        ("refusal", REFUSAL.match(prompt)),
+        ("chatter", CHATTER.match(prompt) or prompt.endswith(":")),
+        ("markup", MARKUP.search(prompt)),
+        ("long_word", max(map(len, split), default=0) > LONGEST_WORD),
+        ("same_as_intent", clean_intent(prompt) == clean_intent(intent)),
+        ("too_short", length < settings.min_words),
+        ("too_long", length > settings.max_words),
+        ("other_script", latin(prompt) < 0.5 < latin(intent)),
+        ("held_out_word", not held_out.isdisjoint(words(prompt))),
+    )
+    return next((reason for reason, is_so in found if is_so), None)
+
+
+def latin(text: str) -> float:
+    """Share of a text's letters that are Latin; 1 where it has no letters."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return (
+        sum(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters) / len(letters) if letters else 1.0
+    )
 
 
 def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
@@ -103,7 +133,7 @@ def pair_rows(
     held_out: frozenset[str],
 ) -> tuple[list[dict[str, str]], Counter]:
     """Rows of one request's prompts that are kept, and the counts of why others are not."""
-    counts, fine = Counter({"asked": request.n}), []
+    counts, fine = Counter({"asked": request.n, "missing": max(0, request.n - len(prompts))}), []
     for prompt in (" ".join(prompt.split(" ")) for prompt in prompts):
         reason = reject_reason(request.intent, prompt, settings, frozenset() if split == "test" else held_out)
         if reason:
@@ -118,9 +148,11 @@ def pair_rows(
     return [dict(zip(COLUMNS, row, strict=True)) for row in values], counts
 
 
-def distil(settings: DistillationSettings, run: RunFolder) -> dict[str, int]:
-    """Make every missing shard of 01_pairs; returns the counts of the whole run by reason, `kept` included.
+def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
+    """Make every missing shard of 01_pairs.
 
+    Returns the counts of the whole run: prompts by what became of them, `kept` included; and what the teacher has
+    used: requests, tokens_in, tokens_out, failures by name, and questions without a reply after all tries.
     Raises: RunError when the folder holds pairs made with other settings, or nothing is left after filtering.
     """
     folder = run / "01_pairs"
@@ -129,36 +161,69 @@ def distil(settings: DistillationSettings, run: RunFolder) -> dict[str, int]:
     intents = list(dict.fromkeys(request.intent for request in given)) if given else load_intents(settings)
     splits, held_out = assign_splits(intents, settings)
     requests = list(given) if given else plan(intents, settings)
-    teacher = None if given else make_teacher(settings)
-    write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude={"run"}))
-    total, started = Counter(), time.monotonic()
+    budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
+    teacher = GivenPairs(given) if given else make_teacher(settings, budget)
+    write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude=settings.HOW))
+    total, usage, started = Counter(), Counter(), time.monotonic()
     shards = range(0, len(requests), settings.shard_size)
     for number, start in enumerate(shards):
         file = folder / f"part-{number:05d}.parquet"
-        if not file.exists():
-            batch = requests[start : start + settings.shard_size]
-            replies = [given[r] for r in batch] if given else [parse_reply(reply) for reply in teacher.write(batch)]
-            name = "given" if given else teacher.name
+        if not is_sound(file):
+            batch, journal = requests[start : start + settings.shard_size], Journal(journal_of(file))
+            replies = teacher.write(batch, journal)
             made = [
-                pair_rows(r, splits[r.intent], reply, name, settings, held_out)
+                pair_rows(r, splits[r.intent], parse_reply(reply, r.n), teacher.name, settings, held_out)
                 for r, reply in zip(batch, replies, strict=True)
             ]
-            write_shard(file, [row for rows, _ in made for row in rows], sum((counts for _, counts in made), Counter()))
-        total.update(read_counts(file))
+            counts = sum((counts for _, counts in made), Counter())
+            table = pair_table([row for rows, _ in made for row in rows])
+            write_shard(file, table, counts=counts, usage=journal.usage + Counter(without_reply=replies.count("")))
+        for sums, name in ((total, "counts"), (usage, "usage")):
+            sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
         left = passed / (number + 1) * (len(shards) - number - 1) / 60
         done = f"shard {number + 1} of {len(shards)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
         print(f"{done}, {left:.1f} min left", flush=True)
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
-    return dict(total)
+    return dict(total), dict(usage)
+
+
+class GivenPairs:
+    """A teacher that has written already: an existing data set of pairs."""
+
+    name = "given"
+
+    def __init__(self, pairs: dict[Request, list[str]]):
+        self.pairs = pairs
+
+    def write(self, requests: list[Request], journal: Journal) -> list[str]:
+        """The given prompts of each request, as a JSON list."""
+        return [json.dumps(self.pairs[request]) for request in requests]
+
+
+def journal_of(file: Path) -> Path:
+    """Where the teacher's raw replies to a shard's requests are kept."""
+    return file.parent / "replies" / f"{file.stem}.jsonl"
+
+
+def requests_made(folder: Path) -> int:
+    """Requests that earlier parts of a run have made, finished or not."""
+    return sum(Journal(file).usage["requests"] for file in folder.glob("replies/*.jsonl"))
+
+
+def cost(usage: dict[str, int], prices: list[float]) -> float:
+    """What the tokens cost, in the currency of the prices per million [in, out]; 0 without prices."""
+    return sum(
+        usage.get(name, 0) * price / 1e6 for name, price in zip(("tokens_in", "tokens_out"), prices, strict=False)
+    )
 
 
 def same_settings(folder: Path, settings: DistillationSettings) -> None:
     """Refuse a folder whose pairs were made with other settings."""
     note = folder / "_settings.json"
     before = json.loads(note.read_text()) if note.exists() else {}
-    for name, value in settings.model_dump(mode="json").items():
+    for name, value in settings.model_dump(mode="json", exclude=settings.HOW).items():
         if name in before and before[name] != value:
             raise RunError(
                 f"{folder} was made with {name}={before[name]!r}, now {name}={value!r}: "
@@ -184,31 +249,13 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
     return {Request(task, intent, len(prompts)): prompts for (task, intent), prompts in groups.items()}
 
 
-def write_shard(file: Path, rows: list[dict[str, str]], counts: Counter) -> None:
-    """Write a shard under a temporary name and rename it; its counts travel in the file."""
+def pair_table(rows: list[dict[str, str]]) -> pyarrow.Table:
+    """Rows of pairs as a table whose columns are there even without rows."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [(name, pa.string()) for name in COLUMNS], metadata={"counts": json.dumps(counts, sort_keys=True)}
-    )
-    temporary = file.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    temporary.replace(file)
-
-
-def read_counts(file: Path) -> Counter:
-    """The counts of a shard."""
-    import pyarrow.parquet as pq
-
-    return Counter(json.loads(pq.read_schema(file).metadata[b"counts"]))
+    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in COLUMNS]))
 
 
 def read_pairs(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
     """Pairs of a run, of one split or of all."""
-    import pandas
-
-    table = pandas.concat(
-        map(pandas.read_parquet, sorted((run / "01_pairs").glob("part-*.parquet"))), ignore_index=True
-    )
-    return table if split is None else table[table.split == split].reset_index(drop=True)
+    return read_shards(run / "01_pairs", split)

@@ -64,8 +64,8 @@ class GrammarTeacher:
     def __init__(self, seed: int, drift: float, repetition: float):
         self.seed, self.drift, self.repetition = seed, drift, repetition
 
-    def write(self, requests: list) -> list[str]:
-        """A JSON list of prompts per request."""
+    def write(self, requests: list, journal: object = None) -> list[str]:
+        """A JSON list of prompts per request; nothing is paid for, so no journal is kept."""
         return [json.dumps(self.prompts(r.task, r.intent, r.n)) for r in requests]
 
     def prompts(self, task: str, intent: str, n: int) -> list[str]:

@@ -9,6 +9,7 @@ A new reward is one function:
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.distillation import read_pairs
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError
+from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
 
 if TYPE_CHECKING:
     import numpy
@@ -117,6 +118,10 @@ class Encoder:
             self._known.update(zip(new, vectors, strict=True))
         return np.stack([self._known[text] for text in texts])
 
+    def forget(self) -> None:
+        """Drop the embeddings of all texts so far, to keep memory flat over many shards."""
+        self._known.clear()
+
 
 def encoder_path(name: str) -> str:
     """Where Sentence-Transformers finds an encoder; 'minilm' is all-MiniLM-L6-v2 out of the offline extra."""
@@ -154,22 +159,35 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
 
 
 def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFrame:
-    """Score all pairs of a run and write 02_annotated; the annotated pairs are returned too."""
-    folder = run / "02_annotated"
-    annotated = annotate(read_pairs(run), check_known(settings.rewards), Encoder(settings.encoder))
-    annotated.to_parquet(folder / "part-00000.parquet", index=False)
+    """Score the pairs of a run shard by shard and write 02_annotated; the annotated pairs are returned too.
+
+    A shard that was scored before, from the same pairs and with the same settings, is not scored again. All prompts
+    of a task and intent are in one shard, so that sets are whole.
+    """
+    import pandas
+    import pyarrow as pa
+
+    folder, embed = run / "02_annotated", Encoder(settings.encoder)
+    check_known(settings.rewards)
     save_rewards(folder, settings.rewards)
-    return annotated
+    recipe = settings.model_dump_json(exclude=settings.HOW) + (folder / "_rewards.py").read_text()
+    pairs = shards_of(run / "01_pairs")
+    for left_over in {file.name for file in shards_of(folder)} - {file.name for file in pairs}:
+        (folder / left_over).unlink()
+    for number, source in enumerate(pairs):
+        file = folder / source.name
+        made_from = hashlib.blake2b(recipe.encode() + source.read_bytes(), digest_size=16).hexdigest()
+        if not is_sound(file) or read_note(file, "made_from") != made_from:
+            annotated = annotate(pandas.read_parquet(source), settings.rewards, embed)
+            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), made_from=made_from)
+            embed.forget()
+        print(f"shard {number + 1} of {len(pairs)} scored", flush=True)
+    return read_annotated(run)
 
 
 def read_annotated(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
     """Annotated pairs of a run, of one split or of all."""
-    import pandas
-
-    table = pandas.concat(
-        map(pandas.read_parquet, sorted((run / "02_annotated").glob("part-*.parquet"))), ignore_index=True
-    )
-    return table if split is None else table[table.split == split].reset_index(drop=True)
+    return read_shards(run / "02_annotated", split)
 
 
 def check_known(rewards: Sequence[str]) -> Sequence[str]:

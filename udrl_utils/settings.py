@@ -11,8 +11,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
+from filelock import FileLock, Timeout
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -62,6 +64,8 @@ class StageSettings(BaseModel):
     run: str = Field(description="name of the run; its folder is outputs/<run>", pattern=r"^[A-Za-z0-9][\w.-]*$")
     seed: int = Field(description="seed of every random choice", ge=0, lt=2**31)
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    # Settings that say how a stage is made and not what: they may change between two parts of its making.
+    HOW: ClassVar[frozenset[str]] = frozenset({"run"})
 
     def show(self) -> None:
         """Print each setting with what it means."""
@@ -71,6 +75,10 @@ class StageSettings(BaseModel):
 
 class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
+
+    HOW = frozenset(
+        {"run", *(f"teacher_{name}" for name in ("base_urls", "concurrency", "timeout", "budget", "prices"))}
+    )
 
     tasks: list[TaskName] = Field(description="kinds of prompt to distil", min_length=1)
     intents: str = Field(description="'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
@@ -83,8 +91,12 @@ class DistillationSettings(StageSettings):
     )
     teacher: Literal["grammar", "openai", "transformers"] = Field(description="who writes the prompts")
     teacher_model: str = Field(description="model id or path, for openai and transformers teachers")
-    teacher_base_url: str = Field(description="address of an OpenAI-compatible server")
+    teacher_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers, asked in turn")
     teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
+    teacher_concurrency: int = Field(description="requests under way at once", ge=1, le=4096)
+    teacher_timeout: float = Field(description="a request that takes longer is made again [s]", gt=0)
+    teacher_budget: int = Field(description="requests that may be made in all, failed ones included; 0 for any", ge=0)
+    teacher_prices: list[float] = Field(description="prices of a million tokens [in, out], to count the cost; or []")
     grammar_drift: float = Field(description="share of grammar prompts that stray from their intent", ge=0, le=1)
     grammar_repetition: float = Field(
         description="share of grammar prompts that nearly repeat an earlier one", ge=0, le=1
@@ -97,6 +109,24 @@ class DistillationSettings(StageSettings):
     validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
+
+    @field_validator("teacher_base_urls")
+    @classmethod
+    def _without_secrets(cls, value: list[str]) -> list[str]:
+        for url in value:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
+                raise ValueError(
+                    "should be http:// or https:// addresses without a password; keys come from OPENAI_API_KEY"
+                )
+        return value
+
+    @field_validator("teacher_prices")
+    @classmethod
+    def _two_prices(cls, value: list[float]) -> list[float]:
+        if len(value) not in (0, 2) or min(value, default=0) < 0:
+            raise ValueError("should be two numbers from 0, or none")
+        return value
 
     @field_validator("max_words")
     @classmethod
@@ -269,13 +299,30 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise RunError(f"run={self.name!r}: cannot write to {self.path / stage} ({error.strerror})") from None
+        self.lock()
         return self
+
+    def lock(self) -> None:
+        """Hold the run for this process until `finish`, or until the process ends, however it ends.
+
+        Raises: RunError when another process holds it.
+        """
+        try:
+            self._lock().acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"run={self.name!r} is being made by another process, maybe a notebook that is still open: "
+                "wait for it, shut it down, or choose another run name"
+            ) from None
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / ".lock", is_singleton=True)
 
     def _same_settings(self, stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Compared as that stage reads them: YAML's 2e-3 arrives as a string.
         asked = {**before, **{name: now[name] for name in before.keys() & now.keys()}}
         asked = resolve(SETTINGS[stage], asked).model_dump(mode="json")
-        for name in before:
+        for name in (name for name in before if name not in SETTINGS[stage].HOW):
             if before[name] != asked[name]:
                 raise RunError(
                     f"run={self.name!r}: {stage} was made with {name}={before[name]!r}, now {name}={asked[name]!r}; "
@@ -294,6 +341,7 @@ class RunFolder:
         }
         record["environment"] = environment()
         write_json(self.path / "run.json", record)
+        self._lock().release(force=True)
 
     def files(self, stage: str) -> list[dict[str, Any]]:
         """What a stage has written: path within the run, and size."""

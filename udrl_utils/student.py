@@ -90,10 +90,27 @@ def pretrained_student(
     if n_positions > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings
         raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
+    trained = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
+    keep_embeddings(model, trained)
     return model, tokenizer
+
+
+def keep_embeddings(model: PreTrainedModel, trained: int) -> None:
+    """Train embeddings from number `trained` on only: those of the base stay as they are, weight decay aside.
+
+    A run shows a student a part of its tokens. Were the embeddings trained, those of all others would drift, and
+    with them the student's hold on words that it meets only later.
+    """
+    import torch
+
+    def of_new_tokens(gradient: torch.Tensor) -> torch.Tensor:
+        new = torch.arange(len(gradient), device=gradient.device) >= trained
+        return gradient * new[:, None]
+
+    model.get_input_embeddings().weight.register_hook(of_new_tokens)
 
 
 def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:

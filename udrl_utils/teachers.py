@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from udrl_utils.chat import Budget, ChatClient, Question
 from udrl_utils.grammar import GrammarTeacher
+from udrl_utils.journal import Journal, key_of
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import DistillationSettings, SettingsError
+from udrl_utils.settings import DistillationSettings, RunError, SettingsError
 from udrl_utils.tasks import messages
 
 
@@ -24,41 +24,47 @@ class Request:
 
 
 class Teacher(Protocol):
-    """Answers requests with raw replies, one per request, in order; `name` goes into the pairs."""
+    """Answers requests with raw replies, one per request, in order, '' where none came; `name` goes into the pairs.
+
+    What it pays for, it keeps in the journal, and does not ask for again.
+    """
 
     name: str
 
-    def write(self, requests: list[Request]) -> list[str]: ...
+    def write(self, requests: list[Request], journal: Journal) -> list[str]: ...
 
 
 class OpenAITeacher:
-    """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
+    """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones."""
 
-    The key comes from OPENAI_API_KEY and nowhere else. The client retries failed requests by itself.
-    """
+    def __init__(self, client: ChatClient, temperature: float, seed: int, budget: Budget):
+        self.name, self.client, self.budget = client.model, client, budget
+        self.options = {"temperature": temperature, "seed": seed}
 
-    concurrency = 16
+    def write(self, requests: list[Request], journal: Journal) -> list[str]:
+        """Raw replies. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
+        replies = self.client.ask([self._question(request) for request in requests], journal, self.budget)
+        if requests and not any(replies):
+            faults = {name: n for name, n in journal.usage.items() if name.startswith("failed_")}
+            raise RunError(
+                f"teacher {self.name!r} answered none of {len(requests)} requests ({faults}); run again later"
+            )
+        return [reply or "" for reply in replies]
 
-    def __init__(self, model: str, base_url: str, temperature: float, seed: int):
-        self.name, self.base_url, self.temperature, self.seed = model, base_url or None, temperature, seed
-
-    @cached_property
-    def client(self) -> Any:
-        from openai import OpenAI
-
-        return OpenAI(base_url=self.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=6)
-
-    def _ask(self, request: Request) -> str:
+    def _question(self, request: Request) -> Question:
         chat = messages(request.task, request.intent, request.n)
-        reply = self.client.chat.completions.create(
-            model=self.name, messages=chat, temperature=self.temperature, seed=self.seed, max_tokens=120 * request.n
-        )
-        return reply.choices[0].message.content or ""
+        return Question(chat, {**self.options, "max_tokens": 120 * request.n}, reply_schema(request.n))
 
-    def write(self, requests: list[Request]) -> list[str]:
-        """Raw replies, asked for side by side."""
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(self._ask, requests))
+
+def reply_schema(n: int) -> dict[str, Any]:
+    """JSON schema of a reply with n prompts, for servers that can be told one."""
+    prompts = {"type": "array", "items": {"type": "string"}, "minItems": n, "maxItems": n}
+    return {
+        "type": "object",
+        "properties": {"prompts": prompts},
+        "required": ["prompts"],
+        "additionalProperties": False,
+    }
 
 
 class TransformersTeacher:
@@ -86,27 +92,41 @@ class TransformersTeacher:
             return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return "\n\n".join(turn["content"] for turn in chat) + "\n\n"
 
-    def write(self, requests: list[Request]) -> list[str]:
-        """Raw replies; the same seed and requests give the same ones on the same machine."""
+    def write(self, requests: list[Request], journal: Journal) -> list[str]:
+        """Raw replies; the same seed and batch give the same ones on the same machine, after a restart too."""
+        keys = [key_of(self.name, self.temperature, self.seed, vars(request)) for request in requests]
+        for start in range(0, len(requests), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            if not all(key in journal.replies for key in keys[batch]):
+                for key, (reply, tokens) in zip(keys[batch], self._batch(keys[start], requests[batch]), strict=True):
+                    journal.add_reply(key, reply, tokens_out=tokens)
+        return [journal.replies[key] for key in keys]
+
+    def _batch(self, key: str, requests: list[Request]) -> list[tuple[str, int]]:
         from transformers import set_seed
 
-        set_seed(self.seed)
+        set_seed(int(key[:8], 16))
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        longest = 120 * max(request.n for request in requests)
-        texts = [self._chat_text(request) for request in requests]
         replies = self.pipeline(
-            texts, max_new_tokens=longest, batch_size=self.batch_size, return_full_text=False, **sampling
+            [self._chat_text(request) for request in requests],
+            max_new_tokens=120 * max(request.n for request in requests),
+            batch_size=self.batch_size,
+            return_full_text=False,
+            **sampling,
         )
-        return [reply[0]["generated_text"] for reply in replies]
+        texts = [reply[0]["generated_text"] for reply in replies]
+        return [(text, len(self.pipeline.tokenizer(text)["input_ids"])) for text in texts]
 
 
-def make_teacher(settings: DistillationSettings) -> Teacher:
-    """The teacher that the settings name. Raises: SettingsError for an LLM teacher without a model."""
+def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
+    """The teacher that the settings name, with the requests that it may still make. Raises: SettingsError for an LLM teacher without a model."""
     if settings.teacher == "grammar":
         return GrammarTeacher(settings.seed, settings.grammar_drift, settings.grammar_repetition)
     if not settings.teacher_model:
         raise SettingsError(f"parameter teacher_model='' must name a model with teacher={settings.teacher!r}")
     if settings.teacher == "openai":
-        base_url, temperature = settings.teacher_base_url, settings.teacher_temperature
-        return OpenAITeacher(settings.teacher_model, base_url, temperature, settings.seed)
+        client = ChatClient(
+            settings.teacher_model, settings.teacher_base_urls, settings.teacher_concurrency, settings.teacher_timeout
+        )
+        return OpenAITeacher(client, settings.teacher_temperature, settings.seed, budget)
     return TransformersTeacher(settings.teacher_model, settings.teacher_temperature, settings.seed)

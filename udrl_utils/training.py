@@ -76,7 +76,7 @@ def train_student(
         tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
         model = new_student(settings, tokenizer)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
-    data = [command_pairs(rows, codec, settings, commanded) for rows in (train, held)]
+    data = [command_pairs(rows, codec, settings, tokenizer, commanded) for rows in (train, held)]
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
     fit(Student(model, tokenizer, codec), settings, folder, *data, log)
     if commanded:
@@ -104,7 +104,7 @@ def fit(
 
 
 def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
-    """The newest checkpoint made with the same settings; checkpoints of other settings are removed."""
+    """The newest checkpoint made with the same settings; those of other settings, and torn ones, are removed."""
     from transformers.trainer_utils import get_last_checkpoint
 
     note = work / "settings.json"
@@ -112,6 +112,9 @@ def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     note.write_text(settings.model_dump_json())
+    for checkpoint in work.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():  # written last
+            shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(work))
 
 
@@ -171,7 +174,7 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
     hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
     anchor = Student.load(before).model if settings.kl_anchor else None
-    data = [command_pairs(rows, codec, shorter) for rows in (pandas.concat([hindsight, kept]), held)]
+    data = [command_pairs(rows, codec, shorter, student.tokenizer) for rows in (pandas.concat([hindsight, kept]), held)]
     fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
 
 
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="train the baseline without commands")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
+    run.lock()
     settings = run.settings(TrainingSettings)
     train_student(settings, run, commanded=not arguments.plain)
     if not arguments.plain:

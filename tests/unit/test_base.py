@@ -53,3 +53,16 @@ def test_a_base_that_does_not_fit_is_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(SettingsError, match="n_positions=4096 is more than base='embedded' takes, at most 256"):
         pretrained_student("embedded", CODEC, n_positions=4096)
+
+
+def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained() -> None:
+    import torch
+
+    model, tokenizer = pretrained_student(BASE, CODEC)
+    weights, command = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids("<|relevance:1|>")
+    before = weights.detach().clone()
+    ids = torch.tensor([[command, *tokenizer(" koi pond")["input_ids"]]])
+    model(ids, labels=ids).loss.backward()
+    torch.optim.AdamW([weights], lr=0.1, weight_decay=0).step()
+    moved = (weights.detach() != before).any(dim=1)
+    assert moved[command] and not moved[: len(tokenizer) - len(CODEC.tokens())].any()

@@ -14,9 +14,8 @@ from udrl_utils.settings import NOTEBOOKS, STAGES, write_json
 
 
 @pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch):
-    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
+def _here(outputs) -> None:
+    """Every run of this file goes to a folder of its own."""
 
 
 def udrl(*arguments: str):
@@ -62,11 +61,17 @@ def test_a_preset_file_that_is_no_preset(text, tmp_path, outputs):
 
 
 def test_changes_are_read_as_yaml():
-    changes = ["epochs=5", "learning_rate=2e-5", "tasks=[related_search]", "teacher_base_url=http://host:1/v1", "base="]
+    changes = [
+        "epochs=5",
+        "learning_rate=2e-5",
+        "tasks=[related_search]",
+        "teacher_base_urls=[http://host:1/v1]",
+        "base=",
+    ]
     settings = cli.read_settings("laptop", changes, "b")
     training, distillation = settings["03_student"], settings["01_pairs"]
     assert (training.run, training.epochs, training.learning_rate, training.base) == ("b", 5, 2e-5, "")
-    assert (distillation.tasks, distillation.teacher_base_url) == (["related_search"], "http://host:1/v1")
+    assert (distillation.tasks, distillation.teacher_base_urls) == (["related_search"], ["http://host:1/v1"])
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 4), (2, 2)])

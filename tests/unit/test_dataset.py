@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.dataset import WordSwaps, command_pairs, left_open
+from udrl_utils.dataset import WordSwaps, command_pairs, left_open, word_pieces
 from udrl_utils.settings import TrainingSettings, resolve
 from udrl_utils.student import new_student, train_tokenizer
 from udrl_utils.trainer import AlikeLengths, make_trainer
@@ -66,6 +66,20 @@ def test_a_swapped_word_is_the_same_in_intent_and_prompt(settings: TrainingSetti
         assert prompt.casefold() == f"painting of a {animal}, {animal} on a quiet {boat}"
         changed += intent != row["intent"]
     assert 0.25 < changed / len(PAIRS) < 0.5
+
+
+def test_swaps_practise_tokens_that_no_text_holds(settings: TrainingSettings) -> None:
+    always = settings.model_copy(update={"word_swaps": 1.0})
+    tokenizer = train_tokenizer(
+        ["gazelles graze", "hazel gazes", *PAIRS.intent, *PAIRS.prompt] * 3, 400, CODEC.tokens()
+    )
+
+    def practised(rows) -> set[str]:
+        return {token for row in rows for token in tokenizer.tokenize(row["prompt"])}
+
+    assert not [piece for pieces in word_pieces(tokenizer) for piece in pieces if not piece.isalpha()]
+    more = practised(command_pairs(PAIRS, CODEC, always, tokenizer)) - practised(command_pairs(PAIRS, CODEC, always))
+    assert len(more) > 10
 
 
 def test_batches_hold_alike_lengths_and_every_row_once_an_epoch() -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import distillation
+from udrl_utils.chat import Budget
 from udrl_utils.distillation import distil, drop_near_duplicates, parse_reply, read_pairs, reject_reason
+from udrl_utils.journal import Journal
 from udrl_utils.settings import DistillationSettings, RunError, RunFolder, SettingsError, resolve
-from udrl_utils.teachers import OpenAITeacher, Request, TransformersTeacher, make_teacher
+from udrl_utils.teachers import Request, TransformersTeacher, make_teacher
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)
 
 
 @given(st.text(max_size=400))
 def test_parsing_never_raises(reply: str) -> None:
-    assert all(isinstance(prompt, str) for prompt in parse_reply(reply))
+    assert all(isinstance(prompt, str) for prompt in parse_reply(reply, 8))
 
 
 @given(st.lists(plain, min_size=1, max_size=6))
@@ -34,7 +34,7 @@ def test_every_form_of_list_is_read_back(prompts: list[str]) -> None:
         "\n".join(prompts),
     ]
     for form in forms:
-        assert parse_reply(form) == prompts
+        assert parse_reply(form, len(prompts)) == prompts
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,11 @@ def test_every_form_of_list_is_read_back(prompts: list[str]) -> None:
         ("koi " * 61, "too_long"),
         ("an axolotl in a pond", "held_out_word"),
         ("a koi pond at dawn", None),
+        ("Sure, here is a koi pond", "chatter"),
+        ("see https://example.com for a koi pond", "markup"),
+        ('"a koi pond", "a tea', "markup"),
+        ("a koi " + "o" * 61, "long_word"),
+        ("清晨 的 锦鲤 池塘", "other_script"),
     ],
 )
 def test_reasons(smoke: dict, prompt: str, reason: str | None) -> None:
@@ -66,35 +71,29 @@ def test_near_duplicates() -> None:
     assert drop_near_duplicates(prompts, 0.9) == [0, 2]
 
 
-@pytest.fixture
-def outputs(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("UDRL_OUTPUTS", str(tmp_path))
-    return tmp_path
-
-
 def start(smoke: dict, **changes) -> tuple[DistillationSettings, RunFolder]:
     settings = resolve(DistillationSettings, smoke | changes)
     return settings, RunFolder(settings.run).start("01_pairs", settings)
 
 
 def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = distil(*start(smoke, run="whole"))
+    counts, usage = distil(*start(smoke, run="whole"))
     assert counts["kept"] == len(read_pairs(RunFolder("whole")))
     settings, run = start(smoke, run="cut")
     real, calls = distillation.write_shard, []
 
-    def dies_at_the_second(*args) -> None:
+    def dies_at_the_second(*args, **notes) -> None:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(*args)
+        real(*args, **notes)
 
     monkeypatch.setattr(distillation, "write_shard", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         distil(settings, run)
     assert len(list((run / "01_pairs").glob("*.parquet"))) == 1
     monkeypatch.setattr(distillation, "write_shard", real)
-    assert distil(settings, run) == counts
+    assert distil(settings, run) == (counts, usage)
     for part in (outputs / "whole" / "01_pairs").glob("*.parquet"):
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()
 
@@ -124,7 +123,7 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings, run = start(smoke, pairs=str(tmp_path / "pairs.jsonl"), near_duplicate=1.0)
-    assert distil(settings, run)["kept"] == 120
+    assert distil(settings, run)[0]["kept"] == 120
     assert set(read_pairs(run).teacher) == {"given"}
     (tmp_path / "odd.jsonl").write_text(json.dumps({"task": "haiku", "intent": "a", "prompt": "b"}))
     with pytest.raises(SettingsError, match="unknown task 'haiku'"):
@@ -133,39 +132,7 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
 
 def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
     with pytest.raises(SettingsError, match="teacher_model=''"):
-        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}))
-
-
-def test_openai_teacher_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    class Server(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.headers["Authorization"], body))
-            content = json.dumps([f"{body['messages'][-1]['content'].splitlines()[0]} {k}" for k in range(2)])
-            reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-            reply["choices"] = [
-                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-            ]
-            data = json.dumps(reply).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    teacher = OpenAITeacher("some-model", f"http://127.0.0.1:{server.server_port}/v1", 0.7, 0)
-    replies = teacher.write([Request("text_to_image", intent, 2) for intent in ("koi pond", "tea house")])
-    server.shutdown()
-    assert [parse_reply(reply)[1] for reply in replies] == ['Intent: "koi pond" 1', 'Intent: "tea house" 1']
-    assert seen[0][0] == "Bearer sk-test" and seen[0][1]["temperature"] == 0.7
+        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}), Budget(None))
 
 
 def test_transformers_teacher_in_process(tmp_path) -> None:
@@ -178,5 +145,6 @@ def test_transformers_teacher_in_process(tmp_path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     requests = [Request("text_to_image", intent, 1) for intent in ("koi", "a much longer intent about tea")]
-    first, second = (TransformersTeacher(str(tmp_path), 1.0, 5).write(requests) for _ in range(2))
+    journals = [Journal(tmp_path / name) for name in ("first", "second")]
+    first, second = (TransformersTeacher(str(tmp_path), 1.0, 5).write(requests, journal) for journal in journals)
     assert first == second and len(first) == 2 and all(isinstance(reply, str) for reply in first)

@@ -1,0 +1,146 @@
+"""A server that speaks the OpenAI chat protocol by a script: well, or with every fault that a teacher may meet."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# What goes wrong on the way; a client should try again.
+PASSING = ("429", "500", "503", "hang", "cut", "torn_json", "no_choices", "html_page")
+# What is wrong with an answer that arrives; no row of it should be admitted.
+BAD_ANSWERS = ("prose", "refusal", "huge", "control", "chinese", "markup", "half_list")
+HANG = 1.5  # seconds
+
+Answer = Callable[[dict[str, Any], int], str]
+
+
+def good_answer(body: dict[str, Any], number: int) -> str:
+    """Eight prompts about the intent that was asked for, no two alike."""
+    intent = json.loads(body["messages"][-1]["content"].splitlines()[0].removeprefix("Intent: "))
+    manners = ("oil painting", "photograph", "woodcut", "mosaic", "poster", "sketch", "fresco", "engraving")
+    return json.dumps([f"{manner} of {intent} number {number}{k} at dawn" for k, manner in enumerate(manners)])
+
+
+def bad_answer(kind: str, body: dict[str, Any], number: int) -> str:
+    """An answer with the fault of that name."""
+    good = good_answer(body, number)
+    return {
+        "prose": "What a lovely subject! One could imagine a quiet scene, painted with care, and much more besides.",
+        "refusal": "I'm sorry, but I can't help with that.",
+        "huge": "koi " * 2_500_000,
+        "control": json.dumps([f"a koi\x07 pond \x1b[31m number {number} {k}" for k in range(8)]),
+        "chinese": json.dumps([f"清晨 的 锦鲤 池塘 {number} {k}" for k in range(8)], ensure_ascii=False),
+        "markup": json.dumps([f"<img src=x onerror=alert({k})> a koi pond {number}" for k in range(8)]),
+        "half_list": good[: len(good) // 2],
+    }[kind]
+
+
+class Loopback(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+
+class ScriptedServer:
+    """Answers on loopback, each after `latency` seconds; `faulty` is the share of requests that go wrong.
+
+    `kinds` counts what it did; `keys` holds the Authorization headers; `most` is the largest number under way at once.
+    """
+
+    def __init__(self, latency: float = 0.0, faulty: float = 0.0, answer: Answer = good_answer, seed: int = 0):
+        self.latency, self.faulty, self.answer = latency, faulty, answer
+        self.rng, self.lock = random.Random(seed), threading.Lock()
+        self.kinds, self.keys, self.bodies = Counter(), [], []
+        self.under_way = self.most = 0
+        self.server = Loopback(("127.0.0.1", 0), make_handler(self))
+
+    def __enter__(self) -> ScriptedServer:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def kind(self) -> str:
+        """What to do with the next request."""
+        with self.lock:
+            kind = self.rng.choice(PASSING + BAD_ANSWERS) if self.rng.random() < self.faulty else "good"
+            self.kinds[kind] += 1
+            return kind
+
+
+def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with script.lock:
+                script.keys.append(self.headers["Authorization"])
+                script.bodies.append(body)
+                script.under_way += 1
+                script.most = max(script.most, script.under_way)
+            try:
+                time.sleep(script.latency)
+                self.act(script.kind(), body)
+            finally:
+                with script.lock:
+                    script.under_way -= 1
+
+        def act(self, kind: str, body: dict[str, Any]) -> None:
+            number = sum(script.kinds.values())
+            if kind.isdigit():
+                wait = {"Retry-After": "0.1"} if kind == "429" else {}
+                self.reply(int(kind), b'{"error": {"message": "busy"}}', **wait)
+            elif kind == "hang":
+                time.sleep(HANG)
+                self.close_connection = True
+            elif kind == "cut":
+                self.close_connection = True
+            elif kind == "torn_json":
+                self.reply(200, completion("a koi pond")[:40])
+            elif kind == "no_choices":
+                self.reply(200, b'{"id": "1", "object": "chat.completion", "choices": []}')
+            elif kind == "html_page":
+                self.reply(200, b"<html>maintenance</html>", **{"Content-Type": "text/html"})
+            else:
+                good = kind == "good"
+                self.reply(200, completion(script.answer(body, number) if good else bad_answer(kind, body, number)))
+
+        def reply(self, status: int, data: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def completion(content: str) -> bytes:
+    """A chat completion as the protocol has it."""
+    message = {"role": "assistant", "content": content}
+    return json.dumps(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "scripted",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        }
+    ).encode()

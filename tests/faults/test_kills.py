@@ -1,0 +1,73 @@
+"""Killed at any moment and started again, a run ends with the same files as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from udrl_utils.settings import RunError, RunFolder
+
+KILLS = 20
+SEED = 3
+
+
+def start_run(outputs: Path) -> subprocess.Popen:
+    """`udrl run` of notebooks 01 to 03 on the smoke preset."""
+    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--to", "3"]
+    environment = {**os.environ, "UDRL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for the process and its kernels at once."""
+    for victim in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        victim.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(smoke_run: Path, tmp_path: Path) -> None:
+    rng, stages = random.Random(SEED), []
+    for _ in range(KILLS):
+        process = start_run(tmp_path)
+        try:
+            process.communicate(timeout=rng.uniform(1, 20))
+        except subprocess.TimeoutExpired:
+            kill_all(process)
+        made = tmp_path / "smoke" / "run.json"
+        stages.append(len(json.loads(made.read_text())["stages"]) if made.exists() else 0)
+    process = start_run(tmp_path)
+    assert process.wait() == 0, process.stdout.read()[-3000:]
+    assert len(set(stages)) > 1, "the kills fell into several stages"
+    for folder, kind in (("01_pairs", "*.parquet"), ("02_annotated", "*.parquet"), ("03_student", "*.safetensors")):
+        files = sorted(file.relative_to(smoke_run) for file in (smoke_run / folder).rglob(kind))
+        assert files and files == sorted(
+            file.relative_to(tmp_path / "smoke") for file in (tmp_path / "smoke" / folder).rglob(kind)
+        )
+        for file in files:
+            assert (smoke_run / file).read_bytes() == (tmp_path / "smoke" / file).read_bytes(), file
+
+
+def test_the_second_process_on_a_run_refuses(outputs: Path) -> None:
+    holder = "import sys, time; from udrl_utils.settings import RunFolder; RunFolder('shared').lock(); print('held', flush=True); time.sleep(60)"
+    (outputs / "shared").mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="run='shared' is being made by another process"):
+            RunFolder("shared").lock()
+    finally:
+        process.kill()
+        process.wait()
+    started = time.monotonic()
+    RunFolder("shared").lock()
+    RunFolder("shared").lock()  # the same process may start again
+    assert time.monotonic() - started < 5

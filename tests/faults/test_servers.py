@@ -1,0 +1,156 @@
+"""Teachers behind servers that fail: every prompt arrives or is counted, nothing malformed is admitted, nothing is paid
+for twice, and nobody waits without need."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
+
+from udrl_utils import chat, distillation
+from udrl_utils.chat import Budget, ChatClient
+from udrl_utils.distillation import cost, distil, parse_reply, read_pairs, reject_reason
+from udrl_utils.journal import Journal
+from udrl_utils.settings import DistillationSettings, RunError, RunFolder, SettingsError, resolve
+from udrl_utils.teachers import OpenAITeacher, Request
+
+REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
+
+
+def served(smoke: dict, *urls: str, **changes) -> tuple[DistillationSettings, RunFolder]:
+    """Settings of a run whose teacher is served at those addresses."""
+    served_by = {"teacher": "openai", "teacher_model": "m", "teacher_base_urls": list(urls), "prompts_per_intent": 8}
+    settings = resolve(DistillationSettings, smoke | served_by | changes)
+    return settings, RunFolder(settings.run).start("01_pairs", settings)
+
+
+def teacher_at(*urls: str, concurrency: int = 8, timeout: float = 1.0, budget: int | None = None) -> OpenAITeacher:
+    return OpenAITeacher(ChatClient("m", urls, concurrency, timeout), 1.0, 0, Budget(budget))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, outputs) -> None:
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 1.0)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
+
+
+def test_ten_thousand_pairs_arrive_through_a_third_of_faults(smoke: dict) -> None:
+    with ScriptedServer(latency=0.005, faulty=0.35) as server:
+        settings, run = served(
+            smoke, server.url, n_intents=1700, teacher_timeout=1.0, teacher_concurrency=32, shard_size=600
+        )
+        counts, usage = distil(settings, run)
+    pairs = read_pairs(run)
+    assert len(pairs) == counts["kept"] >= 10_000
+    assert pairs.prompt.str.fullmatch(r"[a-z ]+ of .+ number \d+ at dawn").all()
+    assert counts["asked"] <= counts["kept"] + sum(n for why, n in counts.items() if why not in ("asked", "kept"))
+    assert {"missing", "control_characters", "other_script", "markup"} <= counts.keys()
+    assert {"failed_429", "failed_500", "failed_503", "failed_timeout", "failed_connection", "failed_bad_reply"} <= (
+        usage.keys()
+    )
+    assert usage["requests"] == sum(server.kinds.values())
+    assert sum(n for kind, n in server.kinds.items() if kind != "good") >= 0.3 * usage["requests"]
+    assert cost(usage, [1.0, 10.0]) == pytest.approx((usage["tokens_in"] + 10 * usage["tokens_out"]) / 1e6)
+    for file in run.path.rglob("*"):
+        assert not file.is_file() or b"sk-secret" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_no_row_of_a_bad_answer_is_admitted(smoke: dict, kind: str) -> None:
+    settings = resolve(DistillationSettings, smoke)
+    body = {"messages": [{"content": 'Intent: "koi pond"\nWrite 8 of them.'}]}
+    prompts = parse_reply(bad_answer(kind, body, 1), 8)
+    kept = [prompt for prompt in prompts if reject_reason("koi pond", prompt, settings) is None]
+    assert kept == (parse_reply(good_answer(body, 1), 8)[: len(kept)] if kind == "half_list" else [])
+    assert kind != "half_list" or kept
+
+
+def test_requests_go_out_side_by_side_and_no_more_than_allowed(tmp_path) -> None:
+    latency, concurrency = 0.25, 8
+    with ScriptedServer(latency) as server:
+        started = time.monotonic()
+        teacher_at(server.url, concurrency=concurrency).write(REQUESTS * 2, Journal(tmp_path / "journal"))
+        ideal, took = len(REQUESTS) / concurrency * latency, time.monotonic() - started
+    assert server.most == concurrency
+    assert took < ideal / 0.5  # the benchmark says how near it really comes
+
+
+def test_several_servers_share_the_work_and_one_that_is_down_costs_nothing(tmp_path) -> None:
+    with ScriptedServer() as first, ScriptedServer() as second:
+        replies = teacher_at(first.url, second.url).write(REQUESTS, Journal(tmp_path / "journal"))
+        assert all(replies) and min(len(first.keys), len(second.keys)) >= 15
+        replies = teacher_at(first.url, "http://127.0.0.1:9/v1").write(REQUESTS, Journal(tmp_path / "other"))
+        assert all(replies)
+    assert set(first.keys) == {"Bearer sk-secret-of-the-test"}
+
+
+def test_what_a_journal_holds_is_not_asked_again(tmp_path) -> None:
+    with ScriptedServer() as server:
+        first = teacher_at(server.url).write(REQUESTS[:30], Journal(tmp_path / "journal"))
+        with (tmp_path / "journal").open("ab") as torn:
+            torn.write(b'{"key": "cut off by a kill')
+        again = teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+    assert again[:30] == first and len(server.bodies) == 40
+    assert Journal(tmp_path / "journal").usage["requests"] == 40
+
+
+def test_a_spent_budget_stops_and_keeps(smoke: dict) -> None:
+    with ScriptedServer() as server:
+        with pytest.raises(RunError, match="budget is spent"):
+            distil(*served(smoke, server.url, n_intents=60, shard_size=20, teacher_budget=30))
+        assert len(server.bodies) == 30
+        distil(*served(smoke, server.url, n_intents=60, shard_size=20, teacher_budget=70))
+        assert len(server.bodies) == 60
+
+
+def test_a_schema_is_sent_and_done_without_where_it_is_refused(tmp_path) -> None:
+    with ScriptedServer() as server:
+        teacher_at(server.url).write(REQUESTS[:2], Journal(tmp_path / "journal"))
+        assert server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["prompts"]["maxItems"] == 8
+
+    class Older(ScriptedServer):
+        def kind(self) -> str:
+            kind = "400" if "response_format" in self.bodies[-1] else "good"
+            self.kinds[kind] += 1
+            return kind
+
+    with Older() as server:
+        server.answer = good_answer
+        replies = teacher_at(server.url, concurrency=1).write(REQUESTS[:5], Journal(tmp_path / "other"))
+    assert all(replies) and server.kinds == {"400": 1, "good": 5}
+
+
+def test_a_server_that_refuses_is_one_line(smoke: dict, tmp_path) -> None:
+    class Closed(ScriptedServer):
+        def kind(self) -> str:
+            return "401"
+
+    with Closed() as server, pytest.raises(RunError, match=r"answers 401 .* OPENAI_API_KEY") as caught:
+        teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+    assert "sk-secret" not in str(caught.value)
+    for url in ("localhost:8000", "http://me:secret@host/v1", "ftp://host/v1"):
+        with pytest.raises(SettingsError, match="teacher_base_urls"):
+            served(smoke, url)
+
+
+def test_a_server_that_is_not_there_leaves_nothing_behind(smoke: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "ATTEMPTS", 2)
+    settings, run = served(smoke, "http://127.0.0.1:9/v1", n_intents=6)
+    with pytest.raises(RunError, match="answered none of 6 requests"):
+        distil(settings, run)
+    assert not list((run / "01_pairs").glob("part-*"))
+
+
+def test_a_corrupt_shard_is_set_aside_and_made_again(smoke: dict, capsys: pytest.CaptureFixture) -> None:
+    settings = resolve(DistillationSettings, smoke | {"n_intents": 80, "shard_size": 40})
+    run = RunFolder(settings.run).start("01_pairs", settings)
+    distil(settings, run)
+    file = run / "01_pairs" / "part-00001.parquet"
+    whole = file.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:200] + bytes(40) + whole[240:], b""):
+        file.write_bytes(broken)
+        distil(settings, run)
+        assert file.read_bytes() == whole and file.with_suffix(".corrupt").read_bytes() == broken
+        assert "part-00001.parquet is corrupt" in capsys.readouterr().out
+    assert distillation.read_pairs(run).pair_id.is_unique

@@ -1,0 +1,190 @@
+"""A client of servers that speak the OpenAI chat protocol: many questions side by side, patient with faults, counted.
+
+vLLM, Ollama, `transformers serve` and hosted services speak it. Teachers and judges both ask through here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.journal import Journal, key_of
+from udrl_utils.settings import RunError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+ATTEMPTS = 8
+LONGEST_REPLY = 200_000  # characters; what comes beyond is not a reply but a fault
+LONGEST_WAIT = 120.0  # seconds; what a server may ask for with Retry-After
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chat to be continued, and how: the messages, sampling options, and the JSON schema that the reply should have."""
+
+    messages: list[dict[str, str]]
+    options: dict[str, Any] = field(default_factory=dict)
+    schema: dict[str, Any] | None = None
+
+    def key(self, model: str) -> str:
+        """The same model, messages and options have the same key."""
+        return key_of(model, self.messages, self.options)
+
+
+class BadReply(Exception):
+    """The server answered, but not with a chat completion."""
+
+
+class Budget:
+    """Requests that may still be made; None for any number."""
+
+    def __init__(self, requests: int | None):
+        self.left = requests
+
+    def spend(self) -> None:
+        """Raises: RunError when nothing is left."""
+        if self.left is not None:
+            if self.left <= 0:
+                raise RunError("the request budget is spent; all replies so far are kept: raise it and run again")
+            self.left -= 1
+
+
+class ChatClient:
+    """Asks a model on one server or on several in turn.
+
+    At most `concurrency` requests are under way; one that waits before its next try does not count as such.
+    The key comes from OPENAI_API_KEY and nowhere else.
+    """
+
+    def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float):
+        self.model, self.base_urls = model, list(base_urls) or [None]
+        self.concurrency, self.timeout = concurrency, timeout
+        self._without_schema: set[str] = set()  # addresses that refused a schema
+
+    def ask(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> list[str | None]:
+        """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
+
+        Raises: RunError when the servers refuse the key or the model, or when the budget is spent.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        keys = [question.key(self.model) for question in questions]
+        new = {key: q for key, q in zip(keys, questions, strict=True) if key not in journal.replies}
+        if new:
+            with start_blocking_portal() as portal:  # a notebook's own event loop is already running
+                portal.call(self._ask_all, new, journal, budget)
+        return [journal.replies.get(key) for key in keys]
+
+    async def _ask_all(self, questions: dict[str, Question], journal: Journal, budget: Budget) -> None:
+        import anyio
+        from openai import AsyncOpenAI
+
+        secret, gate, refusals = os.environ.get("OPENAI_API_KEY", "none"), anyio.Semaphore(self.concurrency), []
+        servers = [AsyncOpenAI(base_url=u, api_key=secret, max_retries=0, timeout=self.timeout) for u in self.base_urls]
+        turns = itertools.cycle(servers)
+
+        async def once(key: str, question: Question) -> None:
+            async with gate:
+                if refusals:  # what is under way may still come back; nothing new is asked
+                    return
+                try:
+                    budget.spend()
+                    await self._once(key, question, next(turns), journal)
+                except RunError as error:
+                    refusals.append(error)
+
+        async with anyio.create_task_group() as group:
+            for key, question in questions.items():
+                group.start_soon(patiently, once, key, question)
+        for server in servers:
+            await server.close()
+        if refusals:
+            raise refusals[0]
+
+    async def _once(self, key: str, question: Question, server: Any, journal: Journal) -> None:
+        import openai
+
+        try:
+            text, usage = await self._post(question, server)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise RunError(
+                f"{server.base_url} answers {error.status_code} to model {self.model!r}: "
+                "check the model's name, the address and the environment variable OPENAI_API_KEY"
+            ) from None
+        except (openai.OpenAIError, BadReply, ValueError) as error:
+            journal.add_failure(key, name_of(error))
+            if getattr(error, "status_code", 500) in (400, 413, 422):
+                if question.schema and str(server.base_url) not in self._without_schema:
+                    self._without_schema.add(str(server.base_url))
+                    raise TryAgain(0.0) from None
+                return
+            raise TryAgain(asked_pause(error)) from None
+        journal.add_reply(key, text, *usage)
+
+    async def _post(self, question: Question, server: Any) -> tuple[str, tuple[int, int]]:
+        shaped = question.schema and str(server.base_url) not in self._without_schema
+        form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": question.schema}}
+        reply = await server.chat.completions.create(
+            model=self.model,
+            messages=question.messages,
+            **question.options,
+            **({"response_format": form} if shaped else {}),
+        )
+        choices = getattr(reply, "choices", None)
+        if not choices or not choices[0].message:
+            raise BadReply
+        text, usage = (choices[0].message.content or "")[:LONGEST_REPLY], reply.usage
+        return text, (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+
+
+async def patiently(once: Callable[..., Awaitable[None]], key: str, question: Question) -> None:
+    """Ask until a reply comes, and give up after ATTEMPTS."""
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+    tries = AsyncRetrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=pause,
+        retry=retry_if_exception_type(TryAgain),
+        retry_error_callback=lambda state: None,
+    )
+    await tries(once, key, question)
+
+
+class TryAgain(Exception):
+    """A fault that passes; `pause` is how long the server asked to wait [s]."""
+
+    def __init__(self, pause: float):
+        super().__init__(pause)
+        self.pause = pause
+
+
+def pause(state: RetryCallState) -> float:
+    """Seconds until the next try: exponential with jitter, and never less than the server asked for."""
+    from tenacity import wait_random_exponential
+
+    asked = state.outcome.exception().pause
+    return max(asked, wait_random_exponential(multiplier=0.25, max=30)(state))
+
+
+def asked_pause(error: Exception) -> float:
+    """What a reply's Retry-After header asks for [s]; 0 without one, or with one that is no number."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    try:
+        return min(max(0.0, float(headers.get("retry-after", 0))), LONGEST_WAIT)
+    except ValueError:
+        return 0.0
+
+
+def name_of(error: Exception) -> str:
+    """A word for a fault: its status code, or timeout, connection or bad_reply."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return str(error.status_code)
+    if isinstance(error, openai.APITimeoutError):
+        return "timeout"
+    return "connection" if isinstance(error, openai.APIConnectionError) else "bad_reply"
