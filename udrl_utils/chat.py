@@ -24,7 +24,7 @@ LONGEST_WAIT = 120.0  # seconds; what a server may ask for with Retry-After
 
 @dataclass(frozen=True)
 class Question:
-    """A chat to be continued, and how: the messages, sampling options, and the JSON schema that the reply should have."""
+    """A chat to be continued, and how: messages, sampling options, the JSON schema that the reply should have."""
 
     messages: list[dict[str, str]]
     options: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,8 @@ def command_pairs(
 ) -> Dataset:
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
-    The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and writes no horizon, for the plain baseline.
+    The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and
+    writes no horizon, for the plain baseline.
     """
     from datasets import Dataset
 
@@ -52,8 +53,8 @@ class WordSwaps:
     """Replaces words that an intent and its prompt share by other words, the same in both.
 
     What a prompt must keep of its intent is then never a matter of habit: the student has to copy. The new words come
-    from other intents, are spliced from two of them, or are put together from pieces of the tokenizer's vocabulary: many
-    of those occur in no train text, and a token that is never practised cannot be copied when a new word needs it.
+    from other intents, are spliced from two of them, or are put together from pieces of the tokenizer's vocabulary:
+    many of those occur in no train text, and a token that was never practised is not copied when a new word needs it.
     """
 
     def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings, tokenizer: Any = None):

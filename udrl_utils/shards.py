@@ -1,4 +1,4 @@
-"""Shards: tables in parquet files `part-*.parquet` of a folder, written whole, with notes in the file, checked when read."""
+"""Shards: tables in parquet files `part-*.parquet` of a folder, written whole, with notes, checked when read."""
 
 from __future__ import annotations
 

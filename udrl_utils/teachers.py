@@ -119,7 +119,10 @@ class TransformersTeacher:
 
 
 def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
-    """The teacher that the settings name, with the requests that it may still make. Raises: SettingsError for an LLM teacher without a model."""
+    """The teacher that the settings name, with the requests that it may still make.
+
+    Raises: SettingsError for an LLM teacher without a model.
+    """
     if settings.teacher == "grammar":
         return GrammarTeacher(settings.seed, settings.grammar_drift, settings.grammar_repetition)
     if not settings.teacher_model:

@@ -15,6 +15,13 @@ import pytest
 
 from udrl_utils.settings import RunError, RunFolder
 
+HOLDER = """
+import time
+from udrl_utils.settings import RunFolder
+RunFolder("shared").lock()
+print("held", flush=True)
+time.sleep(60)
+"""
 KILLS = 20
 SEED = 3
 
@@ -24,6 +31,11 @@ def start_run(outputs: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--to", "3"]
     environment = {**os.environ, "UDRL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def contents(folder: Path, kind: str) -> dict[str, bytes]:
+    """The files of a kind below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob(kind)}
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -48,18 +60,14 @@ def test_twenty_kills_change_nothing(smoke_run: Path, tmp_path: Path) -> None:
     assert process.wait() == 0, process.stdout.read()[-3000:]
     assert len(set(stages)) > 1, "the kills fell into several stages"
     for folder, kind in (("01_pairs", "*.parquet"), ("02_annotated", "*.parquet"), ("03_student", "*.safetensors")):
-        files = sorted(file.relative_to(smoke_run) for file in (smoke_run / folder).rglob(kind))
-        assert files and files == sorted(
-            file.relative_to(tmp_path / "smoke") for file in (tmp_path / "smoke" / folder).rglob(kind)
-        )
-        for file in files:
-            assert (smoke_run / file).read_bytes() == (tmp_path / "smoke" / file).read_bytes(), file
+        whole, killed = (contents(run / folder, kind) for run in (smoke_run, tmp_path / "smoke"))
+        assert whole and whole.keys() == killed.keys()
+        assert not [file for file in whole if whole[file] != killed[file]]
 
 
 def test_the_second_process_on_a_run_refuses(outputs: Path) -> None:
-    holder = "import sys, time; from udrl_utils.settings import RunFolder; RunFolder('shared').lock(); print('held', flush=True); time.sleep(60)"
     (outputs / "shared").mkdir(parents=True)
-    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(RunError, match="run='shared' is being made by another process"):
