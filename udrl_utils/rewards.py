@@ -18,6 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.chat import ChatClient
+from udrl_utils.journal import Journal
+from udrl_utils.judge import Judge
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError
 from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
@@ -37,13 +40,14 @@ class Reward:
     unit: str
     score: Callable[[pandas.DataFrame, Embed], Any]
     source: str
+    partial: bool = False  # whether some pairs may have no value, NaN
 
 
 REWARDS: dict[str, Reward] = {}
 
 
-def reward(name: str, unit: str) -> Callable[[Callable], Callable]:
-    """Register a function (pairs, embed) -> one float per pair under a name.
+def reward(name: str, unit: str, partial: bool = False) -> Callable[[Callable], Callable]:
+    """Register a function (pairs, embed) -> one float per pair under a name; NaN is a value of partial rewards only.
 
     The function's own source travels with the run, so it must import what it uses inside itself.
     `embed(texts)` gives unit vectors, shape (len(texts), width), float32.
@@ -53,7 +57,7 @@ def reward(name: str, unit: str) -> Callable[[Callable], Callable]:
 
     def register(score: Callable) -> Callable:
         REWARDS[name] = Reward(
-            name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score))
+            name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score)), partial
         )
         return score
 
@@ -72,7 +76,7 @@ def relevance(pairs: pandas.DataFrame, embed: Embed) -> Any:
     return (embed(pairs.intent) * embed(pairs.prompt)).sum(1)
 
 
-@reward("diversity", unit="1 - mean cosine")
+@reward("diversity", unit="1 - mean cosine", partial=True)
 def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
     """1 - mean cosine to the other prompts of the same task and intent, 0..2; NaN for a prompt that has no others.
 
@@ -89,7 +93,17 @@ def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
     return result
 
 
-BUILT_IN = frozenset(REWARDS)
+BUILT_IN = frozenset({*REWARDS, "judge"})
+
+
+def add_judge(settings: AnnotationSettings, run: RunFolder) -> None:
+    """Register the LLM judge that the settings name, if they name one; its votes are kept in 02_annotated."""
+    if settings.judge_model:
+        client = ChatClient(
+            settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
+        )
+        judge = Judge(client, settings.judge_votes, Journal(run / "02_annotated" / "judge.jsonl"))
+        REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
 
 
 class Encoder:
@@ -150,7 +164,7 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
             raise RunError(
                 f"reward {name!r} returned shape {values.shape} for {len(pairs)} pairs; one number each is wanted"
             )
-        if name != "diversity" and not np.isfinite(values).all():
+        if not REWARDS[name].partial and not np.isfinite(values).all():
             raise RunError(
                 f"reward {name!r} returned {int((~np.isfinite(values)).sum())} values that are not finite numbers"
             )
@@ -206,8 +220,14 @@ def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
     )
 
 
-def load_rewards(folder: Path) -> None:
-    """Register the user-made rewards of a run, which are code of the run's owner."""
+def load_rewards(run: RunFolder) -> None:
+    """Register the rewards that a run brings along: its judge, and those that its owner made."""
+    add_judge(run.settings(AnnotationSettings), run)
+    read_rewards(run / "02_annotated")
+
+
+def read_rewards(folder: Path) -> None:
+    """Register the user-made rewards kept in a folder, which are code of the run's owner."""
     import linecache
 
     file = folder / "_rewards.py"

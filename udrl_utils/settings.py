@@ -73,6 +73,15 @@ class StageSettings(BaseModel):
             print(f"{name:24} {getattr(self, name)!r:32} {field.description}")
 
 
+def without_secrets(urls: list[str]) -> list[str]:
+    """Addresses that may be shown and stored. Raises: ValueError for others."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
+            raise ValueError("should hold http(s) addresses without a password; keys come from OPENAI_API_KEY")
+    return urls
+
+
 class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
@@ -110,16 +119,7 @@ class DistillationSettings(StageSettings):
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
 
-    @field_validator("teacher_base_urls")
-    @classmethod
-    def _without_secrets(cls, value: list[str]) -> list[str]:
-        for url in value:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
-                raise ValueError(
-                    "should be http:// or https:// addresses without a password; keys come from OPENAI_API_KEY"
-                )
-        return value
+    _urls = field_validator("teacher_base_urls")(without_secrets)
 
     @field_validator("teacher_prices")
     @classmethod
@@ -139,8 +139,24 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
+    HOW = frozenset(("run", "judge_base_urls", "judge_concurrency", "judge_timeout"))
+
     rewards: list[str] = Field(description="rewards to score, from the registry", min_length=1)
     encoder: str = Field(description="'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
+    judge_model: str = Field(description="model that gives the reward 'judge'; '' for none")
+    judge_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers of the judge, asked in turn")
+    judge_votes: int = Field(description="votes behind each score of the judge", ge=1, le=32)
+    judge_concurrency: int = Field(description="requests of the judge under way at once", ge=1, le=4096)
+    judge_timeout: float = Field(description="a request of the judge that takes longer is made again [s]", gt=0)
+
+    _urls = field_validator("judge_base_urls")(without_secrets)
+
+    @field_validator("judge_model")
+    @classmethod
+    def _named_where_needed(cls, value: str, others: ValidationInfo) -> str:
+        if not value and "judge" in others.data.get("rewards", ()):
+            raise ValueError("should name a model, since rewards hold 'judge'")
+        return value
 
 
 class TrainingSettings(StageSettings):

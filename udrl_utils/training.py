@@ -180,7 +180,7 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
 
 def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:
     """A sampler of the student in a folder, with the rewards of the run, user-made ones included."""
-    load_rewards(run / "02_annotated")
+    load_rewards(run)
     annotation = run.settings(AnnotationSettings)
     rewards = list(dict.fromkeys([*annotation.rewards, "length"]))
     return Sampler(Student.load(folder), rewards, Encoder(annotation.encoder), seed=settings.seed)

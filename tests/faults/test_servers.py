@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
+from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
 
 from udrl_utils import chat, distillation
 from udrl_utils.chat import Budget, ChatClient

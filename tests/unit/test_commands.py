@@ -143,7 +143,7 @@ def test_user_made_rewards_travel_with_the_run(tmp_path, monkeypatch: pytest.Mon
     del rewards.REWARDS["exes"]
     with pytest.raises(SettingsError, match="unknown reward 'exes'"):
         rewards.check_known(["exes"])
-    rewards.load_rewards(tmp_path)
+    rewards.read_rewards(tmp_path)
     pairs = pd.DataFrame({"task": "t", "intent": ["a", "b"], "prompt": ["x x", "o"]})
     assert rewards.annotate(pairs, ["exes"], embed).exes.tolist() == [2, 0]
     rewards.save_rewards(tmp_path, ["exes"])

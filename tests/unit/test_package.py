@@ -19,7 +19,7 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "settings", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
-    *("rewards", "commands", "guidance", "student", "samples", "front", "rounds", "dataset", "trainer"),
+    *("judge", "rewards", "commands", "guidance", "student", "samples", "front", "rounds", "dataset", "trainer"),
     *("training_log", "training", "base", "evaluation", "probes", "ablations", "retrieval", "deployment"),
     *("figures", "widgets", "report", "cli"),
 )
