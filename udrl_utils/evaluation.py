@@ -114,9 +114,15 @@ def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: Analysi
 
 
 def sample_systems(
-    sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], plain: Student | None
+    sampler: Sampler,
+    annotated: pandas.DataFrame,
+    intents: dict[str, list[str]],
+    plain: Student | None,
+    others: dict[str, pandas.DataFrame],
 ) -> pandas.DataFrame:
-    """One set of prompts per system and test intent, all sets of an intent as large as the teacher's.
+    """One set of prompts per system and test intent, no set of an intent larger than the teacher's.
+
+    Others are systems whose prompts (task, intent, prompt) are there already.
 
     Without guidance, which would trade the variety of a set for obedience; best commands are found without it too.
     """
@@ -137,6 +143,7 @@ def sample_systems(
         tables["sft_plain"] = sampler.of(plain).sample([(i, Command(t)) for t, i in keys], n)
     copies = nearest_copies(annotated[annotated.split == "train"], keys, sampler.embed)
     tables["nearest_copy"] = annotate(copies, sampler.rewards, sampler.embed)
+    tables |= {name: annotate(table, sampler.rewards, sampler.embed) for name, table in others.items()}
     cut = [_cut(table, sizes).assign(system=name) for name, table in tables.items()]
     return pandas.concat(cut, ignore_index=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ SYSTEM_LABELS = {
     "sft_plain": "plain SFT, no prefixes",
     "nearest_copy": "copy of nearest intent",
 }
+
+
+def labelled(systems: Iterable[str]) -> dict[str, str]:
+    """Systems and how they are shown, in the order that they are shown in; a baseline goes by its model's name."""
+    known = {system: label for system, label in SYSTEM_LABELS.items() if system in systems}
+    return known | {system: system.split("/")[-1] for system in systems if system not in known}
 
 
 def style() -> None:
@@ -187,7 +194,8 @@ def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
 
     tasks = list(sets.task.unique())
     figure, axes = panels(len(tasks), width=4.6, height=4.2)
-    colors = dict(zip(SYSTEM_LABELS, seaborn.color_palette("colorblind"), strict=False))
+    labels = labelled(sets.system.unique())
+    colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
         swept = samples[(samples.task == task) & (samples.reward == "diversity")]
         path = swept.groupby("asked_diversity")[["diversity", "relevance"]].mean()
@@ -208,17 +216,18 @@ def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
                 error.diversity,
                 fmt="o",
                 color=colors[system],
-                label=SYSTEM_LABELS[system],
+                label=labels[system],
             )
         axis.set(xlabel="set diversity [1 - mean cosine]", ylabel="relevance [cosine]", title=task)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
 def comparison(metrics: dict[str, Any]) -> Figure:
     """Relevance and diversity of every system relative to the teacher, with 95% intervals."""
-    systems = [system for system in SYSTEM_LABELS if system in metrics["relative_to_teacher"] and system != "teacher"]
+    systems = labelled(metrics["relative_to_teacher"])
+    del systems["teacher"]
     figure, axes = panels(2, width=5.4, height=2.8, sharey=True)
     for axis, name in zip(axes, ("relevance", "diversity"), strict=True):
         for row, system in enumerate(systems):
@@ -235,7 +244,7 @@ def comparison(metrics: dict[str, Any]) -> Figure:
         axis.set(
             xlabel=f"{name} [% of the teacher's mean]",
             yticks=range(len(systems)),
-            yticklabels=[SYSTEM_LABELS[s] for s in systems],
+            yticklabels=systems.values(),
             ylim=(len(systems) - 0.5, -0.5),
         )
     return figure

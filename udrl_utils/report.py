@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.evaluation import SET_METRICS
-from udrl_utils.figures import SYSTEM_LABELS
+from udrl_utils.figures import labelled
 from udrl_utils.settings import RunError, RunFolder
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     import pandas
 
     rows = {}
-    for system in sorted(metrics["systems"], key=list(SYSTEM_LABELS).index):
+    for system, label in labelled(metrics["systems"]).items():
         values = {name: metrics["systems"][system][name] for name in SET_METRICS if name in metrics["systems"][system]}
         ratios = metrics["relative_to_teacher"][system]
         row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
         cells = {metric: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for metric, v in values.items()}
-        rows[SYSTEM_LABELS.get(system, system)] = {**cells, **row}
+        rows[label] = {**cells, **row}
     return pandas.DataFrame(rows).T
 
 
@@ -85,6 +85,23 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
             "by chance": likely.get("chance_within_1"),
         }
     return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
+
+
+def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per system whose cost is known: parameters, weights and seconds per set, with their 95% interval."""
+    import pandas
+
+    rows = {}
+    for system, cost in metrics["costs"].items():
+        seconds = cost["seconds_per_set"]
+        rows[labelled([system])[system]] = {
+            "parameters [M]": f"{cost['parameters'] / 1e6:.1f}" if cost["parameters"] else "on a server",
+            "weights [MB]": f"{cost['weights_mb']:.0f}" if cost["weights_mb"] else "on a server",
+            "seconds per set": f"{seconds['mean']:.2f} [{seconds['low']:.2f}, {seconds['high']:.2f}]"
+            if seconds
+            else "",
+        }
+    return pandas.DataFrame(rows).T
 
 
 def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
@@ -132,6 +149,7 @@ def build(run: RunFolder) -> Path:
         # pandas escapes the cells itself
         tables={
             "systems": systems_table(metrics).to_html(border=0),
+            "costs": costs_table(metrics).to_html(border=0),
             "calibration": calibration_table(metrics).to_html(border=0),
             "probes": probes_table(metrics).to_html(border=0),
             "examples": examples(samples).to_html(border=0, index=False),

@@ -209,6 +209,9 @@ class AnalysisSettings(StageSettings):
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
     min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
+    baselines: list[str] = Field(
+        description="language models to compare with: transformers:<model> or openai:<model>@<address>"
+    )
     outside_intents: str = Field(description="file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = Field(description="column of the outside intents", min_length=1)
     ablations: list[str] = Field(

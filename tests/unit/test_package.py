@@ -20,7 +20,7 @@ from udrl_utils.settings import ROOT, SETTINGS
 ORDER = (
     *("machine", "settings", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
     *("judge", "rewards", "commands", "guidance", "student", "samples", "front", "rounds", "dataset", "trainer"),
-    *("training_log", "training", "base", "evaluation", "probes", "ablations", "retrieval", "deployment"),
+    *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
     *("figures", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,108 @@
+"""Baselines: language models that write prompts for the test intents as a teacher would, and what each system costs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.chat import Budget, ChatClient
+from udrl_utils.commands import Command
+from udrl_utils.distillation import parse_reply, reject_reason
+from udrl_utils.evaluation import interval
+from udrl_utils.journal import Journal
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, RunFolder, SettingsError
+from udrl_utils.student import Student
+from udrl_utils.teachers import OpenAITeacher, Request, Teacher, TransformersTeacher
+
+if TYPE_CHECKING:
+    import pandas
+
+FORM = re.compile(r"transformers:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
+TIMED = 8  # sets that are asked for one after the other, to see how long one takes
+
+
+def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings) -> dict[str, Teacher]:
+    """Baselines by the name of their model, asked as the run's teacher would be. Raises: SettingsError."""
+    found: dict[str, Teacher] = {}
+    for text in settings.baselines:
+        form = FORM.fullmatch(text)
+        if not form:
+            raise SettingsError(
+                f"parameter baselines: {text!r} is neither transformers:<model> nor openai:<model>@<http address>"
+            )
+        heat = distillation.teacher_temperature
+        if form["local"]:
+            found[form["local"]] = TransformersTeacher(form["local"], heat, settings.seed)
+        else:
+            client = ChatClient(
+                form["served"], [form["url"]], distillation.teacher_concurrency, distillation.teacher_timeout
+            )
+            found[form["served"]] = OpenAITeacher(client, heat, settings.seed, Budget(None))
+    return found
+
+
+def ask_baselines(
+    baselines: dict[str, Teacher], intents: dict[str, list[str]], run: RunFolder, settings: AnalysisSettings
+) -> tuple[dict[str, pandas.DataFrame], dict[str, dict[str, Any]]]:
+    """Prompts of each baseline (task, intent, prompt) that the run's filters let pass, and its costs.
+
+    Replies are kept in 04_analysis/baselines, so that a second analysis pays for none of them again.
+    """
+    import pandas
+
+    rules = run.settings(DistillationSettings)
+    requests = [Request(task, i, rules.prompts_per_intent) for task, pool in intents.items() for i in pool]
+    tables, costs = {}, {}
+    for name, teacher in baselines.items():
+        journal = Journal(journal_of(run, name))
+        seconds = (
+            timed(lambda r, t=teacher, j=journal: t.write([r], j), requests[:TIMED]) if not journal.replies else []
+        )
+        replies = teacher.write(requests, journal)
+        rows = [
+            (r.task, r.intent, prompt)
+            for r, reply in zip(requests, replies, strict=True)
+            for prompt in parse_reply(reply, r.n)
+            if reject_reason(r.intent, prompt, rules) is None
+        ]
+        tables[name] = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
+        print(f"baseline {name}: {len(rows)} prompts of {sum(r.n for r in requests)} asked for", flush=True)
+        model = teacher.pipeline.model if isinstance(teacher, TransformersTeacher) else None
+        costs[name] = cost_of(model, seconds, settings)
+    return tables, costs
+
+
+def journal_of(run: RunFolder, name: str) -> Path:
+    """Where a baseline's replies are kept."""
+    return run / "04_analysis" / "baselines" / f"{re.sub('[^A-Za-z0-9.-]+', '_', name)}.jsonl"
+
+
+def student_costs(
+    student: Student, intents: dict[str, list[str]], n: int, settings: AnalysisSettings
+) -> dict[str, Any]:
+    """What the student costs, a set of n prompts for one intent at a time."""
+    asked = [(i, Command(task)) for task, pool in intents.items() for i in pool[:TIMED]]
+    return cost_of(student.model, timed(lambda pair: student.generate([pair[0]], pair[1], n=n), asked), settings)
+
+
+def timed(work: Callable[[Any], Any], items: list[Any]) -> list[float]:
+    """Seconds that each item took but the first, which warms up."""
+    seconds = []
+    for item in items:
+        began = time.perf_counter()
+        work(item)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def cost_of(model: Any, seconds: list[float], settings: AnalysisSettings) -> dict[str, Any]:
+    """parameters, weights [MB] and seconds per set; None for what cannot be known, as of a model on a server."""
+    tensors = [] if model is None else list(model.parameters())
+    return {
+        "parameters": sum(t.numel() for t in tensors) or None,
+        "weights_mb": sum(t.numel() * t.element_size() for t in tensors) / 1e6 or None,
+        "seconds_per_set": interval(seconds, settings) if seconds else None,
+    }
