@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.journal import key_of
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import clean_intent, share, words
 
 if TYPE_CHECKING:
     import pandas
     from datasets import Dataset
+
+CHUNK = 10_000  # rows that are in memory at once where rows lie on disk
 
 
 def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> frozenset[str]:
@@ -29,11 +35,13 @@ def command_pairs(
     settings: TrainingSettings,
     tokenizer: Any = None,
     commanded: bool = True,
+    folder: Path | None = None,
 ) -> Dataset:
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
     The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and
-    writes no horizon, for the plain baseline.
+    writes no horizon, for the plain baseline. With a folder, rows lie on disk and take no memory; the same rows made
+    again are found there.
     """
     from datasets import Dataset
 
@@ -46,7 +54,21 @@ def command_pairs(
             prompt = codec.count_down(prompt, settings.horizon)
         return {"prompt": codec.prefix(codec.encode_achieved(row, opened), intent), "completion": prompt}
 
-    return Dataset.from_list([pair(row) for row in annotated.to_dict("records")])
+    def pairs() -> Iterator[dict[str, str]]:
+        for start in range(0, len(annotated), CHUNK):
+            yield from map(pair, annotated.iloc[start : start + CHUNK].to_dict("records"))
+
+    if folder is None:
+        return Dataset.from_list(list(pairs()))
+    made_from = (settings.model_dump_json(), vars(codec), tokenizer and tokenizer.get_vocab(), commanded)
+    return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=key_of(*made_from, table_hash(annotated)))
+
+
+def table_hash(table: pandas.DataFrame) -> str:
+    """Hash of a table's content."""
+    from pandas.util import hash_pandas_object
+
+    return hashlib.blake2b(hash_pandas_object(table, index=False).to_numpy().tobytes(), digest_size=12).hexdigest()
 
 
 class WordSwaps:

@@ -76,7 +76,8 @@ def train_student(
         tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
         model = new_student(settings, tokenizer)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
-    data = [command_pairs(rows, codec, settings, tokenizer, commanded) for rows in (train, held)]
+    tables, place = (train, held), folder / "rows"
+    data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
     fit(Student(model, tokenizer, codec), settings, folder, *data, log)
     if commanded:
@@ -101,6 +102,7 @@ def fit(
     trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
     Student(trainer.model, student.tokenizer, student.codec).save(folder)
     shutil.rmtree(work)
+    shutil.rmtree(folder / "rows", ignore_errors=True)
 
 
 def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
@@ -174,7 +176,8 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
     hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
     anchor = Student.load(before).model if settings.kl_anchor else None
-    data = [command_pairs(rows, codec, shorter, student.tokenizer) for rows in (pandas.concat([hindsight, kept]), held)]
+    tables, place = (pandas.concat([hindsight, kept]), held), home / "rows"
+    data = [command_pairs(table, codec, shorter, student.tokenizer, folder=place) for table in tables]
     fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
 
 

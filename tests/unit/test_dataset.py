@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from udrl_utils import dataset
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import WordSwaps, command_pairs, left_open, word_pieces
 from udrl_utils.settings import TrainingSettings, resolve
@@ -66,6 +67,15 @@ def test_a_swapped_word_is_the_same_in_intent_and_prompt(settings: TrainingSetti
         assert prompt.casefold() == f"painting of a {animal}, {animal} on a quiet {boat}"
         changed += intent != row["intent"]
     assert 0.25 < changed / len(PAIRS) < 0.5
+
+
+def test_rows_on_disk_are_the_rows_in_memory(settings: TrainingSettings, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "CHUNK", 70)
+    in_memory = command_pairs(PAIRS, CODEC, settings)
+    on_disk = command_pairs(PAIRS, CODEC, settings, folder=tmp_path)
+    assert on_disk[:] == in_memory[:] and on_disk.cache_files
+    other = command_pairs(PAIRS.assign(relevance=0.5), CODEC, settings, folder=tmp_path)
+    assert other["prompt"][:] != on_disk["prompt"][:], "other rewards are other rows"
 
 
 def test_swaps_practise_tokens_that_no_text_holds(settings: TrainingSettings) -> None:

@@ -1,0 +1,140 @@
+"""Minutes and memory of every stage but the learning itself, on growing numbers of pairs.
+
+    python tests/benchmarks/scale.py 100000 1000000
+
+Each stage runs in a process of its own, whose peak memory is read when it ends. Hashed words stand in for sentence
+embeddings, which take the same memory at any size; the speed of the real encoder is measured by `--embed 100000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from udrl_utils import rewards
+from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings, resolve
+
+PER_INTENT = 8
+
+
+class HashedWords:
+    """Unit vectors of words hashed to 384 dimensions, in place of the encoder."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), 384), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in text.split():
+                row[zlib.crc32(word.encode()) % 384] += 1
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+def values(pairs: int) -> dict:
+    """The laptop preset for so many pairs."""
+    preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+    return preset | {"run": f"scale-{pairs}", "n_intents": pairs // PER_INTENT}
+
+
+def distil_stage(pairs: int) -> int:
+    """01: intents, prompts, filters, near-duplicates, shards."""
+    from udrl_utils.distillation import distil
+
+    settings = resolve(DistillationSettings, values(pairs))
+    run = RunFolder(settings.run).start("01_pairs", settings)
+    counts, usage = distil(settings, run)
+    run.finish("01_pairs", settings, counts=counts, usage=usage)
+    return counts["kept"]
+
+
+def annotate_stage(pairs: int) -> int:
+    """02: rewards of every shard, with hashed words."""
+    rewards.Encoder = HashedWords
+    settings = resolve(AnnotationSettings, values(pairs))
+    run = RunFolder(settings.run).start("02_annotated", settings)
+    rows = len(rewards.annotate_run(settings, run))
+    run.finish("02_annotated", settings)
+    return rows
+
+
+def rows_stage(pairs: int) -> int:
+    """03 up to the first step: codec, training rows, tokens, order of batches."""
+    from udrl_utils.dataset import command_pairs
+    from udrl_utils.student import pretrained_student
+    from udrl_utils.trainer import make_trainer
+    from udrl_utils.training import fit_codec, train_rows
+
+    settings = resolve(TrainingSettings, values(pairs))
+    run = RunFolder(settings.run).start("03_student", settings)
+    codec, train = fit_codec(settings, run), train_rows(settings, run)
+    model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
+    data = command_pairs(train, codec, settings, tokenizer, folder=run / "03_student" / "rows")
+    del train
+    trainer = make_trainer(model, tokenizer, settings, run / "03_student", data, data.select(range(100)))
+    next(iter(trainer.get_train_dataloader()))
+    return len(trainer.train_dataset)
+
+
+STAGES = {"01 distil": distil_stage, "02 annotate": annotate_stage, "03 rows, tokens": rows_stage}
+
+
+def measured(stage: Callable[[int], int], pairs: int) -> dict[str, float]:
+    """Rows, minutes and peak memory of a stage in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=report, args=(stage, pairs, theirs))
+    process.start()
+    theirs.close()
+    result = ours.recv()
+    process.join()
+    return result
+
+
+def report(stage: Callable[[int], int], pairs: int, pipe) -> None:
+    began = time.monotonic()
+    rows = stage(pairs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    pipe.send({"rows": rows, "minutes": (time.monotonic() - began) / 60, "peak GiB": peak})
+
+
+def embed_stage(texts: int) -> int:
+    """Texts of a made run through the real encoder."""
+    from udrl_utils.distillation import read_pairs
+
+    smallest = min(Path(os.environ["UDRL_OUTPUTS"]).glob("scale-*"), key=lambda path: int(path.name.split("-")[1]))
+    prompts = read_pairs(RunFolder(smallest)).prompt.head(texts)
+    rewards.Encoder("minilm")(list(prompts))
+    return len(prompts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs", type=int, nargs="+", help="numbers of pairs asked for")
+    parser.add_argument("--embed", type=int, default=0, help="texts to embed with the real encoder; 0 for none")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["UDRL_OUTPUTS"] = folder
+        for pairs in arguments.pairs:
+            for name, stage in STAGES.items():
+                print(json.dumps({"pairs": pairs, "stage": name, **measured(stage, pairs)}), flush=True)
+        if arguments.embed:
+            print(json.dumps({"stage": "embed", **measured(embed_stage, arguments.embed)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
