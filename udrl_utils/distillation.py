@@ -204,12 +204,12 @@ class GivenPairs:
 
 def journal_of(file: Path) -> Path:
     """Where the teacher's raw replies to a shard's requests are kept."""
-    return file.parent / "replies" / f"{file.stem}.jsonl"
+    return file.parent / "_replies" / f"{file.stem}.jsonl"
 
 
 def requests_made(folder: Path) -> int:
     """Requests that earlier parts of a run have made, finished or not."""
-    return sum(Journal(file).usage["requests"] for file in folder.glob("replies/*.jsonl"))
+    return sum(Journal(file).usage["requests"] for file in folder.glob("_replies/*.jsonl"))
 
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:

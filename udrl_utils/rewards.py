@@ -102,7 +102,7 @@ def add_judge(settings: AnnotationSettings, run: RunFolder) -> None:
         client = ChatClient(
             settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
         )
-        judge = Judge(client, settings.judge_votes, Journal(run / "02_annotated" / "judge.jsonl"))
+        judge = Judge(client, settings.judge_votes, Journal(run / "02_annotated" / "_judge.jsonl"))
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
 
 

@@ -139,10 +139,11 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "judge_base_urls", "judge_concurrency", "judge_timeout"))
+    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout"))
 
     rewards: list[str] = Field(description="rewards to score, from the registry", min_length=1)
     encoder: str = Field(description="'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
+    data_repo: str = Field(description="hub repository that the annotated pairs are uploaded to; '' for none")
     judge_model: str = Field(description="model that gives the reward 'judge'; '' for none")
     judge_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers of the judge, asked in turn")
     judge_votes: int = Field(description="votes behind each score of the judge", ge=1, le=32)
@@ -190,6 +191,10 @@ class TrainingSettings(StageSettings):
     round_sets: int = Field(description="sets of 4 prompts that a round asks the student for", ge=10)
     unseen_lengths: list[int] = Field(description="lengths that the last task is never trained on, as a probe")
     kl_anchor: float = Field(description="weight that keeps a round near the student it started from; 0 for none", ge=0)
+    model_repo: str = Field(description="hub repository that the student is uploaded to; '' for none")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        description="where losses are also reported, if that package is installed"
+    )
     plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
 
     @field_validator("n_embd")

@@ -40,7 +40,7 @@ def is_sound(file: Path) -> bool:
     try:
         pq.read_table(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        aside = file.with_suffix(".corrupt")
+        aside = file.with_name(f"_{file.stem}.corrupt")
         print(
             f"{file.name} is corrupt ({str(error).splitlines()[0]}): set aside as {aside.name}, made again", flush=True
         )

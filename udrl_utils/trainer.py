@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import TrainingSettings
+from udrl_utils.settings import SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +96,7 @@ def make_trainer_class() -> type:
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(ids) for ids in rows["input_ids"]]
-            return AlikeLengths(lengths, self.args.train_batch_size, self.args.seed)
+            return AlikeLengths(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
         def prediction_step(
             self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
@@ -134,16 +134,21 @@ def make_trainer(
 
 def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
     """SFTConfig of a run; every departure from TRL's defaults has its reason here."""
+    from accelerate import PartialState
     from trl import SFTConfig
 
     device, dtype, reason = device_and_dtype()
+    processes = PartialState().num_processes
+    if settings.batch_size % processes:
+        raise SettingsError(f"parameter batch_size={settings.batch_size} should be a multiple of {processes} processes")
     print(f"training on {device} in {dtype}: {reason}", flush=True)
     steps = math.ceil(rows / settings.batch_size * settings.epochs)
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        # batch_size is that of an optimiser step, whatever the number of processes
+        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_eval_batch_size=settings.batch_size // processes,
         learning_rate=settings.learning_rate,
         # short runs from scratch: a short warm-up, then down to zero
         lr_scheduler_type="cosine",
@@ -164,7 +169,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         save_total_limit=1,
         logging_steps=max(1, steps // 60),
         disable_tqdm=True,
-        report_to="none",
+        report_to=settings.report_to,
         seed=settings.seed,
         dataset_num_proc=None,
     )

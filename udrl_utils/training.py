@@ -68,6 +68,9 @@ def train_student(
     rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
     if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
         return TrainingLog.load(rounds / "0" / "training_log.json")
+    from accelerate import PartialState
+
+    processes = PartialState()
     seed_everything(settings.seed)
     codec, train, held = fit_codec(settings, run), train_rows(settings, run), read_annotated(run, "validation")
     if settings.base:
@@ -77,15 +80,17 @@ def train_student(
         model = new_student(settings, tokenizer)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
     tables, place = (train, held), folder / "rows"
-    data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
+    with processes.main_process_first():  # the others find the rows that it has laid out
+        data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
     fit(Student(model, tokenizer, codec), settings, folder, *data, log)
-    if commanded:
+    if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
-    if commanded and settings.rounds:
-        Student(model, tokenizer, codec).save(rounds / "0")
-        log.save(rounds / "0" / "training_log.json")
-        (rounds / "unfinished").write_text(mark)
+        if settings.rounds:
+            Student(model, tokenizer, codec).save(rounds / "0")
+            log.save(rounds / "0" / "training_log.json")
+            (rounds / "unfinished").write_text(mark)
+    processes.wait_for_everyone()
     return log
 
 
@@ -93,16 +98,23 @@ def fit(
     student: Student, settings: TrainingSettings, folder: Path, train: Any, held: Any, log: TrainingLog, **anchor: Any
 ) -> None:
     """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
+    from accelerate import PartialState
     from transformers import PrinterCallback
 
-    work = folder / "checkpoints"
+    processes, work = PartialState(), folder / "checkpoints"
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
-    trainer.train(resume_from_checkpoint=last_checkpoint(work, settings))
-    Student(trainer.model, student.tokenizer, student.codec).save(folder)
-    shutil.rmtree(work)
-    shutil.rmtree(folder / "rows", ignore_errors=True)
+    with processes.main_process_first():
+        checkpoint = last_checkpoint(work, settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        Student(trained, student.tokenizer, student.codec).save(folder)
+        shutil.rmtree(work)
+        shutil.rmtree(folder / "rows", ignore_errors=True)
+    processes.wait_for_everyone()
 
 
 def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
@@ -128,8 +140,10 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
     teacher on validation intents), hypervolume, kept.
     """
     import pandas
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
-    folder = run / "03_student"
+    folder, processes = run / "03_student", PartialState()
     if not settings.rounds:
         return pandas.DataFrame()
     held, sampler = read_annotated(run, "validation"), run_sampler(settings, run, folder / "rounds" / "0")
@@ -140,13 +154,15 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
             train_round(settings, run, number, sampler)
         student = Student.load(home)
         front = measure_front(sampler.of(student), held, PATH)
-        volume = front_volume(front)
+        (volume,) = broadcast_object_list([front_volume(front)])  # all processes must come to the same conclusion
         tables.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
         print(f"round {number}: hypervolume of the validation front {volume:.3f}", flush=True)
         if volume <= best:
             break
         best = volume
-        student.save(folder)
+        if processes.is_main_process:
+            student.save(folder)
+    processes.wait_for_everyone()
     (folder / "rounds" / "unfinished").unlink(missing_ok=True)
     return pandas.concat(tables, ignore_index=True)
 
@@ -154,30 +170,32 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
 def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler) -> None:
     """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
     import pandas
+    from accelerate import PartialState
 
-    folder = run / "03_student" / "rounds"
+    folder, processes = run / "03_student" / "rounds", PartialState()
     home, before = folder / str(number), folder / str(number - 1)
     train, held = train_rows(settings, run), read_annotated(run, "validation")
     student = Student.load(before)
     codec = student.codec
     file = home / "hindsight.parquet"
     earlier = [pandas.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
-    if not file.exists():
-        print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-        samples = collect(
-            sampler.of(student), pandas.concat([train, *earlier]), settings.round_sets, settings.seed + number
-        )
-        rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
-        home.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(file.with_suffix(".tmp"), index=False)
-        file.with_suffix(".tmp").replace(file)
+    with processes.main_process_first():
+        if not file.exists():
+            print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
+            buffer = pandas.concat([train, *earlier])
+            samples = collect(sampler.of(student), buffer, settings.round_sets, settings.seed + number)
+            rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
+            home.mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(file.with_suffix(".tmp"), index=False)
+            file.with_suffix(".tmp").replace(file)
     hindsight = bounded(pandas.concat([*earlier, pandas.read_parquet(file)]), codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
     anchor = Student.load(before).model if settings.kl_anchor else None
     tables, place = (pandas.concat([hindsight, kept]), held), home / "rows"
-    data = [command_pairs(table, codec, shorter, student.tokenizer, folder=place) for table in tables]
+    with processes.main_process_first():
+        data = [command_pairs(table, codec, shorter, student.tokenizer, folder=place) for table in tables]
     fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
 
 
@@ -216,17 +234,21 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.Dat
 
 def main() -> None:
     """Entry point of `python -m udrl_utils.training`."""
+    from accelerate import PartialState
+
     parser = argparse.ArgumentParser(description="train the student of a run whose pairs are annotated")
     parser.add_argument("--run", type=Path, required=True, help="run folder, such as outputs/laptop")
     parser.add_argument("--plain", action="store_true", help="train the baseline without commands")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
-    run.lock()
+    if PartialState().is_main_process:
+        run.lock()
     settings = run.settings(TrainingSettings)
     train_student(settings, run, commanded=not arguments.plain)
     if not arguments.plain:
         train_rounds(settings, run)
-        find_best_commands(run, settings)
+        if PartialState().is_main_process:
+            find_best_commands(run, settings)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,6 @@ def test_a_corrupt_shard_is_set_aside_and_made_again(smoke: dict, capsys: pytest
     for broken in (whole[: len(whole) // 2], whole[:200] + bytes(40) + whole[240:], b""):
         file.write_bytes(broken)
         distil(settings, run)
-        assert file.read_bytes() == whole and file.with_suffix(".corrupt").read_bytes() == broken
+        assert file.read_bytes() == whole and (run / "01_pairs" / "_part-00001.corrupt").read_bytes() == broken
         assert "part-00001.parquet is corrupt" in capsys.readouterr().out
     assert distillation.read_pairs(run).pair_id.is_unique

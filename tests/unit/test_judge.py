@@ -75,6 +75,6 @@ def test_the_judge_is_a_reward_like_any_other(smoke: dict, outputs, monkeypatch:
         rewards.add_judge(settings, RunFolder("judged"))
         scored = rewards.annotate(PAIRS, settings.rewards, embed=None)
     assert scored.judge[:2].tolist() == [8, 8] and np.isnan(scored.judge[2])
-    assert (outputs / "judged" / "02_annotated" / "judge.jsonl").exists()
+    assert (outputs / "judged" / "02_annotated" / "_judge.jsonl").exists()
     with pytest.raises(SettingsError, match="judge_model='' should name a model, since rewards hold 'judge'"):
         resolve(AnnotationSettings, smoke | {"rewards": ["length", "judge"]})

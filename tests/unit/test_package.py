@@ -19,7 +19,19 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "settings", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
-    *("judge", "rewards", "commands", "guidance", "student", "samples", "front", "rounds", "dataset", "trainer"),
+    *(
+        "judge",
+        "rewards",
+        "cards",
+        "commands",
+        "guidance",
+        "student",
+        "samples",
+        "front",
+        "rounds",
+        "dataset",
+        "trainer",
+    ),
     *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
     *("figures", "widgets", "report", "cli"),
 )

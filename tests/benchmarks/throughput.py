@@ -1,0 +1,54 @@
+"""How near a served teacher comes to its bound: replies per second against concurrency over latency, in one run.
+
+    python tests/benchmarks/throughput.py
+
+Without faults, and with a third of the requests going wrong; the bound counts every request that was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.servers import ScriptedServer
+
+from udrl_utils.chat import Budget, ChatClient
+from udrl_utils.journal import Journal
+from udrl_utils.teachers import OpenAITeacher, Request
+
+
+def measured(requests: int, latency: float, concurrency: int, faulty: float) -> dict[str, float]:
+    """Requests per second, and their share of concurrency / latency."""
+    asked = [Request("text_to_image", f"koi pond {k}", 8) for k in range(requests)]
+    with tempfile.TemporaryDirectory() as folder, ScriptedServer(latency, faulty) as server:
+        client = ChatClient("scripted", [server.url], concurrency, timeout=latency + 1.0)
+        journal = Journal(Path(folder) / "journal")
+        began = time.monotonic()
+        OpenAITeacher(client, 1.0, 0, Budget(None)).write(asked, journal)
+        rate = journal.usage["requests"] / (time.monotonic() - began)
+    return {
+        "faulty": faulty,
+        "requests": journal.usage["requests"],
+        "per second": rate,
+        "share": rate * latency / concurrency,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--latency", type=float, default=0.5, help="seconds that the server takes")
+    parser.add_argument("--concurrency", type=int, default=64)
+    arguments = parser.parse_args()
+    for faulty in (0.0, 0.33):
+        print(json.dumps(measured(arguments.requests, arguments.latency, arguments.concurrency, faulty)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

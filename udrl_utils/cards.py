@@ -1,0 +1,91 @@
+"""The card of a run's data, and the way to a model hub: off by default, private there until its owner shares it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udrl_utils.rewards import REWARDS
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings
+from udrl_utils.shards import shards_of
+from udrl_utils.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def data_card(run: RunFolder, annotated: pandas.DataFrame) -> str:
+    """What somebody who finds the annotated pairs must know: teacher, rewards, quantiles, licence."""
+    made, scored = run.settings(DistillationSettings), run.settings(AnnotationSettings)
+    sizes = annotated.groupby(["task", "split"]).size().unstack(fill_value=0)
+    rewards = "\n".join(
+        f"- **{name}** [{REWARDS[name].unit}]: {(REWARDS[name].score.__doc__ or 'made for this run').splitlines()[0]}"
+        for name in scored.rewards
+    )
+    tasks = "\n".join(f"- `{task}`: {TASKS[task].definition}" for task in sizes.index)
+    return f"""---
+task_categories: [text-generation]
+configs: [{{config_name: default, data_files: "part-*.parquet"}}]
+---
+# Prompts that a teacher wrote, with the rewards that each achieved
+
+{len(annotated)} pairs of intent and prompt. Teacher: {", ".join(f"`{name}`" for name in annotated.teacher.unique())};
+intents: `{made.intents}`; seed {made.seed}. Embeddings: `{scored.encoder}`.
+
+{tasks}
+
+Pairs per task and split, split by intent:
+
+{table(sizes)}
+
+## Rewards
+
+{rewards}
+
+Quantiles of what was achieved:
+
+{table(annotated[scored.rewards].quantile(QUANTILES).round(3))}
+
+## Licence
+
+Prompts of the embedded grammar come under the MIT licence of the workbook. For those of a language model, the terms of
+that model hold, and for intents from a file, those of the file.
+"""
+
+
+def table(frame: pandas.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    header = ["", *map(str, frame.columns)]
+    rows = [[str(index), *map(str, row)] for index, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: AnnotationSettings) -> Path:
+    """Write the card of 02_annotated, and upload card and pairs if `data_repo` names a repository."""
+    card = run / "02_annotated" / "_README.md"
+    card.write_text(data_card(run, annotated), encoding="utf-8")
+    if settings.data_repo:
+        files = {file.name: file for file in shards_of(run / "02_annotated")}
+        upload({**files, "README.md": card}, settings.data_repo, "dataset")
+    return card
+
+
+def share_student(run: RunFolder, settings: TrainingSettings) -> None:
+    """Upload the student, its codec and its card, if `model_repo` names a repository."""
+    if settings.model_repo:
+        folder = run / "03_student"
+        files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._" and f.suffix != ".png"}
+        upload(files, settings.model_repo, "model")
+
+
+def upload(files: dict[str, Path], repo: str, kind: str) -> None:
+    """Put files into a hub repository in one commit; the token comes from HF_TOKEN or the hub's own login."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
+    operations = [CommitOperationAdd(name, str(file)) for name, file in sorted(files.items())]
+    api.create_commit(repo, operations, commit_message="Upload of a UDRL workbook run", repo_type=kind)
+    print(f"uploaded {len(files)} files to the {kind} repository {repo}", flush=True)
