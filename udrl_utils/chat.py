@@ -108,25 +108,26 @@ class ChatClient:
     async def _once(self, key: str, question: Question, server: Any, journal: Journal) -> None:
         import openai
 
+        address = str(server.base_url)
+        shaped = question.schema is not None and address not in self._without_schema
         try:
-            text, usage = await self._post(question, server)
+            text, usage = await self._post(question, server, shaped)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise RunError(
-                f"{server.base_url} answers {error.status_code} to model {self.model!r}: "
+                f"{address} answers {error.status_code} to model {self.model!r}: "
                 "check the model's name, the address and the environment variable OPENAI_API_KEY"
             ) from None
         except (openai.OpenAIError, BadReply, ValueError) as error:
             journal.add_failure(key, name_of(error))
             if getattr(error, "status_code", 500) in (400, 413, 422):
-                if question.schema and str(server.base_url) not in self._without_schema:
-                    self._without_schema.add(str(server.base_url))
-                    raise TryAgain(0.0) from None
-                return
+                if not shaped:
+                    return
+                self._without_schema.add(address)
+                raise TryAgain(0.0) from None
             raise TryAgain(asked_pause(error)) from None
         journal.add_reply(key, text, *usage)
 
-    async def _post(self, question: Question, server: Any) -> tuple[str, tuple[int, int]]:
-        shaped = question.schema and str(server.base_url) not in self._without_schema
+    async def _post(self, question: Question, server: Any, shaped: bool) -> tuple[str, tuple[int, int]]:
         form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": question.schema}}
         reply = await server.chat.completions.create(
             model=self.model,
@@ -134,11 +135,11 @@ class ChatClient:
             **question.options,
             **({"response_format": form} if shaped else {}),
         )
-        choices = getattr(reply, "choices", None)
-        if not choices or not choices[0].message:
-            raise BadReply
-        text, usage = (choices[0].message.content or "")[:LONGEST_REPLY], reply.usage
-        return text, (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        try:
+            text, usage = (reply.choices[0].message.content or "")[:LONGEST_REPLY], reply.usage
+            return text, (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            raise BadReply from None
 
 
 async def patiently(once: Callable[..., Awaitable[None]], key: str, question: Question) -> None:

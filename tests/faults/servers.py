@@ -71,7 +71,7 @@ class ScriptedServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
 
-    def kind(self) -> str:
+    def kind(self, body: dict[str, Any]) -> str:
         """What to do with the next request."""
         with self.lock:
             kind = self.rng.choice(PASSING + BAD_ANSWERS) if self.rng.random() < self.faulty else "good"
@@ -92,7 +92,7 @@ def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 script.most = max(script.most, script.under_way)
             try:
                 time.sleep(script.latency)
-                self.act(script.kind(), body)
+                self.act(script.kind(body), body)
             finally:
                 with script.lock:
                     script.under_way -= 1
