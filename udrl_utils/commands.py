@@ -40,9 +40,14 @@ class Command:
             if not isinstance(level, (int, float)) or not 0 <= level <= 1:
                 raise CommandError(f"{name}={level!r} must be a level from 0 to 1")
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """The rewards that are asked for, by name."""
+        return {"length": self.length, **self.levels} if self.length else self.levels
+
     def __repr__(self) -> str:
-        asked = {"length": self.length, **self.levels} if self.length else self.levels
-        return f"Command({', '.join([repr(self.task), *(f'{name}={value:.3g}' for name, value in asked.items())])})"
+        asked = (f"{name}={value:.3g}" for name, value in self.asked.items())
+        return f"Command({', '.join([repr(self.task), *asked])})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Command) and vars(self) == vars(other)
@@ -59,7 +64,7 @@ class Command:
 class CommandCodec:
     """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
 
-    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds the levels that served it best;
+    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds what its best command asks for;
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
-SET_METRICS = ("relevance", "diversity", "overlap", "self_bleu", "distinct_2", "vendi")
+SET_METRICS = ("relevance", "diversity", "words", "overlap", "self_bleu", "distinct_2", "vendi")
 
 
 def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, list[str]]:
@@ -170,7 +170,7 @@ def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: 
 
 
 def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
-    """Per system, task and intent: relevance, diversity, overlap, self-BLEU, distinct-2 and Vendi score of the set."""
+    """Per system, task and intent: means of relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi score."""
     import pandas
 
     vectors, rows = embed(samples.prompt), []
@@ -178,6 +178,7 @@ def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
         prompts = samples.prompt.iloc[index].tolist()
         means = samples.iloc[index][["relevance", "diversity"]].mean().to_dict()
         values = {
+            "words": sum(len(prompt.split()) for prompt in prompts) / len(prompts),
             "overlap": overlap(key[2], prompts),
             "self_bleu": self_bleu(prompts),
             "distinct_2": distinct_2(prompts),

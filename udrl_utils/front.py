@@ -11,30 +11,32 @@ from udrl_utils.samples import Sampler
 if TYPE_CHECKING:
     import pandas
 
-GRID = {"relevance": (None, 0.55), "diversity": (0.65, 0.75, 0.85, 0.95)}
+# Short prompts stay nearer to their intent and farther from each other, which is why a length is among them.
+GRID = {"length": (None, 8), "relevance": (None, 0.35, 0.45, 0.55), "diversity": (0.75, 0.85)}
 PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
 
 
 def measure_front(
     sampler: Sampler, teacher: pandas.DataFrame, grid: dict[str, tuple], intents: int = 12, n: int = 4
 ) -> pandas.DataFrame:
-    """What sets under each command of a grid of levels achieve, relative to the teacher's means on the same intents.
+    """What sets under each command of a grid, or the nearest feasible one, achieve, relative to the teacher's means on the same intents.
 
     `teacher` holds annotated pairs; the first `intents` intents of each task are used. One row per command and
     intent: task, command, intent, relevance, diversity (ratios). Empty when the student knows neither reward.
     """
     import pandas
 
-    names = [name for name in ("relevance", "diversity") if name in sampler.student.codec.rewards]
-    axes = {name: levels for name, levels in grid.items() if name in names}
-    if not axes:
+    codec = sampler.student.codec
+    names = [name for name in ("relevance", "diversity") if name in codec.rewards]
+    if not names:
         return pandas.DataFrame()
-    chosen = [dict(zip(axes, levels, strict=True)) for levels in itertools.product(*axes.values())]
+    axes = {name: values for name, values in grid.items() if name in codec.rewards}
+    chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     teacher = teacher.dropna(subset=names)
     ranks = teacher.groupby("task").intent.transform(lambda column: pandas.factorize(column)[0])
     teacher = teacher[ranks < intents]
     keys = list(teacher[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))
-    requests = [(intent, Command(task, **levels)) for levels in chosen for task, intent in keys]
+    requests = [(intent, codec.feasible(Command(task, **asked))[0]) for asked in chosen for task, intent in keys]
     scored = sampler.sample(requests, n)
     scored["command"] = scored.set.map(lambda number: requests[number][1])
     achieved = scored.groupby(["task", "command", "intent"], sort=False)[names].mean()
@@ -42,13 +44,13 @@ def measure_front(
     return ratios.reset_index()
 
 
-def best_levels(measured: pandas.DataFrame) -> tuple[dict[str, dict[str, float]], pandas.DataFrame]:
-    """Levels of each task's best command, the one whose smaller ratio is highest; and the table that says so."""
+def best_commands(measured: pandas.DataFrame) -> tuple[dict[str, dict[str, float]], pandas.DataFrame]:
+    """What each task's best command asks for, the one whose smaller ratio is highest; and the table that says so."""
     names = [name for name in ("relevance", "diversity") if name in measured]
     table = measured.groupby(["task", "command"], sort=False)[names].mean()
     table["smaller"] = table.min(axis=1)
     table = table.reset_index().sort_values(["task", "smaller"], ascending=[True, False], kind="stable")
-    best = {row.task: row.command.levels for row in table.drop_duplicates("task").itertuples()}
+    best = {row.task: row.command.asked for row in table.drop_duplicates("task").itertuples()}
     return best, table.reset_index(drop=True)
 
 

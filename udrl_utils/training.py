@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
-from udrl_utils.front import GRID, PATH, best_levels, front_volume, measure_front
+from udrl_utils.front import GRID, PATH, best_commands, front_volume, measure_front
 from udrl_utils.machine import seed_everything
 from udrl_utils.rewards import Encoder, load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
@@ -216,17 +216,17 @@ def fingerprint(settings: TrainingSettings, run: RunFolder) -> str:
 
 
 def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.DataFrame:
-    """Ask for a grid of relevance and diversity levels on validation intents, and keep the best command of each task.
+    """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
 
     What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
     measured. The best commands are written into the student's commands.json; the table of all is returned.
     """
     folder = run / "03_student"
     sampler = run_sampler(settings, run, folder)
-    measured = measure_front(sampler, read_annotated(run, "validation"), GRID, intents=20)
+    measured = measure_front(sampler, read_annotated(run, "validation"), GRID, intents=24)
     if measured.empty:
         return measured
-    best, table = best_levels(measured)
+    best, table = best_commands(measured)
     student = sampler.student
     Student(student.model, student.tokenizer, replace(student.codec, best=best)).save(folder)
     return table

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation
 from udrl_utils.commands import SUPPORT, Command, CommandCodec, CommandError
-from udrl_utils.front import best_levels, hypervolume
+from udrl_utils.front import best_commands, hypervolume
 from udrl_utils.rounds import bounded, exploratory_commands, hindsight_rows, practice_commands, returns
 from udrl_utils.settings import DistillationSettings, RunError, resolve
 
@@ -118,11 +118,11 @@ def test_a_further_point_never_shrinks_the_front(points: list, further: tuple) -
 
 
 def test_the_best_command_is_the_one_whose_smaller_ratio_is_highest() -> None:
-    commands = [Command("text_to_image", diversity=level) for level in (0.5, 0.7, 0.9)]
+    commands = [Command("text_to_image", length=8, diversity=level) for level in (0.5, 0.7, 0.9)]
     rows = {"task": "text_to_image", "command": commands, "intent": "koi"}
     measured = pd.DataFrame({**rows, "relevance": [1.4, 1.02, 0.7], "diversity": [0.8, 1.01, 1.3]})
-    best, shown = best_levels(measured)
-    assert best == {"text_to_image": {"diversity": 0.7}}
+    best, shown = best_commands(measured)
+    assert best == {"text_to_image": {"length": 8, "diversity": 0.7}}
     assert shown.command.tolist()[0] == commands[1] and shown.smaller.is_monotonic_decreasing
 
 
