@@ -170,7 +170,7 @@ def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: 
 
 
 def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
-    """Per system, task and intent: means of relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi score."""
+    """Per system, task and intent: mean relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi."""
     import pandas
 
     vectors, rows = embed(samples.prompt), []

@@ -19,7 +19,9 @@ PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
 def measure_front(
     sampler: Sampler, teacher: pandas.DataFrame, grid: dict[str, tuple], intents: int = 12, n: int = 4
 ) -> pandas.DataFrame:
-    """What sets under each command of a grid, or the nearest feasible one, achieve, relative to the teacher's means on the same intents.
+    """What sets under each command of a grid, or the nearest feasible one, achieve.
+
+    Ratios are to the teacher's means on the same intents.
 
     `teacher` holds annotated pairs; the first `intents` intents of each task are used. One row per command and
     intent: task, command, intent, relevance, diversity (ratios). Empty when the student knows neither reward.
