@@ -286,6 +286,8 @@ def outputs_root() -> Path:
 class RunFolder:
     """`outputs/<run>`: one sub-folder per stage, and run.json, which says how each was made."""
 
+    _held: ClassVar[dict[Path, FileLock]] = {}  # locks of this process; the system frees them when it ends
+
     def __init__(self, name: str | Path):
         self.path = Path(name) if isinstance(name, Path) else outputs_root() / name
         self.name = self.path.name
@@ -331,16 +333,14 @@ class RunFolder:
 
         Raises: RunError when another process holds it.
         """
+        held = self._held.setdefault(self.path, FileLock(self.path / ".lock", thread_local=False))
         try:
-            self._lock().acquire(timeout=0)
+            held.acquire(timeout=0)
         except Timeout:
             raise RunError(
                 f"run={self.name!r} is being made by another process, maybe a notebook that is still open: "
                 "wait for it, shut it down, or choose another run name"
             ) from None
-
-    def _lock(self) -> FileLock:
-        return FileLock(self.path / ".lock", is_singleton=True)
 
     def _same_settings(self, stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Compared as that stage reads them: YAML's 2e-3 arrives as a string.
@@ -365,7 +365,8 @@ class RunFolder:
         }
         record["environment"] = environment()
         write_json(self.path / "run.json", record)
-        self._lock().release(force=True)
+        if self.path in self._held:
+            self._held[self.path].release(force=True)
 
     def files(self, stage: str) -> list[dict[str, Any]]:
         """What a stage has written: path within the run, and size."""
