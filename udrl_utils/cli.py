@@ -44,6 +44,7 @@ def run(
         stages = stages_between(first, last)
         settings = read_settings(preset, changes or [], name)
         folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
+        folder.release()  # the kernels of the notebooks hold it
     began = time.monotonic()
     for stage in stages:
         execute(stage, settings[stage], folder)

@@ -329,7 +329,7 @@ class RunFolder:
         return self
 
     def lock(self) -> None:
-        """Hold the run for this process until `finish`, or until the process ends, however it ends.
+        """Hold the run for this process until `finish` or `release`, or until the process ends, however it ends.
 
         Raises: RunError when another process holds it.
         """
@@ -365,6 +365,10 @@ class RunFolder:
         }
         record["environment"] = environment()
         write_json(self.path / "run.json", record)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes make the run."""
         if self.path in self._held:
             self._held[self.path].release(force=True)
 
