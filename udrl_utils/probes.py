@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.baselines import journal_of
+from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply
 from udrl_utils.evaluation import LENGTHS, interval, ratio_interval
 from udrl_utils.front import PATH, hypervolume, measure_front
+from udrl_utils.journal import Journal
 from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, RunFolder, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Request, make_teacher
@@ -192,21 +195,25 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 
 
 def outside_intents(
-    sampler: Sampler, intents: list[str], distillation: DistillationSettings, settings: AnalysisSettings, n: int = 4
+    sampler: Sampler, intents: list[str], run: RunFolder, settings: AnalysisSettings, n: int = 4
 ) -> dict[str, Any]:
     """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks; its ratio."""
+    import numpy as np
     import pandas
 
     tasks = list(sampler.student.codec.edges)
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
-    replies = make_teacher(distillation).write([Request(task, intent, n) for task, intent in keys])
-    rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply)]
-    teacher = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
+    teacher, journal = make_teacher(run.settings(DistillationSettings), Budget(None)), journal_of(run, "outside")
+    replies = teacher.write([Request(task, intent, n) for task, intent in keys], Journal(journal))
+    rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply, n)]
+    theirs = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
-    student = sampler.of(sampler.student, guidance=1.0).sample(best, n)
+    ours = sampler.of(sampler.student, guidance=1.0).sample(best, n)
     means = [
-        t.groupby(["task", "intent"], sort=False).relevance.mean().loc[keys].to_numpy() for t in (teacher, student)
+        t.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy() for t in (theirs, ours)
     ]
+    # an intent that the teacher did not answer says nothing of either
+    means = [values[np.isfinite(means[0])] for values in means]
     ratio = ratio_interval(means[1], means[0], settings)
     both = {name: interval(values, settings) for name, values in zip(("teacher", "student_best"), means, strict=True)}
-    return {"intents": len(keys), "relevance": both, "relative_to_teacher": ratio}
+    return {"intents": len(means[0]), "relevance": both, "relative_to_teacher": ratio}

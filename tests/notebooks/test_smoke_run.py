@@ -14,11 +14,20 @@ import nbformat
 import pandas as pd
 import pytest
 
-from udrl_utils import report, training
+from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.rewards import Encoder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import NOTEBOOKS, ROOT, RunError, RunFolder, SettingsError, TrainingSettings
+from udrl_utils.settings import (
+    NOTEBOOKS,
+    ROOT,
+    AnalysisSettings,
+    AnnotationSettings,
+    RunError,
+    RunFolder,
+    SettingsError,
+    TrainingSettings,
+)
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
 
@@ -224,3 +233,19 @@ def test_a_missing_stage_is_named(tmp_path: Path) -> None:
         Student.load(tmp_path)
     with pytest.raises(RunError, match="04_analysis"):
         report.read_metrics(RunFolder(tmp_path))
+
+
+def test_intents_from_outside_are_put_to_teacher_and_student(smoke_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "typed.csv").write_text("typed\nA red bicycle.\nmoonlit harbour\na red bicycle\nowls on a wire\n")
+    run = RunFolder(smoke_run)
+    settings = run.settings(AnalysisSettings).model_copy(
+        update={"outside_intents": str(tmp_path / "typed.csv"), "outside_column": "typed"}
+    )
+    rewards, encoder = run.settings(AnnotationSettings).rewards, Encoder(run.settings(AnnotationSettings).encoder)
+    sampler = Sampler(Student.load(smoke_run / "03_student"), rewards, encoder, **settings.sampling())
+    intents = probes.read_outside(settings)
+    assert sorted(intents) == ["a red bicycle", "moonlit harbour", "owls on a wire"]
+    found = probes.outside_intents(sampler, intents, run, settings)
+    assert found["intents"] == 3
+    teacher, student = (found["relevance"][name]["mean"] for name in ("teacher", "student_best"))
+    assert math.isclose(found["relative_to_teacher"]["mean"], student / teacher)
