@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.chat import Budget, ChatClient
+from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply, reject_reason
 from udrl_utils.evaluation import interval
 from udrl_utils.journal import Journal
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, RunFolder, SettingsError
 from udrl_utils.student import Student
-from udrl_utils.teachers import OpenAITeacher, Request, Teacher, TransformersTeacher
+from udrl_utils.teachers import Request, Teacher, TransformersTeacher, make_teacher
 
 if TYPE_CHECKING:
     import pandas
@@ -33,14 +33,10 @@ def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings)
             raise SettingsError(
                 f"parameter baselines: {text!r} is neither transformers:<model> nor openai:<model>@<http address>"
             )
-        heat = distillation.teacher_temperature
-        if form["local"]:
-            found[form["local"]] = TransformersTeacher(form["local"], heat, settings.seed)
-        else:
-            client = ChatClient(
-                form["served"], [form["url"]], distillation.teacher_concurrency, distillation.teacher_timeout
-            )
-            found[form["served"]] = OpenAITeacher(client, heat, settings.seed, Budget(None))
+        name = form["local"] or form["served"]
+        backend = {"teacher": "transformers" if form["local"] else "openai", "teacher_model": name}
+        asked = distillation.model_copy(update={**backend, "teacher_base_urls": [form["url"]] if form["url"] else []})
+        found[name] = make_teacher(asked, Budget(None))
     return found
 
 
@@ -83,7 +79,7 @@ def journal_of(run: RunFolder, name: str) -> Path:
 def student_costs(
     student: Student, intents: dict[str, list[str]], n: int, settings: AnalysisSettings
 ) -> dict[str, Any]:
-    """What the student costs, a set of n prompts for one intent at a time."""
+    """What the student costs, a set of n prompts for one intent at a time, every command open."""
     asked = [(i, Command(task)) for task, pool in intents.items() for i in pool[:TIMED]]
     return cost_of(student.model, timed(lambda pair: student.generate([pair[0]], pair[1], n=n), asked), settings)
 

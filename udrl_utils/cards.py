@@ -76,7 +76,7 @@ def share_student(run: RunFolder, settings: TrainingSettings) -> None:
     """Upload the student, its codec and its card, if `model_repo` names a repository."""
     if settings.model_repo:
         folder = run / "03_student"
-        files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._" and f.suffix != ".png"}
+        files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._"}
         upload(files, settings.model_repo, "model")
 
 

@@ -86,7 +86,7 @@ class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
     HOW = frozenset(
-        {"run", *(f"teacher_{name}" for name in ("base_urls", "concurrency", "timeout", "budget", "prices"))}
+        ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
     )
 
     tasks: list[TaskName] = Field(description="kinds of prompt to distil", min_length=1)
@@ -162,6 +162,8 @@ class AnnotationSettings(StageSettings):
 
 class TrainingSettings(StageSettings):
     """03: the codec and the student."""
+
+    HOW = frozenset(("run", "model_repo", "report_to"))
 
     bins: int = Field(description="quantile levels per reward", ge=2, le=100)
     command_form: Literal["tokens", "text", "none"] = Field(

@@ -21,6 +21,7 @@ from udrl_utils.rewards import Encoder, load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, SettingsError, TrainingSettings
+from udrl_utils.shards import write_shard
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer
 from udrl_utils.training_log import TrainingLog, callback
@@ -170,6 +171,7 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
 def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler) -> None:
     """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
     import pandas
+    import pyarrow
     from accelerate import PartialState
 
     folder, processes = run / "03_student" / "rounds", PartialState()
@@ -186,8 +188,7 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
             samples = collect(sampler.of(student), buffer, settings.round_sets, settings.seed + number)
             rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
             home.mkdir(parents=True, exist_ok=True)
-            rows.to_parquet(file.with_suffix(".tmp"), index=False)
-            file.with_suffix(".tmp").replace(file)
+            write_shard(file, pyarrow.Table.from_pandas(rows, preserve_index=False))
     hindsight = bounded(pandas.concat([*earlier, pandas.read_parquet(file)]), codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     hindsight = seen(hindsight, settings)
