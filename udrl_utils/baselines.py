@@ -13,7 +13,8 @@ from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply, reject_reason
 from udrl_utils.evaluation import interval
 from udrl_utils.journal import Journal
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, RunFolder, SettingsError
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
 from udrl_utils.student import Student
 from udrl_utils.teachers import Request, Teacher, TransformersTeacher, make_teacher
 

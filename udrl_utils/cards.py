@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.rewards import REWARDS
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.shards import shards_of
 from udrl_utils.tasks import TASKS
 

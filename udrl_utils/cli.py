@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from udrl_utils.settings import (
-    NOTEBOOKS,
-    ROOT,
-    SETTINGS,
-    STAGES,
-    RunFolder,
-    SettingsError,
-    StageSettings,
-    UserError,
-    resolve,
-)
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, SettingsError, StageSettings, UserError, resolve
 from udrl_utils.student import BASE
 
 if TYPE_CHECKING:

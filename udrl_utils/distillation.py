@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
 from udrl_utils.journal import Journal
-from udrl_utils.settings import DistillationSettings, RunError, RunFolder, SettingsError, write_json
+from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.settings import DistillationSettings, RunError, SettingsError
 from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
 from udrl_utils.tasks import TASKS, assign_splits, clean_intent, load_intents, read_table, words
 from udrl_utils.teachers import Request, make_teacher

@@ -13,8 +13,9 @@ from udrl_utils.evaluation import LENGTHS, interval, ratio_interval
 from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.journal import Journal
 from udrl_utils.rewards import annotate
+from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, RunFolder, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Request, make_teacher

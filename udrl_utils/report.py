@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
-from udrl_utils.settings import RunError, RunFolder
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import RunError
 
 if TYPE_CHECKING:
     import pandas

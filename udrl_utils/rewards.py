@@ -22,7 +22,8 @@ from udrl_utils.chat import ChatClient
 from udrl_utils.journal import Journal
 from udrl_utils.judge import Judge
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import AnnotationSettings, RunError, RunFolder, SettingsError
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
 from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
 
 if TYPE_CHECKING:

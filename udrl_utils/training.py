@@ -19,8 +19,9 @@ from udrl_utils.front import GRID, PATH, best_commands, front_volume, measure_fr
 from udrl_utils.machine import seed_everything
 from udrl_utils.rewards import Encoder, load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
+from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunFolder, SettingsError, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
 from udrl_utils.shards import write_shard
 from udrl_utils.student import Student, new_student, pretrained_student, train_tokenizer
 from udrl_utils.trainer import make_trainer

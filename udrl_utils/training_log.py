@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
-from udrl_utils.settings import write_json
+from udrl_utils.runs import write_json
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ import numpy as np
 import yaml
 
 from udrl_utils import rewards
-from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, RunFolder, TrainingSettings, resolve
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, TrainingSettings, resolve
 
 PER_INTENT = 8
 

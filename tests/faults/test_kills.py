@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from udrl_utils.settings import RunError, RunFolder
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import RunError
 
 HOLDER = """
 import time
-from udrl_utils.settings import RunFolder
+from udrl_utils.runs import RunFolder
 RunFolder("shared").lock()
 print("held", flush=True)
 time.sleep(60)

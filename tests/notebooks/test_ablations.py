@@ -10,7 +10,8 @@ import pytest
 
 from udrl_utils.ablations import ablate, best_fifth, shuffled
 from udrl_utils.rewards import read_annotated
-from udrl_utils.settings import AnalysisSettings, AnnotationSettings, RunFolder, SettingsError
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings, SettingsError
 from udrl_utils.student import Student
 
 

@@ -17,6 +17,7 @@ import pytest
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.rewards import Encoder
+from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import (
     NOTEBOOKS,
@@ -24,7 +25,6 @@ from udrl_utils.settings import (
     AnalysisSettings,
     AnnotationSettings,
     RunError,
-    RunFolder,
     SettingsError,
     TrainingSettings,
 )

@@ -9,7 +9,8 @@ import pytest
 
 from udrl_utils import cards
 from udrl_utils.rewards import read_annotated
-from udrl_utils.settings import AnnotationSettings, RunFolder, TrainingSettings
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnnotationSettings, TrainingSettings
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from udrl_utils import cli
-from udrl_utils.settings import NOTEBOOKS, STAGES, write_json
+from udrl_utils.runs import write_json
+from udrl_utils.settings import NOTEBOOKS, STAGES
 
 
 @pytest.fixture(autouse=True)

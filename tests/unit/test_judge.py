@@ -15,7 +15,8 @@ from udrl_utils import rewards
 from udrl_utils.chat import ChatClient
 from udrl_utils.journal import Journal
 from udrl_utils.judge import Judge, read_score
-from udrl_utils.settings import AnnotationSettings, RunFolder, SettingsError, resolve
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnnotationSettings, SettingsError, resolve
 
 PAIRS = pd.DataFrame(
     {

@@ -18,7 +18,7 @@ import yaml
 from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
-    *("machine", "settings", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
+    *("machine", "settings", "runs", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
     *(
         "judge",
         "rewards",

@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from udrl_utils.runs import RunFolder
 from udrl_utils.settings import (
     KNOWN,
     ROOT,
@@ -14,7 +15,6 @@ from udrl_utils.settings import (
     STAGES,
     DistillationSettings,
     RunError,
-    RunFolder,
     SettingsError,
     TrainingSettings,
     resolve,
