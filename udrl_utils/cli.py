@@ -27,12 +27,12 @@ def run(
     preset: Annotated[str, typer.Option(help="smoke, laptop, paper, or the path of a YAML file")] = "laptop",
     name: Annotated[str | None, typer.Option("--run", help="name of the run, in place of the preset's")] = None,
     first: Annotated[int, typer.Option("--from", help="first notebook, by number")] = 1,
-    last: Annotated[int, typer.Option("--to", help="last notebook, by number")] = len(STAGES),
+    last: Annotated[int | None, typer.Option("--to", help="last notebook; without it 4, or the first if later")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the preset's")] = None,
 ) -> None:
     """Run the notebooks on a preset; exit 0 only when every one of them ran."""
     with mistakes_in_one_line():
-        stages = stages_between(first, last)
+        stages = stages_between(first, max(first, 4) if last is None else last)
         settings = read_settings(preset, changes or [], name)
         folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
         folder.release()  # the kernels of the notebooks hold it
@@ -40,7 +40,7 @@ def run(
     for stage in stages:
         execute(stage, settings[stage], folder)
     typer.echo(f"run {folder.name}: {minutes_since(began)}{peak_memory()}")
-    if stages[-1] == STAGES[-1]:
+    if "04_analysis" in stages:
         show_results(folder)
         typer.echo(f"report: {folder / 'report.html'}")
 

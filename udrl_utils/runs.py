@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from udrl_utils.machine import environment
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, RunError, S, StageSettings, resolve
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSettings, builds_on, resolve
 
 
 def outputs_root() -> Path:
@@ -49,7 +49,7 @@ class RunFolder:
         Raises: RunError, one line that names the notebook or the parameter to mend.
         """
         made = self.read().get("stages", {})
-        for earlier in STAGES[: STAGES.index(stage)]:
+        for earlier in builds_on(stage):
             if earlier not in made:
                 raise RunError(
                     f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first"
@@ -93,8 +93,7 @@ class RunFolder:
     def finish(self, stage: str, settings: StageSettings, **facts: Any) -> None:
         """Record a finished stage in run.json, with its settings, figures and seconds."""
         record = self.read() or {"run": self.name, "stages": {}}
-        later = STAGES[STAGES.index(stage) + 1 :]
-        record["stages"] = {key: value for key, value in record["stages"].items() if key not in later}
+        record["stages"] = {key: value for key, value in record["stages"].items() if stage not in builds_on(key)}
         record["stages"][stage] = {
             "settings": settings.model_dump(mode="json"),
             "seconds": round(time.monotonic() - self._started, 1),

@@ -26,15 +26,20 @@ from pydantic import (
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("01_pairs", "02_annotated", "03_student", "04_analysis")
 NOTEBOOKS = {
     "01_pairs": "01_teacher_distillation",
     "02_annotated": "02_reward_annotation",
     "03_student": "03_udrl_training",
     "04_analysis": "04_analysis",
 }
+STAGES = tuple(NOTEBOOKS)
 TASK_NAMES = ("text_to_image", "text_to_template", "related_search")
 TaskName = Literal["text_to_image", "text_to_template", "related_search"]
+
+
+def builds_on(stage: str) -> tuple[str, ...]:
+    """Stages that must be finished before this one: those before it, up to the student."""
+    return STAGES[: min(STAGES.index(stage), 3)]
 
 
 class UserError(ValueError):
@@ -228,9 +233,12 @@ class AnalysisSettings(StageSettings):
         return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
-SETTINGS: dict[str, type[StageSettings]] = dict(
-    zip(STAGES, (DistillationSettings, AnnotationSettings, TrainingSettings, AnalysisSettings), strict=True)
-)
+SETTINGS: dict[str, type[StageSettings]] = {
+    "01_pairs": DistillationSettings,
+    "02_annotated": AnnotationSettings,
+    "03_student": TrainingSettings,
+    "04_analysis": AnalysisSettings,
+}
 KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
 S = TypeVar("S", bound=StageSettings)
 
