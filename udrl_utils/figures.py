@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from udrl_utils.commands import CommandCodec
+
 SYSTEM_LABELS = {
     "teacher": "teacher",
     "student_best": "student, best command",
@@ -61,7 +63,7 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150)
+    figure.savefig(folder / f"{name}.png", dpi=200)  # twice the pixels that a page shows it with
     plt.close(figure)
     return figure
 
@@ -274,4 +276,34 @@ def headline(metrics: dict[str, Any]) -> Figure:
             title=f"{name}: Spearman {spearman:.2f}",
         )
     axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def sweep(samples: pandas.DataFrame, codec: CommandCodec) -> Figure:
+    """Rewards commanded from low to high: each dot is a prompt, the line their mean, the diagonal perfect obedience.
+
+    Column `reward` says which reward a sample's command swept.
+    """
+    import seaborn
+
+    names = list(samples.reward.unique())
+    levels = codec.achieved_levels(samples)
+    figure, axes = panels(len(names), width=4.4)
+    for axis, name in zip(axes, names, strict=True):
+        rows = samples.reward == name
+        unit, top = ("words", min(codec.longest, 44)) if name == "length" else ("quantile level", 1)
+        achieved = samples[name][rows] if name == "length" else levels[name][rows]
+        points = samples[rows].assign(asked=samples[f"asked_{name}"][rows], achieved=achieved)
+        axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)
+        seaborn.lineplot(points, x="asked", y="achieved", hue="task", marker="o", errorbar=None, ax=axis, legend=False)
+        seaborn.scatterplot(
+            points, x="asked", y="achieved", hue="task", s=14, alpha=0.5, ax=axis, legend=axis is axes[0]
+        )
+        axis.set(
+            xlabel=f"commanded {name} [{unit}]",
+            ylabel=f"achieved {name} [{unit}]",
+            xlim=(0, top),
+            ylim=(0, None if name == "length" else 1.02),
+            title=name,
+        )
     return figure
