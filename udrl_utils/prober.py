@@ -100,10 +100,13 @@ class Prober:
         return samples.assign(reward=[asked[number][2] for number in samples.set])
 
 
-def low_middle_high(sweeps: pandas.DataFrame) -> pandas.DataFrame:
-    """Of each sweep the samples under its lowest, its middle and its highest command: the grid of commands."""
-    sets = sweeps.groupby(["task", "intent", "reward"], sort=False)["set"].unique()
-    return sweeps[sweeps.set.isin([number for each in sets for number in (each[0], each[len(each) // 2], each[-1])])]
+def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:
+    """The grid of commands: of each sweep one prompt under the lowest, the middle and the highest; a set per intent."""
+    first = sweeps.drop_duplicates("set")
+    sets = first.groupby(["task", "intent", "reward"], sort=False)["set"]
+    place, last = sets.cumcount(), sets.transform("size") - 1
+    chosen = first[(place == 0) | (place == last // 2) | (place == last)]
+    return chosen.assign(set=chosen.groupby(["task", "intent"], sort=False).ngroup())
 
 
 def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run, and the same headline table for the terminal and the notebooks."""
+"""One self-contained HTML page for a run, one for two runs, and the tables that terminal and notebooks show too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils import views
+from udrl_utils.commands import CommandCodec
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
+from udrl_utils.prober import grid
+from udrl_utils.rewards import load_rewards
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import RunError
+from udrl_utils.settings import NOTEBOOKS, RunError
 
 if TYPE_CHECKING:
     import pandas
@@ -32,6 +36,8 @@ FIGURES = {
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
     "pairs": "Lengths of intents and prompts.",
+    "sweeps": "One reward at a time commanded from low to high on test intents. Dots are prompts, lines their mean; on "
+    "the dashed diagonal a prompt did what it was told.",
 }
 
 
@@ -127,38 +133,147 @@ def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:
     return wide.groupby(level="task").head(per_task).reset_index()
 
 
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested metrics as {name: cell}; a mean with its interval is one cell."""
+    if isinstance(value, dict) and not {"mean", "low", "high"} <= value.keys():
+        parts = [flat(part, f"{name} {key}".strip()) for key, part in value.items()]
+        return {key: cell for part in parts for key, cell in part.items()}
+    if isinstance(value, dict):
+        return {name: f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"}
+    return {name: f"{value:.4g}" if isinstance(value, float) else str(value)}
+
+
+def metric_tables(metrics: dict[str, Any]) -> dict[str, pandas.DataFrame]:
+    """Any stage's metrics as tables: lists of rows and nested entries one each, single values together."""
+    import pandas
+
+    tables, single = {}, {}
+    for name, value in metrics.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            tables[name] = pandas.DataFrame([flat(row) for row in value])
+        elif isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            tables[name] = pandas.DataFrame(
+                {key: flat(row, "value" if "mean" in row else "") for key, row in value.items()}
+            ).T
+        else:
+            single |= flat(value, name)
+    if single:
+        tables = {"in short": pandas.DataFrame({"value": single}), **tables}
+    return {name.replace("_", " "): table.fillna("") for name, table in tables.items()}
+
+
+def figures_of(run: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """A stage's figures as they go into a page: name, caption, width to show and data; known ones first."""
+    files = {file.stem: file for file in sorted((run / stage).glob("*figures/*.png"))}
+    names = [name for name in FIGURES if name in files] + [name for name in files if name not in FIGURES]
+    found = []
+    for name in names:
+        data = files[name].read_bytes()
+        width = int.from_bytes(data[16:20]) // 2  # of a PNG; half its pixels, so that it stays crisp on any screen
+        caption = FIGURES.get(name, f"{name.replace('_', ' ').capitalize()}.")
+        found.append({"name": name, "caption": caption, "width": width, "data": base64.b64encode(data).decode()})
+    return found
+
+
+def sections(run: RunFolder) -> list[dict[str, Any]]:
+    """What each stage but the analysis has to show, the latest first; stages that were not run are left out."""
+    import pandas
+
+    found = []
+    for stage in sorted(run.read()["stages"], reverse=True):
+        if stage == "04_analysis":
+            continue
+        file, sweeps = run / stage / "metrics.json", run / stage / "sweeps.parquet"
+        metrics = json.loads(file.read_text()) if file.exists() else {}
+        section = {
+            "stage": stage,
+            "title": NOTEBOOKS[stage][3:].replace("_", " ").capitalize(),
+            "figures": figures_of(run, stage),
+            "tables": {name: views.table(table) for name, table in metric_tables(metrics).items()},
+        }
+        if sweeps.exists():
+            section["cards"] = views.probe(grid(pandas.read_parquet(sweeps)), CommandCodec.load(run / "03_student"))
+        if section["figures"] or section["tables"]:
+            found.append(section)
+    return found
+
+
 def build(run: RunFolder) -> Path:
     """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
-    import jinja2
     import pandas
 
     metrics, record = read_metrics(run), run.read()
-    files = {file.stem: file for file in sorted(run.path.glob("0*/*figures/*.png"))}
-    images = [
-        (name, text, base64.b64encode(files[name].read_bytes()).decode())
-        for name, text in FIGURES.items()
-        if name in files
-    ]
+    load_rewards(run)  # the units of user-made ones
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "data")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-    page = template.render(
+    page = views.template("report.html").render(
         run=run.name,
         metrics=metrics,
         best=metrics["relative_to_teacher"]["student_best"],
         calibration_all=metrics["calibration"]["all"],
-        # pandas escapes the cells itself
         tables={
-            "systems": systems_table(metrics).to_html(border=0),
-            "costs": costs_table(metrics).to_html(border=0),
-            "calibration": calibration_table(metrics).to_html(border=0),
-            "probes": probes_table(metrics).to_html(border=0),
-            "examples": examples(samples).to_html(border=0, index=False),
+            "systems": views.table(systems_table(metrics)),
+            "costs": views.table(costs_table(metrics)),
+            "calibration": views.table(calibration_table(metrics)),
+            "probes": views.table(probes_table(metrics)),
+            "examples": views.table(examples(samples), index=False),
         },
-        images=images,
+        figures={figure["name"]: figure for figure in figures_of(run, "04_analysis")},
+        sections=sections(run),
         stages=record["stages"],
         environment=record["environment"],
     )
     path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
+    """Settings, machine and versions that differ between two runs, one row each."""
+    import pandas
+
+    def facts(run: RunFolder) -> dict[str, str]:
+        record = run.read()
+        stages = {stage: made["settings"] for stage, made in record.get("stages", {}).items()}
+        return flat({**stages, "environment": record.get("environment", {})})
+
+    columns = facts(first), facts(second)
+    names = [name for name in columns[0] | columns[1] if not name.endswith(" run")]
+    rows = {name: [facts.get(name, "") for facts in columns] for name in names}
+    rows = {name: cells for name, cells in rows.items() if cells[0] != cells[1]}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=[first.name, second.name])
+
+
+def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
+    """Calibration over all tasks and the student's place beside its teacher, a column per run."""
+    import pandas
+
+    def results(run: RunFolder) -> dict[str, str]:
+        metrics = read_metrics(run)
+        calibration = calibration_table(metrics).loc["all"]
+        obeyed = {
+            f"{name} {key}": cell for name, row in calibration.iterrows() for key, cell in row.items() if cell != ""
+        }
+        systems = systems_table(metrics)
+        return obeyed | {
+            f"{system}: {name}": systems.loc[system, name]
+            for system in systems.index
+            for name in systems
+            if isinstance(systems.loc[system, name], str)
+        }
+
+    return pandas.DataFrame({run.name: results(run) for run in (first, second)}).fillna("")
+
+
+def compare(first: RunFolder, second: RunFolder) -> Path:
+    """Write outputs/<first>/compare_<second>.html, a page with the two runs side by side, and return its path."""
+    names = [figure["name"] for figure in figures_of(first, "04_analysis")]
+    found = [{figure["name"]: figure for figure in figures_of(run, "04_analysis")} for run in (first, second)]
+    page = views.template("compare.html").render(
+        names=[first.name, second.name],
+        differences=views.table(differences(first, second)),
+        results=views.table(results_side_by_side(first, second)),
+        figures=[(found[0][name], found[1][name]) for name in names if name in found[1]],
+    )
+    path = first / f"compare_{second.name}.html"
     path.write_text(page, encoding="utf-8")
     return path

@@ -60,9 +60,9 @@ def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> st
             }
             for index, row in rows.iterrows()
         ]
-        sets.append(
-            {"task": first.task, "intent": first.intent, "command": command_of(first), "hits": hits, "cards": cards}
-        )
+        commands = {command_of(row) for _, row in rows.iterrows()}
+        command = commands.pop() if len(commands) == 1 else "a command for each prompt"
+        sets.append({"task": first.task, "intent": first.intent, "command": command, "hits": hits, "cards": cards})
     return template("cards.html").render(sets=sets, title=title)
 
 
@@ -78,7 +78,7 @@ def reward_line(
         "name": name,
         "commanded": in_words(name, asked) if commanded else "open",
         "achieved": (in_words(name, achieved if name == "length" else level) if measured else "needs two prompts"),
-        "value": f"{achieved:.3g} {REWARDS[name].unit}" if measured and name != "length" else "",
+        "value": f"{achieved:.3g} [{REWARDS[name].unit}]" if measured and name != "length" else "",
         "asked_at": round(100 * place) if commanded else None,
         "achieved_at": round(100 * level) if measured else None,
         "state": ("off" if missed.get(name) else "on") if commanded and measured else "",
@@ -120,7 +120,8 @@ def table(frame: pandas.DataFrame, **options: Any) -> str:
     import pandas
 
     with pandas.option_context("display.max_colwidth", None):
-        return frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell).to_html(border=0, **options)
+        shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        return f'<div class="udrl-wide">{shown.to_html(border=0, **options)}</div>'
 
 
 def history(probes: list[pandas.DataFrame]) -> str:
