@@ -75,9 +75,9 @@ def pair_overview(pairs: pandas.DataFrame) -> Figure:
     figure, (left, right) = panels(2, width=5)
     sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=pairs.intent.str.split().str.len())
     seaborn.histplot(sizes.drop_duplicates("intent"), x="intent_words", discrete=True, ax=left)
-    left.set(xlabel="intent length [words]", ylabel="intents", title="Intents: short and long")
+    left.set(xlabel="intent length [words]", ylabel="number of intents", title="Intents: short and long")
     seaborn.kdeplot(sizes, x="words", hue="task", common_norm=False, cut=0, ax=right)
-    right.set(xlabel="prompt length [words]", ylabel="density", title="Prompts: every length is taught")
+    right.set(xlabel="prompt length [words]", ylabel="density [per word]", title="Prompts: every length is taught")
     return figure
 
 
@@ -90,7 +90,7 @@ def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
         seaborn.histplot(
             annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0]
         )
-        axis.set(xlabel=axis_label(name), ylabel="pairs")
+        axis.set(xlabel=axis_label(name), ylabel="number of pairs")
     return figure
 
 
@@ -149,7 +149,7 @@ def edge(probes: pandas.DataFrame) -> Figure:
     labels = probes.probe + " (" + probes.asked + ")"
     seaborn.barplot(x=probes.achieved, y=labels, color="C0", ax=axis)
     axis.scatter(probes.train.astype(float), range(len(probes)), marker="D", color="C1", zorder=3)
-    axis.set(xlabel="share of samples", ylabel="", xlim=(0, 1))
+    axis.set(xlabel="share of samples [0 to 1]", ylabel="", xlim=(0, 1))
     return figure
 
 

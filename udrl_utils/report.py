@@ -26,16 +26,17 @@ FIGURES = {
     "intervals, the dashed line is the teacher.",
     "trade_off": "Relevance against set diversity. The gray path shows where the diversity command takes the student.",
     "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
-    "calibration_relevance": "Relevance per task with 95% intervals.",
-    "calibration_diversity": "Diversity per task with 95% intervals.",
+    "calibration_relevance": "Relevance per task with 95% intervals; the steeper the rise, the better it is obeyed.",
+    "calibration_diversity": "Diversity per task with 95% intervals; the steeper the rise, the better it is obeyed.",
     "ablations": "Variants trained on an equal number of rows; a dot is a seed.",
     "edge": "The edge of the data: lengths that few or no pairs have, and levels at the very top. Diamonds: the share "
     "of the teacher's own prompts.",
     "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
-    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps.",
+    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps; "
+    "diamonds, on validation intents, should fall with the lines.",
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
-    "pairs": "Lengths of intents and prompts.",
+    "pairs": "Lengths of intents and prompts: what was never short or long in training cannot be commanded later.",
     "sweeps": "One reward at a time commanded from low to high on test intents. Dots are prompts, lines their mean; on "
     "the dashed diagonal a prompt did what it was told.",
 }

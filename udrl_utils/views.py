@@ -63,7 +63,8 @@ def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> st
         commands = {command_of(row) for _, row in rows.iterrows()}
         command = commands.pop() if len(commands) == 1 else "a command for each prompt"
         sets.append({"task": first.task, "intent": first.intent, "command": command, "hits": hits, "cards": cards})
-    return template("cards.html").render(sets=sets, title=title)
+    units = [f"{name} [{REWARDS[name].unit}]" for name in codec.levels]
+    return template("cards.html").render(sets=sets, title=title, units=units)
 
 
 def reward_line(
@@ -78,7 +79,7 @@ def reward_line(
         "name": name,
         "commanded": in_words(name, asked) if commanded else "open",
         "achieved": (in_words(name, achieved if name == "length" else level) if measured else "needs two prompts"),
-        "value": f"{achieved:.3g} [{REWARDS[name].unit}]" if measured and name != "length" else "",
+        "value": f"{achieved:.3g}" if measured and name != "length" else "",
         "asked_at": round(100 * place) if commanded else None,
         "achieved_at": round(100 * level) if measured else None,
         "state": ("off" if missed.get(name) else "on") if commanded and measured else "",
@@ -102,9 +103,12 @@ def sentence(text: str, kind: str = "note") -> str:
 
 
 def image(figure: Figure, description: str) -> str:
-    """A figure as part of a page, with twice the pixels that it is shown with."""
+    """A figure as part of a page, with twice the pixels that it is shown with; the figure is closed."""
+    import matplotlib.pyplot as plt
+
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=200)
+    plt.close(figure)  # a notebook would show it again under the next cell
     return template("image.html").render(
         data=base64.b64encode(data.getvalue()).decode(), width=round(100 * figure.get_figwidth()), text=description
     )

@@ -200,12 +200,15 @@ class Panel:
         return samples, note
 
     async def load(self) -> None:
-        """Make the chosen run ready."""
-        settings = self.prober.settings.model_copy(update={"run": self.run.value})
-        make = partial(Prober, RunFolder(self.run.value), settings)
-        self.prober = await self._beside(f"loading {self.run.value}", make)
+        """Make the chosen run ready; the one before stays where that fails."""
+        name = self.run.value
+        make = partial(Prober, RunFolder(name), self.prober.settings.model_copy(update={"run": name}))
+        try:
+            self.prober = await self._beside(f"loading {name}", make)
+        finally:
+            self.run.value = self.prober.run.name
         self._offer()
-        self._say(f"{self.run.value} is ready.")
+        self._say(f"{name} is ready.")
 
     async def generate(self) -> None:
         """One command: cards."""
@@ -229,6 +232,8 @@ class Panel:
         import pandas
 
         name, tables = self.swept.value, []
+        if name == "diversity" and self.prompts.value < 2:
+            raise UserError("Diversity is measured between prompts: ask for two or more.")
         values = self.prober.sweep_values(name)
         self.progress.max, self.progress.value, self.progress.layout.visibility = len(values), 0, "visible"
         command = self.commands[0].command(self.task.value)

@@ -78,8 +78,8 @@ def test_what_the_cards_say_is_what_a_recomputation_gives(page, smoke_run: Path)
     again = annotate(table, ["length", "relevance", "diversity"], embed)
     for row, said in zip(again.itertuples(), shown.itertuples(), strict=True):
         assert f"\t{row.length:.0f} words" in said.length
-        assert float(re.search(r"(\S+) \[cosine\]", said.relevance)[1]) == pytest.approx(row.relevance, abs=0.006)
-        assert float(re.search(r"(\S+) \[1 - mean", said.diversity)[1]) == pytest.approx(row.diversity, abs=0.006)
+        assert float(re.search(r"\((\S+)\)", said.relevance)[1]) == pytest.approx(row.relevance, abs=0.006)
+        assert float(re.search(r"\((\S+)\)", said.diversity)[1]) == pytest.approx(row.diversity, abs=0.006)
 
 
 def test_every_control_by_keyboard(page) -> None:
