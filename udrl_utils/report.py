@@ -12,7 +12,7 @@ from udrl_utils.commands import CommandCodec
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
 from udrl_utils.prober import grid
-from udrl_utils.rewards import load_rewards
+from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS, RunError
 
@@ -188,7 +188,7 @@ def sections(run: RunFolder) -> list[dict[str, Any]]:
         metrics = json.loads(file.read_text()) if file.exists() else {}
         section = {
             "stage": stage,
-            "title": NOTEBOOKS[stage][3:].replace("_", " ").capitalize(),
+            "title": NOTEBOOKS[stage][3:].replace("_", " ").capitalize().replace("Udrl", "UDRL"),
             "figures": figures_of(run, stage),
             "tables": {name: views.table(table) for name, table in metric_tables(metrics).items()},
         }
@@ -204,7 +204,7 @@ def build(run: RunFolder) -> Path:
     import pandas
 
     metrics, record = read_metrics(run), run.read()
-    load_rewards(run)  # the units of user-made ones
+    read_rewards(run / "02_annotated")  # for their units
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
     page = views.template("report.html").render(
         run=run.name,
@@ -228,6 +228,11 @@ def build(run: RunFolder) -> Path:
     return path
 
 
+def titles(first: RunFolder, second: RunFolder) -> list[str]:
+    """What two runs are called side by side: their names, or their folders where the names are the same."""
+    return [run.name if first.name != second.name else str(run.path) for run in (first, second)]
+
+
 def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
     """Settings, machine and versions that differ between two runs, one row each."""
     import pandas
@@ -241,7 +246,7 @@ def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
     names = [name for name in columns[0] | columns[1] if not name.endswith(" run")]
     rows = {name: [facts.get(name, "") for facts in columns] for name in names}
     rows = {name: cells for name, cells in rows.items() if cells[0] != cells[1]}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=[first.name, second.name])
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=titles(first, second))
 
 
 def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
@@ -262,7 +267,8 @@ def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFram
             if isinstance(systems.loc[system, name], str)
         }
 
-    return pandas.DataFrame({run.name: results(run) for run in (first, second)}).fillna("")
+    columns = zip(titles(first, second), map(results, (first, second)), strict=True)
+    return pandas.DataFrame(dict(columns)).fillna("")
 
 
 def compare(first: RunFolder, second: RunFolder) -> Path:
@@ -270,7 +276,7 @@ def compare(first: RunFolder, second: RunFolder) -> Path:
     names = [figure["name"] for figure in figures_of(first, "04_analysis")]
     found = [{figure["name"]: figure for figure in figures_of(run, "04_analysis")} for run in (first, second)]
     page = views.template("compare.html").render(
-        names=[first.name, second.name],
+        names=titles(first, second),
         differences=views.table(differences(first, second)),
         results=views.table(results_side_by_side(first, second)),
         figures=[(found[0][name], found[1][name]) for name in names if name in found[1]],

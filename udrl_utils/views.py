@@ -10,6 +10,7 @@ import io
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.figures import axis_label
 from udrl_utils.prober import off_target
 from udrl_utils.rewards import REWARDS
 from udrl_utils.tasks import DATA
@@ -63,7 +64,7 @@ def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> st
         commands = {command_of(row) for _, row in rows.iterrows()}
         command = commands.pop() if len(commands) == 1 else "a command for each prompt"
         sets.append({"task": first.task, "intent": first.intent, "command": command, "hits": hits, "cards": cards})
-    units = [f"{name} [{REWARDS[name].unit}]" for name in codec.levels]
+    units = [axis_label(name) for name in codec.levels]
     return template("cards.html").render(sets=sets, title=title, units=units)
 
 

@@ -13,8 +13,6 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE
 
-from udrl_utils.settings import TASK_NAMES
-
 
 @pytest.fixture(scope="session")
 def chromium():
@@ -29,10 +27,11 @@ def chromium():
 def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run beside the smoke run, in which every intent and every reply of the teacher is hostile."""
     fillers = iter(pd.read_parquet(smoke_run / "01_pairs").prompt)
-    asked = [(task, text, f"{text} {next(fillers)}") for task in TASK_NAMES for text in HOSTILE for _ in range(3)]
+    asked = [("text_to_image", text, f"{text} {next(fillers)}") for text in HOSTILE for _ in range(3)]
     pairs = tmp_path_factory.mktemp("hostile") / "pairs.parquet"
     pd.DataFrame(asked, columns=["task", "intent", "prompt"]).to_parquet(pairs)
-    changes = {"pairs": pairs, "test_fraction": 0.4, "rounds": 0, "plain_sft": "false"}
+    changes = {"pairs": pairs, "test_fraction": 0.4, "tasks": "[text_to_image]", "rounds": 0, "plain_sft": "false"}
+    changes |= {"analysis_intents": 2, "samples_per_intent": 2}  # the least that still shows everything
     command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--run", "hostile", "--to", "5"]
     options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     environment = {**os.environ, "UDRL_OUTPUTS": str(smoke_run.parent), "HF_HUB_OFFLINE": "1"}

@@ -60,7 +60,7 @@ def test_two_runs_side_by_side(smoke_run: Path, copy: Path) -> None:
     result = udrl("compare", copy, smoke_run)
     assert result.exit_code == 0, result.output
     found = report.differences(RunFolder(copy), RunFolder(smoke_run))
-    assert found.to_dict("index") == {"03_student epochs": {"copy": "7", "smoke": "1.0"}}
+    assert found.to_dict("index") == {"03_student epochs": {"copy": "7", "smoke": "1"}}
     assert "0.125" in result.stdout and "03_student epochs" in result.stdout
     page = (copy / "compare_smoke.html").read_text()
     assert page.count("data:image/png;base64,") == 2 * len(report.figures_of(RunFolder(copy), "04_analysis"))

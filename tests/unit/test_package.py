@@ -33,7 +33,7 @@ ORDER = (
         "trainer",
     ),
     *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
-    *("prober", "views", "figures", "widgets", "report", "cli"),
+    *("prober", "figures", "views", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
