@@ -135,13 +135,14 @@ class Panel:
         codec = self.prober.codec
         self.commands = CommandBox(codec, START), CommandBox(codec, COMPARED)
         self.first.children, self.second.children = [self.commands[0].box], [self.commands[1].box]
-        self.task.options, self.swept.options = self.prober.tasks, codec.rewards
+        for dropdown, options in ((self.task, self.prober.tasks), (self.swept, codec.rewards)):
+            dropdown.options, dropdown.index = options, 0
         self._offer_intents()
 
     def _offer_intents(self) -> None:
         intents = self.prober.intents[self.task.value][:50]
         self.pick.options = [("test intents ...", ""), *((views.visible(intent, 80), intent) for intent in intents)]
-        self.pick.value = ""
+        self.pick.index = 0
         self.intent.value = self.intent.value or next(iter(intents), "")
 
     def _picked(self, change: dict[str, Any]) -> None:
