@@ -81,7 +81,7 @@ def answers(port: int) -> bool:
 def run_all(page: Any, address: str) -> Any:
     """Open the notebook, run all its cells, and return its panel."""
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # the kernel is there
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.get_by_role("button", name="Generate").wait_for(timeout=90_000)
     page.get_by_text("05_probes/sweeps.parquet").wait_for(timeout=90_000)
