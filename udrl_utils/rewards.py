@@ -131,7 +131,7 @@ class Encoder:
             vectors = self.model.encode(new, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float()
             vectors = (vectors / vectors.norm(dim=1, keepdim=True)).cpu().numpy()
             self._known.update(zip(new, vectors, strict=True))
-        return np.stack([self._known[text] for text in texts])
+        return np.stack([self._known[text] for text in texts]) if texts else np.empty((0, 0), dtype=np.float32)
 
     def forget(self) -> None:
         """Drop the embeddings of all texts so far, to keep memory flat over many shards."""

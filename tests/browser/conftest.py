@@ -25,9 +25,11 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run beside the smoke run, in which every intent and every reply of the teacher is hostile."""
+    """A run beside the smoke run in which every intent is hostile, and a reply of the teacher to each."""
     fillers = iter(pd.read_parquet(smoke_run / "01_pairs").prompt)
-    asked = [("text_to_image", text, f"{text} {next(fillers)}") for text in HOSTILE for _ in range(3)]
+    asked = [
+        ("text_to_image", text, f"{part}{next(fillers)}") for text in HOSTILE for part in (f"{text} ", "", "", "")
+    ]
     pairs = tmp_path_factory.mktemp("hostile") / "pairs.parquet"
     pd.DataFrame(asked, columns=["task", "intent", "prompt"]).to_parquet(pairs)
     changes = {"pairs": pairs, "test_fraction": 0.4, "tasks": "[text_to_image]", "rounds": 0, "plain_sft": "false"}

@@ -37,8 +37,10 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
+        try:
+            yield chromium
+        finally:
+            chromium.close()
 
 
 @contextmanager
@@ -66,7 +68,10 @@ def notebook_05(run: Path, home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/lab/tree/05_probe_commands.ipynb?token={TOKEN}&reset"
     finally:
         server.terminate()
-        server.wait()
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def answers(port: int) -> bool:

