@@ -9,6 +9,7 @@ import lab
 import pandas as pd
 import pytest
 from hostile import HOSTILE
+from playwright.sync_api import expect
 
 from udrl_utils.rewards import Encoder, annotate
 from udrl_utils.runs import RunFolder
@@ -73,7 +74,7 @@ def test_what_the_cards_say_is_what_a_recomputation_gives(page, smoke_run: Path)
     panel(page).get_by_label("intent", exact=True).fill("Birthday party for dinosaurs!")
     panel(page).get_by_label("prompts").fill("3")
     panel(page).get_by_label("prompts").press("Enter")
-    assert "3 prompts in" in press(page, "Generate", "Ask") or "beyond what was trained" in heading(page)
+    assert re.search("3 prompts in|beyond what was trained", press(page, "Generate", "Ask"))
     shown = cards(page)
     assert len(shown) == 3
     table = shown[["prompt"]].assign(task="text_to_template", intent="birthday party for dinosaurs", set=0)
@@ -142,7 +143,7 @@ def test_a_bad_entry_is_a_sentence_and_the_panel_goes_on(page) -> None:
     assert "the intent is empty" in press(page, "Generate", "Ask")
     panel(page).get_by_label("prompts").fill("900")
     panel(page).get_by_label("prompts").press("Enter")
-    assert panel(page).get_by_label("prompts").input_value() == "32"
+    expect(panel(page).get_by_label("prompts")).to_have_value("32")
     panel(page).get_by_label("prompts").fill("1")
     panel(page).get_by_label("prompts").press("Enter")
     panel(page).get_by_label("intent", exact=True).fill("koi pond")
