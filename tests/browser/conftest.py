@@ -37,6 +37,7 @@ def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--run", "hostile", "--to", "5"]
     options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     environment = {**os.environ, "UDRL_OUTPUTS": str(smoke_run.parent), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # a model this small only waits for more of them
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return smoke_run.parent / "hostile"
@@ -45,5 +46,5 @@ def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def notebook_05(chromium, smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of notebook 05 in a JupyterLab, opened at the smoke run."""
-    with lab.notebook_05(smoke_run, tmp_path_factory.mktemp("lab")) as address:
+    with lab.notebook_05(smoke_run, tmp_path_factory.mktemp("lab"), OMP_NUM_THREADS="1") as address:
         yield address

@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def notebook_05(run: Path, home: Path) -> Iterator[str]:
+def notebook_05(run: Path, home: Path, **environment: str) -> Iterator[str]:
     """Address of notebook 05, opened at a run, in a JupyterLab whose files are all in `home`."""
     source = (ROOT / "notebooks" / "05_probe_commands.ipynb").read_text(encoding="utf-8")
     (home / "05_probe_commands.ipynb").write_text(source.replace('run = \\"laptop\\"', f'run = \\"{run.name}\\"'))
@@ -60,7 +60,9 @@ def notebook_05(run: Path, home: Path) -> Iterator[str]:
     places = {"UDRL_OUTPUTS": str(run.parent), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     places |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "HF_HUB_OFFLINE": "1"}
     with (home / "log").open("w") as log:
-        server = subprocess.Popen([*command, *options], env={**os.environ, **places}, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [*command, *options], env={**os.environ, **places, **environment}, stdout=log, stderr=log
+        )
     try:
         while not answers(port):
             assert server.poll() is None, (home / "log").read_text()
