@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from udrl_utils.gpt2 import BASE
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, SettingsError, StageSettings, UserError, resolve
-from udrl_utils.student import BASE
 
 if TYPE_CHECKING:
     import pandas

@@ -275,3 +275,15 @@ def headline(metrics: dict[str, Any]) -> Figure:
         )
     axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def throughput(metrics: dict[str, Any]) -> Figure:
+    """Prompts per second of each engine against how many are written at once."""
+    figure, [axis] = panels(1, width=5.4)
+    for name, cost in metrics["engines"].items():
+        sizes, rates = zip(*((int(size), rate) for size, rate in cost["prompts_per_second"].items()), strict=True)
+        axis.plot(sizes, rates, marker="o", label=name)
+    axis.set(xlabel="prompts written at once", ylabel="prompts per second", xscale="log", yscale="log")
+    axis.set_xticks(sizes, labels=map(str, sizes))
+    axis.legend(frameon=False, fontsize=8)
+    return figure

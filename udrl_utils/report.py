@@ -105,6 +105,62 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).T
 
 
+def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per engine: how its commands are obeyed, and its sets relative to the first engine's."""
+    import pandas
+
+    rows = {}
+    for name, found in metrics["quality"].items():
+        obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
+        within = found["calibration"].get("length", {}).get("within_1")
+        ratios = {f"{reward} relative": percent(ratio) for reward, ratio in found["relative"].items()}
+        rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
+    return pandas.DataFrame(rows).T
+
+
+def percent(ratio: dict[str, float]) -> str:
+    """A ratio with its interval, in per cent."""
+    return f"{ratio['mean']:.1%} [{ratio['low']:.1%}, {ratio['high']:.1%}]"
+
+
+def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per engine: cold start, memory, latency."""
+    import pandas
+
+    rows = {
+        name: {
+            "weights [MB]": f"{cost['weights_mb']:.1f}",
+            "memory [MB]": f"{cost['memory_mb']:.0f}",
+            "loaded after [s]": f"{cost['load_s']:.2f}",
+            "first word after [s]": f"{cost['first_word_s']:.2f}",
+            "first prompt after [s]": f"{cost['first_prompt_s']:.2f}",
+            "p50 [ms]": f"{cost['p50_s'] * 1000:.0f}",
+            "p95 [ms]": f"{cost['p95_s'] * 1000:.0f}",
+            **{f"prompts/s at {size}": f"{rate:.0f}" for size, rate in cost["prompts_per_second"].items()},
+        }
+        for name, cost in metrics["engines"].items()
+    }
+    return pandas.DataFrame(rows).T
+
+
+def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+    """One row per model: parameters, weights, tokens per second, and how many times the last student's that is."""
+    import pandas
+
+    ours = [values for name, values in metrics["shapes"].items() if name.startswith("student")][-1]
+    rows = {
+        name: {
+            "parameters [M]": f"{values['parameters'] / 1e6:.1f}",
+            "weights [MB]": f"{values['weights_mb']:.0f}",
+            "tokens/s": f"{values['tokens_per_second']['mean']:.3g}",
+            "times the weights": f"{values['weights_mb'] / ours['weights_mb']:.3g}",
+            "times slower": f"{ours['tokens_per_second']['mean'] / values['tokens_per_second']['mean']:.3g}",
+        }
+        for name, values in metrics["shapes"].items()
+    }
+    return pandas.DataFrame(rows).T
+
+
 def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per variant: mean over seeds, with the lowest and the highest seed."""
     import pandas

@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "02_annotated": "02_reward_annotation",
     "03_student": "03_udrl_training",
     "04_analysis": "04_analysis",
+    "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
 TASK_NAMES = ("text_to_image", "text_to_template", "related_search")
@@ -208,11 +209,17 @@ class TrainingSettings(StageSettings):
         return value
 
 
-class AnalysisSettings(StageSettings):
-    """04: what is generated on test intents, and how sure we are of it."""
+class MeasuringSettings(StageSettings):
+    """What is measured on test intents, and how sure we are of it."""
 
     analysis_intents: int = Field(description="test intents per task", ge=2)
     samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+
+class AnalysisSettings(MeasuringSettings):
+    """04: what is generated on test intents, and what it is compared with."""
+
     temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
     min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
@@ -226,11 +233,23 @@ class AnalysisSettings(StageSettings):
     )
     ablation_rows: int = Field(description="training rows that each variant gets", ge=100)
     ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
-    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
     def sampling(self) -> dict[str, Any]:
         """What the student is told of how to sample."""
         return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+
+
+class DeploymentSettings(MeasuringSettings):
+    """07: what is exported, and what its speed is compared with."""
+
+    precisions: list[Literal["float32", "bfloat16", "int8"]] = Field(
+        description="how exported weights are stored: float32, bfloat16, int8", min_length=1
+    )
+    threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
+    top_p: float = Field(description="share of probability that the deployed student draws from", gt=0, le=1)
+    latency_requests: int = Field(description="requests that are timed one by one", ge=5)
+    batch_sizes: list[int] = Field(description="prompts written at once when throughput is timed", min_length=1)
+    shapes: list[str] = Field(description="models whose speed is set beside: 124M, 1B, 8B, a Hub id or a path")
 
 
 SETTINGS: dict[str, type[StageSettings]] = {
@@ -238,6 +257,7 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "02_annotated": AnnotationSettings,
     "03_student": TrainingSettings,
     "04_analysis": AnalysisSettings,
+    "07_deployment": DeploymentSettings,
 }
 KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
 S = TypeVar("S", bound=StageSettings)

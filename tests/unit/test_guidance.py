@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udrl_utils.guidance import Sampling, write
+from udrl_utils.engine import Sampling
+from udrl_utils.guidance import Draw, write
 
 
-def sampling(**changes: float) -> Sampling:
-    return Sampling(torch.Generator().manual_seed(0), **({"temperature": 1.0, "min_p": 0.0, "guidance": 1.0} | changes))
+def draw(**changes: float) -> Draw:
+    return Draw(Sampling(**changes), "cpu")
 
 
 def shares(asked: list[float], opened: list[float], draws: int = 20_000, **changes: float) -> list[float]:
     """How often each token is drawn, for one guided row repeated `draws` times."""
     rows = [torch.tensor([values] * draws).log() for values in (asked, opened)]
-    drawn = sampling(**changes).next_tokens(*rows, torch.arange(draws))
+    drawn = draw(**changes).next_tokens(*rows, torch.arange(draws))
     return (torch.bincount(drawn, minlength=len(asked)) / draws).tolist()
 
 
@@ -43,7 +44,7 @@ def test_temperature_sharpens() -> None:
 
 def test_rows_that_are_not_guided_stay_as_they_are() -> None:
     asked = torch.tensor([[0.98, 0.01, 0.01], [0.01, 0.495, 0.495]]).log()
-    opened, how = torch.tensor([[0.01, 0.01, 0.98]]).log(), sampling(guidance=5.0)
+    opened, how = torch.tensor([[0.01, 0.01, 0.98]]).log(), draw(guidance=5.0)
     drawn = torch.stack([how.next_tokens(asked, opened, torch.tensor([1])) for _ in range(200)])
     assert (drawn[:, 0] == 0).float().mean() > 0.9, "the first row is its own"
     assert (drawn[:, 1] == 1).all(), "the second is driven away from its open row"
@@ -76,7 +77,7 @@ def batch_of(prefixes: list[list[int]]):
 def test_rows_that_leave_the_batch_do_not_change_the_others(model) -> None:
     prefixes = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11, 12], [3, 3, 3]]
     with torch.inference_mode():
-        together = write(model, batch_of(prefixes), [], sampling(min_p=1.0), 30, end=0)
+        together = write(model, batch_of(prefixes), [], draw(min_p=1.0), 30, end=0)
         for prefix, tokens in zip(prefixes, together, strict=True):
             alone = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=30, eos_token_id=0)
             assert tokens == [t for t in alone[0, len(prefix) :].tolist() if t != 0]
@@ -88,7 +89,7 @@ def test_guided_rows_keep_their_open_rows_when_others_leave(model) -> None:
     guided = [0, 2, 3]
     how = {"min_p": 1.0, "guidance": 1.7}
     with torch.inference_mode():
-        together = write(model, batch_of(asked + opened), guided, sampling(**how), 30, end=0)
+        together = write(model, batch_of(asked + opened), guided, draw(**how), 30, end=0)
         for row, prefix in zip(guided, opened, strict=True):
-            alone = write(model, batch_of([asked[row], prefix]), [0], sampling(**how), 30, end=0)
+            alone = write(model, batch_of([asked[row], prefix]), [0], draw(**how), 30, end=0)
             assert together[row] == alone[0]

@@ -19,21 +19,9 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "settings", "runs", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
-    *(
-        "judge",
-        "rewards",
-        "cards",
-        "commands",
-        "guidance",
-        "student",
-        "samples",
-        "front",
-        "rounds",
-        "dataset",
-        "trainer",
-    ),
-    *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
-    *("figures", "widgets", "report", "cli"),
+    *("judge", "rewards", "cards", "commands", "engine", "guidance", "gpt2", "student", "deployment", "samples"),
+    *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "latency"),
+    *("baselines", "probes", "ablations", "retrieval", "figures", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
