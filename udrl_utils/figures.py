@@ -287,3 +287,20 @@ def throughput(metrics: dict[str, Any]) -> Figure:
     axis.set_xticks(sizes, labels=map(str, sizes))
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def ratios(measured: dict[str, dict[str, float]]) -> Figure:
+    """Ratios of a benchmark: medians, with the lowest and the highest turn."""
+    figure, [axis] = panels(1, width=8.0, height=0.5 * len(measured) + 1)
+    for row, value in enumerate(measured.values()):
+        spread = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
+        axis.errorbar(value["median"], row, xerr=spread, fmt="o", capsize=3, color="C0")
+    axis.axvline(1, color="gray", linestyle="--", linewidth=1)
+    axis.set(
+        xlabel="ratio",
+        xscale="log",
+        yticks=range(len(measured)),
+        yticklabels=measured,
+        ylim=(len(measured) - 0.5, -0.5),
+    )
+    return figure

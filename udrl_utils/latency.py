@@ -12,7 +12,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
-from udrl_utils.deployment import DeployedStudent
 from udrl_utils.engine import Engine
 from udrl_utils.evaluation import interval
 from udrl_utils.machine import device_and_dtype
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     Decode = Callable[[int, int], None]  # how many texts at once, how many tokens of each
 
 COLD = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 since = lambda: time.perf_counter() - began
 from {module} import {engine}
@@ -37,10 +36,11 @@ next(pieces)
 took["first_word_s"] = since()
 list(pieces)
 took["first_prompt_s"] = since()
-unit = 1 if sys.platform == "darwin" else 1024
-print(json.dumps({{**took, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}}))
+from udrl_utils.machine import peak_memory
+print(json.dumps({{**took, "memory_mb": peak_memory() / 1e6}}))
 """
 READ, WRITTEN = 16, 32  # tokens of a request to a language model: read, and written
+WHOLE = 5e8  # parameters up to which a random model is made whole
 
 # Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2 as their configurations on the hub have them.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -109,7 +109,10 @@ def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str
     student = next(engine for engine in engines.values() if isinstance(engine, Student))
     found = {}
     for name, engine in engines.items():
-        decode = by_transformers(engine.model) if isinstance(engine, Student) else by_ctranslate2(engine)
+        if isinstance(engine, Student):
+            decode = by_transformers(engine.model)
+        else:
+            decode = by_ctranslate2(engine.generator(settings.seed), engine.codec.tokens()[0])
         found[f"student, {name}"] = _speed(student.model.num_parameters(), weights_mb(engine), decode, settings)
     for shape in settings.shapes:
         model, kind = model_of(shape), "random weights" if shape in SHAPES else "Transformers"
@@ -150,13 +153,12 @@ def by_transformers(model: PreTrainedModel) -> Decode:
     return decode
 
 
-def by_ctranslate2(engine: DeployedStudent) -> Decode:
-    """Greedy decoding by CTranslate2."""
-    generator, prefix = engine.generator(seed=0), [engine.codec.tokens()[0]] * READ
+def by_ctranslate2(generator: Any, token: str) -> Decode:
+    """Greedy decoding by a CTranslate2 generator, after a token that is read again and again."""
 
     def decode(batch_size: int, written: int) -> None:
         how = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
-        generator.generate_batch([prefix] * batch_size, **how)
+        generator.generate_batch([[token] * READ] * batch_size, **how)
 
     return decode
 
@@ -180,7 +182,7 @@ def model_of(shape: str) -> PreTrainedModel:
             raise SettingsError(f"parameter shapes: {shape!r} is neither {known} nor a model: {reason}") from None
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]), dtype=dtype)
-    if whole.num_parameters() < 5e8:
+    if whole.num_parameters() < WHOLE:
         return AutoModelForCausalLM.from_config(whole.config, dtype=dtype).to(device).eval()
     single = AutoConfig.for_model(**{**SHAPES[shape], "num_hidden_layers": 1})
     part = AutoModelForCausalLM.from_config(single, dtype=dtype).to(device)
