@@ -229,12 +229,12 @@ def quality(
     """
     found, first = {}, None
     for name, sampler in samplers.items():
-        calibration = calibration_metrics(sample_calibration(sampler, intents, settings), settings)["all"]
+        obeyed = calibration_metrics(sample_calibration(sampler, intents, settings), settings)["all"]
         best = [(i, sampler.student.best_command(task)) for task, pool in intents.items() for i in pool]
         sets = sampler.sample(best, 4 * settings.samples_per_intent).groupby("set")[["relevance", "diversity"]].mean()
         first = sets if first is None else first
         found[name] = {
-            "calibration": calibration,
+            "calibration": {r: {k: v for k, v in values.items() if k != "levels"} for r, values in obeyed.items()},
             "sets": {reward: interval(sets[reward], settings) for reward in sets},
             "relative": {
                 reward: ratio_interval(*(t[reward].to_numpy() for t in (sets, first)), settings) for reward in sets
