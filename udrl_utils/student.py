@@ -106,6 +106,12 @@ def model_card(student: Student) -> str:
     """What somebody who finds the student's folder must know to use it."""
     codec = student.codec
     best = "\n".join(f"- {task}: `{codec.best_command(task)!r}`" for task in codec.edges)
+    places = [round(k * codec.bins / 4) for k in range(5)]
+    levels = "\n".join(
+        f"| {task} | {name} | {' | '.join(f'{values[k]:.3f}' for k in places)} |"
+        for task, rewards in codec.edges.items()
+        for name, values in rewards.items()
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -124,4 +130,10 @@ Commands: {", ".join(codec.rewards)}; lengths up to
 Commands that served best on validation intents:
 
 {best}
+
+What the train split achieved, at the levels {", ".join(f"{k / codec.bins:.2g}" for k in places)}:
+
+| task | reward | lowest | low | middle | high | highest |
+|---|---|---|---|---|---|---|
+{levels}
 """
