@@ -32,8 +32,9 @@ ORDER = (
         "dataset",
         "trainer",
     ),
-    *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
-    *("figures", "widgets", "report", "cli"),
+    *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations"),
+    *("images", "canvas", "motifs", "drawing", "collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "deployment"),
+    *("figures", "gallery", "finder", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
