@@ -1,7 +1,7 @@
 """The catalogue: a table of items with columns id, kind (image or template), title, keywords and image, a path or ''.
 
-It comes from a folder of images with metadata in them, as stock photos carry it, from a table, or from the embedded collection.
-What cannot be shown is left out, and counted by its reason.
+It comes from a folder of images with metadata in them, as stock photos carry it, from a table, or from the embedded
+collection. What cannot be shown is left out, and counted by its reason.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_folder(folder: Path, most: int = 0) -> tuple[list[Row], Counter[str]]:
 
 
 def read_items(source: str, most: int, folder: Path) -> tuple[list[Row], Counter[str]]:
-    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: columns id, title; kind, keywords, image if there.
+    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: columns id, title, and maybe kind, keywords, image.
 
     Paths of images count from the file's folder. Images inside the table are written into `folder`.
     """
@@ -137,6 +137,12 @@ def split_keywords(value: Any) -> tuple[str, ...]:
 def texts_of(catalog: pandas.DataFrame) -> list[str]:
     """What is embedded of each item: its title and keywords."""
     return (catalog.title + ", " + catalog.keywords).str.strip(" ,").tolist()
+
+
+def common_keywords(catalog: pandas.DataFrame, most: int = 500) -> list[str]:
+    """The keywords that most items carry: the tags that an image may get."""
+    counts = Counter(word for words in catalog.keywords for word in words.split(", ") if word)
+    return [word for word, _ in counts.most_common(most)]
 
 
 def read_judgements(source: str, catalog: pandas.DataFrame) -> list[collection.Judged]:

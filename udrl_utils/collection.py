@@ -1,9 +1,9 @@
 """The embedded collection: items whose facts are drawn at random, pictures and metadata made from them, and intents
 whose relevant items follow from the facts.
 
-Who judges a real catalogue are people. Here an item is relevant to an intent because of what it was made from, which no
-embedding had a say in; that is exact, and it is synthetic: it shows that the machinery works, not how well people are served.
-Grades follow the exact and substitute classes of the Shopping Queries data set (arXiv 2206.06588).
+A real catalogue is judged by people. Here an item is relevant to an intent because of what it was made from, in which no
+embedding had a say; that is exact, and it is synthetic: it shows that the machinery works, not how well people are
+served. Grades follow the exact and substitute classes of the Shopping Queries data set (arXiv 2206.06588).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Judged:
-    """An intent, or a history of items, with the grades of what is relevant to it: 3 exact, 2 nearly, 1 a substitute."""
+    """An intent, or a history of items, and the grade of each relevant item: 3 exact, 2 nearly, 1 a substitute."""
 
     text: str
     form: str
@@ -172,7 +172,7 @@ def judged_intents(items: list[Facts], seed: int, count: int, seen: Collection[s
 
 
 def _asked(form: str, items: list[Facts], rng: random.Random) -> Iterator[tuple[str, dict[str, str]]]:
-    """Intents of a form with the facets that they want, each with something in the collection that fits; without end."""
+    """Intents of a form with the facets that they want, each fitted by some item of the collection; without end."""
     world = load_data("collection")
     while True:
         item = rng.choice(items)

@@ -83,7 +83,7 @@ def invitation(c: Canvas, motif: Callable, title: str, line: str, face: str) -> 
 
 def post(c: Canvas, motif: Callable, title: str, line: str, face: str) -> None:
     w, h = c.width, c.height
-    c.disc(w / 2, h * 0.4, w * 0.33, c.accents[1])
+    c.disc(w / 2, h * 0.4, w * 0.33, mix(c.paper, c.accents[1], 0.5))
     motif(c.at(w / 2, h * 0.4, w * 0.23))
     c.box(0, h * 0.76, w, h * 0.24, c.accents[0])
     c.text(title, w * 0.06, h * 0.78, w * 0.88, h * 0.2, c.paper, face)

@@ -1,4 +1,4 @@
-"""A page to search on: type an intent or choose an image, move the sliders, see what is found; and the same page as it stands."""
+"""A page to search on: an intent is typed or an image chosen, commands are set, and what is found is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.gallery import thumbnail
-from udrl_utils.images import BadImage, Describer, open_image
+from udrl_utils.images import BadImage, Describer, intent_of
 from udrl_utils.retrieval import PromptSearch
 from udrl_utils.tasks import clean_intent
 
@@ -61,7 +61,7 @@ class Finder:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"image{Path(name).suffix}"
             file.write_bytes(content)
-            return self.describer.describe(*open_image(file))
+            return intent_of(file, self.describer)
 
     def widget(self, intent: str) -> Any:
         """The page with its controls; opens with the results of `intent`."""

@@ -64,7 +64,7 @@ def grids(
 
 
 def accuracy_and_diversity(summary: dict[str, Any], curve: pandas.DataFrame) -> Figure:
-    """nDCG@10 against the diversity of the first ten, per form of intent: systems, and the path of the diversity command.
+    """nDCG@10 against the diversity of the first ten, per form of intent; the gray path follows the diversity command.
 
     curve: columns form, level, ndcg_10 and diversity.
     """
@@ -99,6 +99,7 @@ def gains(differences: dict[str, Any], names: Sequence[str], base: str) -> Figur
     """What each system gains over `base`, with 95% intervals, one panel per metric."""
     forms = [form for form in differences if form != "all"]
     systems = list(differences[forms[0]])
+    names = [name for name in names if name in differences[forms[0]][systems[0]]]
     figure, axes = panels(len(names), width=3.6, height=0.32 * len(forms) * len(systems) + 1.4, sharey=True)
     labels = [f"{SYSTEMS.get(system, system)}, {form}" for form in forms for system in systems]
     for axis, name in zip(axes, names, strict=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SettingsError
+from udrl_utils.settings import SearchSettings, SettingsError
 
 if TYPE_CHECKING:
     import numpy
@@ -282,6 +282,18 @@ class Clip:
             self._known[self.tags] = self([f"a picture of {tag}" for tag in self.tags])
         nearest = (self._known[self.tags] @ self.images([image])[0]).argsort()[::-1][: self.count]
         return " ".join(self.tags[k] for k in nearest)
+
+
+def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
+    """The captioner that the settings name, else the tagger, which knows `tags`, else the one without weights."""
+    if settings.captioner:
+        return Captioner(settings.captioner)
+    return Clip(settings.image_encoder, tuple(tags)) if settings.image_encoder else Plain()
+
+
+def intent_of(path: str | Path, describer: Describer) -> str:
+    """What an image file is turned into. Raises: BadImage."""
+    return describer.describe(*open_image(Path(path)))
 
 
 def load(name: str, processor: Any, model: Any, parameter: str) -> tuple[Any, Any]:

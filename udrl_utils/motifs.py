@@ -128,7 +128,7 @@ def hills(c: Canvas) -> None:
 
 
 def bust(c: Canvas) -> None:
-    coat, skin, hat = c.accents
+    coat, hat, skin = c.accents
     c.disc(0, 0.95, 0.75, coat, 0.75)
     c.disc(0, -0.1, 0.42, skin, 1.15)
     if c.rng.random() < 0.5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +21,20 @@ Ranked = Sequence[Sequence[int]]
 
 
 def measure(ranked: Ranked, judged: Sequence[Judged], ids: Sequence[str], vectors: numpy.ndarray) -> pandas.DataFrame:
-    """One row per judged intent: MEASURES by trec_eval, and of the first PAGE items their diversity and whether all fail.
+    """One row per intent: MEASURES by trec_eval, and of the first PAGE items their diversity and whether all fail.
 
     diversity: 1 - mean cosine of two items of the list, over `vectors` (unit vectors of the items), 0..2.
-    null: 1 where none of the first PAGE items is relevant, else 0.
+    null: 1 where none of the first PAGE items is relevant, else 0. Intents without judgements have a diversity only.
     """
     import pandas
 
-    wanted = {str(k): one.grades for k, one in enumerate(judged)}
+    wanted = {str(k): one.grades for k, one in enumerate(judged) if one.grades}
     runs = {str(k): {ids[place]: 1 / rank for rank, place in enumerate(row, 1)} for k, row in enumerate(ranked)}
     found = evaluator(wanted).evaluate(runs)
     rows = []
     for k, (one, row) in enumerate(zip(judged, ranked, strict=True)):
-        values = {name: found[str(k)][measure] for measure, name in MEASURES.items()}
-        null = float(not any(ids[place] in one.grades for place in row[:PAGE]))
+        values = {name: found.get(str(k), {}).get(measure, math.nan) for measure, name in MEASURES.items()}
+        null = float(not any(ids[place] in one.grades for place in row[:PAGE])) if one.grades else math.nan
         rows.append(
             {"intent": one.text, "form": one.form, **values, "diversity": spread(vectors, row[:PAGE]), "null": null}
         )
@@ -78,7 +79,7 @@ def summary(results: pandas.DataFrame, names: Sequence[str], settings: SearchSet
     forms = [*results.form.unique(), "all"]
     return {
         form: {
-            system: {name: interval(rows[name], settings) for name in names}
+            system: {name: interval(rows[name], settings) for name in names if rows[name].notna().all()}
             for system, rows in (results if form == "all" else results[results.form == form]).groupby(
                 "system", sort=False
             )

@@ -158,13 +158,19 @@ class PromptSearch:
     def __init__(self, search: Search, writer: Writer, codec: CommandCodec, settings: SearchSettings):
         self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
 
-    def commands(self, **asked: Any) -> list[Command]:
-        """One command per task; what is not asked for here, the settings say. None leaves a reward open."""
+    def command(self, task: str, **asked: Any) -> Command:
+        """What is asked of a task; what is not named here, the settings say. None leaves a reward open."""
         names = {"length": "search_length", "relevance": "search_relevance", "diversity": "search_diversity"}
         levels = {name: getattr(self.settings, field) for name, field in names.items()} | asked
-        known = {name: value for name, value in levels.items() if name in self.codec.rewards}
-        tasks = [task for task in self.TASKS if task in self.codec.edges] or list(self.codec.edges)
-        return [Command(task, **known) for task in tasks]
+        return Command(task, **{name: value for name, value in levels.items() if name in self.codec.rewards})
+
+    def commands(self, **asked: Any) -> list[Command]:
+        """The same for each task that finds items."""
+        return [self.command(task, **asked) for task in self.known(self.TASKS)]
+
+    def known(self, tasks: Sequence[str]) -> list[str]:
+        """Those of the tasks that were trained, or all that were if none of them was."""
+        return [task for task in tasks if task in self.codec.edges] or list(self.codec.edges)
 
     def write(self, intents: Sequence[str], commands: Sequence[Command]) -> list[list[str]]:
         """The prompts of each intent."""
