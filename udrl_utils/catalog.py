@@ -57,7 +57,7 @@ def read_folder(folder: Path, most: int = 0) -> tuple[list[Row], Counter[str]]:
 
 
 def read_items(source: str, most: int, folder: Path) -> tuple[list[Row], Counter[str]]:
-    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: columns id, title, and maybe kind, keywords, image.
+    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe kind, keywords, image.
 
     Paths of images count from the file's folder. Images inside the table are written into `folder`.
     """

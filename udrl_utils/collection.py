@@ -1,8 +1,8 @@
 """The embedded collection: items whose facts are drawn at random, pictures and metadata made from them, and intents
 whose relevant items follow from the facts.
 
-A real catalogue is judged by people. Here an item is relevant to an intent because of what it was made from, in which no
-embedding had a say; that is exact, and it is synthetic: it shows that the machinery works, not how well people are
+A real catalogue is judged by people. Here an item is relevant to an intent because of what it was made from, in which
+no embedding had a say; that is exact, and it is synthetic: it shows that the machinery works, not how well people are
 served. Grades follow the exact and substitute classes of the Shopping Queries data set (arXiv 2206.06588).
 """
 

@@ -33,7 +33,8 @@ ORDER = (
         "trainer",
     ),
     *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations"),
-    *("images", "canvas", "motifs", "drawing", "collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "deployment"),
+    *("images", "canvas", "motifs", "drawing", "collection", "catalog", "assets"),
+    *("retrieval", "recommendation", "ranking", "study", "deployment"),
     *("figures", "gallery", "finder", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
