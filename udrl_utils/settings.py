@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "02_annotated": "02_reward_annotation",
     "03_student": "03_udrl_training",
     "04_analysis": "04_analysis",
+    "06_search": "06_search_and_recommendation",
     "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
@@ -239,6 +240,33 @@ class AnalysisSettings(MeasuringSettings):
         return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
+class SearchSettings(StageSettings):
+    """06: the catalogue, how it is searched, and what the search is measured on."""
+
+    catalog: str = Field(
+        description="'drawn', a folder of images, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
+    )
+    n_items: int = Field(description="items to draw, or to keep of another catalogue, where 0 means all", ge=0)
+    judgements: str = Field(description="file of (intent, id, grade) for a catalogue of your own; '' for none")
+    image_encoder: str = Field(description="CLIP- or SigLIP-class model that embeds the images too; '' for none")
+    captioner: str = Field(description="BLIP-class model that turns images into intents; '' for none")
+    generator: str = Field(description="diffusers text-to-image pipeline that adds assets; '' for none")
+    search_prompts: int = Field(description="prompts written for an intent", ge=1, le=64)
+    search_length: int = Field(description="commanded length of those prompts [words]", ge=1)
+    search_relevance: float = Field(description="commanded relevance level", ge=0, le=1)
+    search_diversity: float = Field(description="commanded diversity level", ge=0, le=1)
+    raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
+    search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+    @field_validator("n_items")
+    @classmethod
+    def _some_to_draw(cls, value: int, others: ValidationInfo) -> int:
+        if value < 20 and others.data.get("catalog") == "drawn":
+            raise ValueError("should be at least 20 with catalog='drawn'")
+        return value
+
+
 class DeploymentSettings(MeasuringSettings):
     """07: what is exported, and what its speed is compared with."""
 
@@ -257,6 +285,7 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "02_annotated": AnnotationSettings,
     "03_student": TrainingSettings,
     "04_analysis": AnalysisSettings,
+    "06_search": SearchSettings,
     "07_deployment": DeploymentSettings,
 }
 KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
