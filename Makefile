@@ -39,7 +39,7 @@ format: install  ## mend what ruff can mend, strip the notebooks
 	$(BIN)/ruff format
 	$(BIN)/nbstripout --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill' notebooks/*.ipynb
 
-lab: install  ## open the notebooks in JupyterLab
+lab: install  ## open the notebooks in JupyterLab; 05 has the panel
 	$(BIN)/jupyter lab notebooks
 
 clean:  ## remove the environment and caches; outputs stay

@@ -1,10 +1,15 @@
-"""`udrl run` executes the notebooks on a preset; `udrl report` builds a run's page, `udrl base` the embedded base."""
+"""A small model that writes prompts under reward commands: run the notebooks, build reports, compare runs.
+
+First steps: `udrl run --preset laptop` makes a whole run in about a quarter of an hour on two cores, prints its results
+and names its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is set.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +17,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from udrl_utils.gpt2 import BASE
-from udrl_utils.runs import RunFolder
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, SettingsError, StageSettings, UserError, resolve
+from udrl_utils.runs import RunFolder, outputs_root
+from udrl_utils.settings import (
+    NOTEBOOKS,
+    ROOT,
+    SETTINGS,
+    STAGES,
+    SettingsError,
+    StageSettings,
+    UserError,
+    builds_on,
+    resolve,
+)
 
 if TYPE_CHECKING:
     import pandas
 
 PRESETS = ROOT / "notebooks" / "presets"
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+SECONDS_BETWEEN = 10  # lines of progress
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 
 @app.command()
@@ -30,28 +52,52 @@ def run(
     last: Annotated[int | None, typer.Option("--to", help="last notebook; without it 4, or the first if later")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the preset's")] = None,
 ) -> None:
-    """Run the notebooks on a preset; exit 0 only when every one of them ran."""
+    """Run the notebooks on a preset; exit 0 only when every one of them ran.
+
+    Settings come from the preset; each `--set` changes one of them: `--set epochs=5 --set 'tasks=[related_search]'`.
+    Mistakes in them are told before any work. A run that was cut off goes on where it was; with --from 3, what
+    notebooks 1 and 2 made is used again. The executed notebooks, with all figures, are in `outputs/<run>/notebooks`.
+    """
     with mistakes_in_one_line():
         stages = stages_between(first, max(first, 4) if last is None else last)
         settings = read_settings(preset, changes or [], name)
         folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
         folder.release()  # the kernels of the notebooks hold it
     began = time.monotonic()
-    for stage in stages:
-        execute(stage, settings[stage], folder)
-    typer.echo(f"run {folder.name}: {minutes_since(began)}{peak_memory()}")
-    if "04_analysis" in stages:
+    known = seconds_before(settings)
+    expected = [known.get(stage) for stage in stages]
+    for number, stage in enumerate(stages):
+        execute(stage, settings[stage], folder, expected[number:])
+    typer.echo(f"run {folder.name}: {minutes(time.monotonic() - began)}{peak_memory()}")
+    if (folder / "04_analysis" / "metrics.json").exists():
         show_results(folder)
+        if stages[-1] > "04_analysis":  # notebook 04 builds the report too, but not of what comes after it
+            build_report(folder)
         typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(f"executed notebooks: {folder / 'notebooks'}")
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="name of a run in outputs/")]) -> None:
-    """Build report.html of a run from what its stages wrote."""
-    from udrl_utils.report import build
+def report(run: Annotated[str, typer.Argument(help="name or folder of a run")]) -> None:
+    """Build report.html of a run from what its stages wrote: one page that opens offline and prints."""
+    with mistakes_in_one_line():
+        typer.echo(f"report: {build_report(run_folder(run))}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="name or folder of a run")],
+    second: Annotated[str, typer.Argument(help="name or folder of another")],
+) -> None:
+    """Two runs side by side: what differs in their settings, and what came of it; as tables and as one page."""
+    from udrl_utils import report
 
     with mistakes_in_one_line():
-        typer.echo(f"report: {build(RunFolder(run))}")
+        runs = run_folder(first), run_folder(second)
+        page = report.compare(*runs)
+    show_table("What differs in the settings", report.differences(*runs))
+    show_table("What came of it", report.results_side_by_side(*runs))
+    typer.echo(f"with figures: {page}")
 
 
 @app.command()
@@ -126,40 +172,93 @@ def read_yaml(text: str, what: str) -> Any:
         raise SettingsError(f"{what} is not YAML ({' '.join(str(error).split())})") from None
 
 
-def execute(stage: str, settings: StageSettings, folder: RunFolder) -> None:
-    """Execute a stage's notebook into the run folder, showing what its cells print; exit 1 if it fails."""
+def execute(stage: str, settings: StageSettings, folder: RunFolder, expected: list[float | None]) -> None:
+    """Execute a stage's notebook into the run folder, showing what its cells print; exit 1 if it fails.
+
+    expected: seconds that this stage and those after it took before; None where that is not known.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError, strip_color
 
     name = NOTEBOOKS[stage]
-    copy = folder / "notebooks" / f"{name}.ipynb"
+    source, copy = ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb"
     copy.parent.mkdir(exist_ok=True)
     began = time.monotonic()
     typer.secho(f"{name} ...", bold=True)
     try:
         papermill.execute_notebook(
-            ROOT / "notebooks" / copy.name,
+            source,
             copy,
             parameters=settings.model_dump(mode="json"),
             kernel_name="python3",
             language="python",
             progress_bar=False,
             stdout_file=sys.stdout,
+            on_cell_start=progress(source, expected),
             # a kernel on the loopback interface need not warn that nobody encrypts what it says there
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         where, *lines = strip_color(str(error)).lstrip("-\n").splitlines()
-        shown = [f"{name} failed after {minutes_since(began)}: {where}", *lines[-6:], f"executed notebook: {copy}"]
-        typer.echo("\n  ".join(shown), err=True)
+        failed = f"{name} failed after {minutes(time.monotonic() - began)}: {where}"
+        typer.echo("\n  ".join([failed, *lines[-6:], f"executed notebook: {copy}"]), err=True)
         raise typer.Exit(1) from None
-    typer.secho(f"{name} done in {minutes_since(began)}", bold=True)
+    typer.secho(f"{name} done in {minutes(time.monotonic() - began)}", bold=True)
 
 
-def minutes_since(began: float) -> str:
-    """Time since a `time.monotonic()`, in words."""
-    return f"{(time.monotonic() - began) / 60:.1f} minutes"
+def progress(notebook: Path, expected: list[float | None]) -> Callable[..., None]:
+    """A hook that says before a cell how far a notebook is, and how long it and those after it will still take."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    total = sum(cell["cell_type"] == "code" for cell in cells) + 1  # papermill adds one with the parameters
+    began, done, said = time.monotonic(), 0, -SECONDS_BETWEEN
+
+    def say(cell: Any, cell_index: int) -> None:
+        nonlocal done, said
+        elapsed = time.monotonic() - began
+        done += cell.cell_type == "code"
+        if elapsed - said < SECONDS_BETWEEN:
+            return
+        said, left = elapsed, ""
+        if expected[0] is not None:
+            here = max(expected[0] - elapsed, 0)
+            left = f", about {minutes(here)} left"
+            if expected[1:] and None not in expected:
+                left += f", {minutes(here + sum(expected[1:]))} with the notebooks after it"
+        typer.secho(f"  cell {done} of {total}{left}", dim=True)
+
+    return say
+
+
+def seconds_before(settings: dict[str, StageSettings]) -> dict[str, float]:
+    """Seconds that a stage took in the latest run that made it, and what it builds on, with these settings."""
+    seconds = {}
+    for file in sorted(outputs_root().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
+        made = RunFolder(file.parent).read()["stages"]
+        same = {
+            stage
+            for stage in made.keys() & settings.keys()
+            if made[stage]["settings"] | {"run": ""} == settings[stage].model_dump(mode="json") | {"run": ""}
+        }
+        seconds |= {stage: made[stage]["seconds"] for stage in same if same.issuperset(builds_on(stage))}
+    return seconds
+
+
+def run_folder(run: str) -> RunFolder:
+    """A run by its name or by the path of its folder."""
+    return RunFolder(Path(run) if (Path(run) / "run.json").exists() else run)
+
+
+def build_report(folder: RunFolder) -> Path:
+    """Write a run's report. Raises: RunError when it has no analysis."""
+    from udrl_utils.report import build
+
+    return build(folder)
+
+
+def minutes(seconds: float) -> str:
+    """A time, in words."""
+    return f"{seconds / 60:.1f} minutes"
 
 
 def peak_memory() -> str:
@@ -188,7 +287,7 @@ def show_table(title: str, frame: pandas.DataFrame) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    frame = frame.reset_index(names=frame.index.names if frame.index.names[0] else ["system"])
+    frame = frame.reset_index(names=frame.index.names if frame.index.names[0] else [""])
     table = Table(title=title, title_justify="left")
     for column in frame:
         table.add_column(str(column).replace("_", " "))

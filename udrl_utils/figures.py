@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from udrl_utils.commands import CommandCodec
+
 SYSTEM_LABELS = {
     "teacher": "teacher",
     "student_best": "student, best command",
@@ -61,7 +63,7 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150)
+    figure.savefig(folder / f"{name}.png", dpi=200)  # twice the pixels that a page shows it with
     plt.close(figure)
     return figure
 
@@ -73,9 +75,9 @@ def pair_overview(pairs: pandas.DataFrame) -> Figure:
     figure, (left, right) = panels(2, width=5)
     sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=pairs.intent.str.split().str.len())
     seaborn.histplot(sizes.drop_duplicates("intent"), x="intent_words", discrete=True, ax=left)
-    left.set(xlabel="intent length [words]", ylabel="intents", title="Intents: short and long")
+    left.set(xlabel="intent length [words]", ylabel="number of intents", title="Intents: short and long")
     seaborn.kdeplot(sizes, x="words", hue="task", common_norm=False, cut=0, ax=right)
-    right.set(xlabel="prompt length [words]", ylabel="density", title="Prompts: every length is taught")
+    right.set(xlabel="prompt length [words]", ylabel="density [per word]", title="Prompts: every length is taught")
     return figure
 
 
@@ -88,7 +90,7 @@ def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
         seaborn.histplot(
             annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0]
         )
-        axis.set(xlabel=axis_label(name), ylabel="pairs")
+        axis.set(xlabel=axis_label(name), ylabel="number of pairs")
     return figure
 
 
@@ -147,7 +149,7 @@ def edge(probes: pandas.DataFrame) -> Figure:
     labels = probes.probe + " (" + probes.asked + ")"
     seaborn.barplot(x=probes.achieved, y=labels, color="C0", ax=axis)
     axis.scatter(probes.train.astype(float), range(len(probes)), marker="D", color="C1", zorder=3)
-    axis.set(xlabel="share of samples", ylabel="", xlim=(0, 1))
+    axis.set(xlabel="share of samples [0 to 1]", ylabel="", xlim=(0, 1))
     return figure
 
 
@@ -277,30 +279,31 @@ def headline(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def throughput(metrics: dict[str, Any]) -> Figure:
-    """Prompts per second of each engine against how many are written at once."""
-    figure, [axis] = panels(1, width=5.4)
-    for name, cost in metrics["engines"].items():
-        sizes, rates = zip(*((int(size), rate) for size, rate in cost["prompts_per_second"].items()), strict=True)
-        axis.plot(sizes, rates, marker="o", label=name)
-    axis.set(xlabel="prompts written at once", ylabel="prompts per second", xscale="log", yscale="log")
-    axis.set_xticks(sizes, labels=map(str, sizes))
-    axis.legend(frameon=False, fontsize=8)
-    return figure
+def sweep(samples: pandas.DataFrame, codec: CommandCodec) -> Figure:
+    """Rewards commanded from low to high: each dot is a prompt, the line their mean, the diagonal perfect obedience.
 
+    Column `reward` says which reward a sample's command swept.
+    """
+    import seaborn
 
-def ratios(measured: dict[str, dict[str, float]]) -> Figure:
-    """Ratios of a benchmark: medians, with the lowest and the highest turn."""
-    figure, [axis] = panels(1, width=8.0, height=0.5 * len(measured) + 1)
-    for row, value in enumerate(measured.values()):
-        spread = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
-        axis.errorbar(value["median"], row, xerr=spread, fmt="o", capsize=3, color="C0")
-    axis.axvline(1, color="gray", linestyle="--", linewidth=1)
-    axis.set(
-        xlabel="ratio",
-        xscale="log",
-        yticks=range(len(measured)),
-        yticklabels=measured,
-        ylim=(len(measured) - 0.5, -0.5),
-    )
+    names = list(samples.reward.unique())
+    levels = codec.achieved_levels(samples)
+    figure, axes = panels(len(names), width=4.4)
+    for axis, name in zip(axes, names, strict=True):
+        rows = samples.reward == name
+        unit, top = ("words", min(codec.longest, 44)) if name == "length" else ("quantile level", 1)
+        achieved = samples[name][rows] if name == "length" else levels[name][rows]
+        points = samples[rows].assign(asked=samples[f"asked_{name}"][rows], achieved=achieved)
+        axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)
+        seaborn.lineplot(points, x="asked", y="achieved", hue="task", marker="o", errorbar=None, ax=axis, legend=False)
+        seaborn.scatterplot(
+            points, x="asked", y="achieved", hue="task", s=14, alpha=0.5, ax=axis, legend=axis is axes[0]
+        )
+        axis.set(
+            xlabel=f"commanded {name} [{unit}]",
+            ylabel=f"achieved {name} [{unit}]",
+            xlim=(0, top),
+            ylim=(0, None if name == "length" else 1.02),
+            title=name,
+        )
     return figure

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run, and the same headline table for the terminal and the notebooks."""
+"""One self-contained HTML page for a run, one for two runs, and the tables that terminal and notebooks show too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils import views
+from udrl_utils.commands import CommandCodec
+from udrl_utils.costs import costs_table
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
+from udrl_utils.prober import grid
+from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import RunError
+from udrl_utils.settings import NOTEBOOKS, RunError
 
 if TYPE_CHECKING:
     import pandas
@@ -22,16 +27,19 @@ FIGURES = {
     "intervals, the dashed line is the teacher.",
     "trade_off": "Relevance against set diversity. The gray path shows where the diversity command takes the student.",
     "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
-    "calibration_relevance": "Relevance per task with 95% intervals.",
-    "calibration_diversity": "Diversity per task with 95% intervals.",
+    "calibration_relevance": "Relevance per task with 95% intervals; the steeper the rise, the better it is obeyed.",
+    "calibration_diversity": "Diversity per task with 95% intervals; the steeper the rise, the better it is obeyed.",
     "ablations": "Variants trained on an equal number of rows; a dot is a seed.",
     "edge": "The edge of the data: lengths that few or no pairs have, and levels at the very top. Diamonds: the share "
     "of the teacher's own prompts.",
     "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
-    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps.",
+    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps; "
+    "diamonds, on validation intents, should fall with the lines.",
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
-    "pairs": "Lengths of intents and prompts.",
+    "pairs": "Lengths of intents and prompts: what was never short or long in training cannot be commanded later.",
+    "sweeps": "One reward at a time commanded from low to high on test intents. Dots are prompts, lines their mean; on "
+    "the dashed diagonal a prompt did what it was told.",
 }
 
 
@@ -88,79 +96,6 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
 
 
-def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per system whose cost is known: parameters, weights and seconds per set, with their 95% interval."""
-    import pandas
-
-    rows = {}
-    for system, cost in metrics["costs"].items():
-        seconds = cost["seconds_per_set"]
-        rows[labelled([system])[system]] = {
-            "parameters [M]": f"{cost['parameters'] / 1e6:.1f}" if cost["parameters"] else "on a server",
-            "weights [MB]": f"{cost['weights_mb']:.0f}" if cost["weights_mb"] else "on a server",
-            "seconds per set": f"{seconds['mean']:.2f} [{seconds['low']:.2f}, {seconds['high']:.2f}]"
-            if seconds
-            else "",
-        }
-    return pandas.DataFrame(rows).T
-
-
-def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per engine: how its commands are obeyed, and its sets relative to the first engine's."""
-    import pandas
-
-    rows = {}
-    for name, found in metrics["quality"].items():
-        obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
-        within = found["calibration"].get("length", {}).get("within_1")
-        ratios = {f"{reward} relative": percent(ratio) for reward, ratio in found["relative"].items()}
-        rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
-    return pandas.DataFrame(rows).T
-
-
-def percent(ratio: dict[str, float]) -> str:
-    """A ratio with its interval, in per cent."""
-    return f"{ratio['mean']:.1%} [{ratio['low']:.1%}, {ratio['high']:.1%}]"
-
-
-def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per engine: cold start, memory, latency."""
-    import pandas
-
-    rows = {
-        name: {
-            "weights [MB]": f"{cost['weights_mb']:.1f}",
-            "memory [MB]": f"{cost['memory_mb']:.0f}",
-            "loaded after [s]": f"{cost['load_s']:.2f}",
-            "first word after [s]": f"{cost['first_word_s']:.2f}",
-            "first prompt after [s]": f"{cost['first_prompt_s']:.2f}",
-            "p50 [ms]": f"{cost['p50_s'] * 1000:.0f}",
-            "p95 [ms]": f"{cost['p95_s'] * 1000:.0f}",
-            **{f"prompts/s at {size}": f"{rate:.0f}" for size, rate in cost["prompts_per_second"].items()},
-        }
-        for name, cost in metrics["engines"].items()
-    }
-    return pandas.DataFrame(rows).T
-
-
-def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per model: parameters, weights, tokens per second, and how many times the last student's that is."""
-    import pandas
-
-    ours = [values for name, values in metrics["shapes"].items() if name.startswith("student")][-1]
-    rows = {
-        name: {
-            "parameters [M]": f"{values['parameters'] / 1e6:.1f}",
-            "weights [MB]": f"{values['weights_mb']:.0f}",
-            "tokens/s": f"{values['tokens_per_second']['mean']:.3g}",
-            "times the weights": f"{values['weights_mb'] / ours['weights_mb']:.3g}",
-            "times slower": f"{ours['tokens_per_second']['mean'] / values['tokens_per_second']['mean']:.3g}",
-        }
-        for name, values in metrics["shapes"].items()
-    }
-    return pandas.DataFrame(rows).T
-
-
 def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per variant: mean over seeds, with the lowest and the highest seed."""
     import pandas
@@ -183,38 +118,153 @@ def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:
     return wide.groupby(level="task").head(per_task).reset_index()
 
 
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested metrics as {name: cell}; a mean with its interval is one cell."""
+    if isinstance(value, dict) and not {"mean", "low", "high"} <= value.keys():
+        parts = [flat(part, f"{name} {key}".strip()) for key, part in value.items()]
+        return {key: cell for part in parts for key, cell in part.items()}
+    if isinstance(value, dict):
+        return {name: f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"}
+    return {name: f"{value:.4g}" if isinstance(value, float) else str(value)}
+
+
+def metric_tables(metrics: dict[str, Any]) -> dict[str, pandas.DataFrame]:
+    """Any stage's metrics as tables: lists of rows and nested entries one each, single values together."""
+    import pandas
+
+    tables, single = {}, {}
+    for name, value in metrics.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            tables[name] = pandas.DataFrame([flat(row) for row in value])
+        elif isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            tables[name] = pandas.DataFrame(
+                {key: flat(row, "value" if "mean" in row else "") for key, row in value.items()}
+            ).T
+        else:
+            single |= flat(value, name)
+    if single:
+        tables = {"in short": pandas.DataFrame({"value": single}), **tables}
+    return {name.replace("_", " "): table.fillna("") for name, table in tables.items()}
+
+
+def figures_of(run: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """A stage's figures as they go into a page: name, caption, width to show and data; known ones first."""
+    files = {file.stem: file for file in sorted((run / stage).glob("*figures/*.png"))}
+    names = [name for name in FIGURES if name in files] + [name for name in files if name not in FIGURES]
+    found = []
+    for name in names:
+        data = files[name].read_bytes()
+        width = int.from_bytes(data[16:20]) // 2  # of a PNG; half its pixels, so that it stays crisp on any screen
+        caption = FIGURES.get(name, f"{name.replace('_', ' ').capitalize()}.")
+        found.append({"name": name, "caption": caption, "width": width, "data": base64.b64encode(data).decode()})
+    return found
+
+
+def sections(run: RunFolder) -> list[dict[str, Any]]:
+    """What each stage but the analysis has to show, the latest first; stages that were not run are left out."""
+    import pandas
+
+    found = []
+    for stage in sorted(run.read()["stages"], reverse=True):
+        if stage == "04_analysis":
+            continue
+        file, sweeps = run / stage / "metrics.json", run / stage / "sweeps.parquet"
+        metrics = json.loads(file.read_text()) if file.exists() else {}
+        section = {
+            "stage": stage,
+            "title": NOTEBOOKS[stage][3:].replace("_", " ").capitalize().replace("Udrl", "UDRL"),
+            "figures": figures_of(run, stage),
+            "tables": {name: views.table(table) for name, table in metric_tables(metrics).items()},
+        }
+        if sweeps.exists():
+            section["cards"] = views.probe(grid(pandas.read_parquet(sweeps)), CommandCodec.load(run / "03_student"))
+        if section["figures"] or section["tables"]:
+            found.append(section)
+    return found
+
+
 def build(run: RunFolder) -> Path:
     """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
-    import jinja2
     import pandas
 
     metrics, record = read_metrics(run), run.read()
-    files = {file.stem: file for file in sorted(run.path.glob("0*/*figures/*.png"))}
-    images = [
-        (name, text, base64.b64encode(files[name].read_bytes()).decode())
-        for name, text in FIGURES.items()
-        if name in files
-    ]
+    read_rewards(run / "02_annotated")  # for their units
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "data")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-    page = template.render(
+    page = views.template("report.html").render(
         run=run.name,
         metrics=metrics,
         best=metrics["relative_to_teacher"]["student_best"],
         calibration_all=metrics["calibration"]["all"],
-        # pandas escapes the cells itself
         tables={
-            "systems": systems_table(metrics).to_html(border=0),
-            "costs": costs_table(metrics).to_html(border=0),
-            "calibration": calibration_table(metrics).to_html(border=0),
-            "probes": probes_table(metrics).to_html(border=0),
-            "examples": examples(samples).to_html(border=0, index=False),
+            "systems": views.table(systems_table(metrics)),
+            "costs": views.table(costs_table(metrics)),
+            "calibration": views.table(calibration_table(metrics)),
+            "probes": views.table(probes_table(metrics)),
+            "examples": views.table(examples(samples), index=False),
         },
-        images=images,
+        figures={figure["name"]: figure for figure in figures_of(run, "04_analysis")},
+        sections=sections(run),
         stages=record["stages"],
         environment=record["environment"],
     )
     path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def titles(first: RunFolder, second: RunFolder) -> list[str]:
+    """What two runs are called side by side: their names, or their folders where the names are the same."""
+    return [run.name if first.name != second.name else str(run.path) for run in (first, second)]
+
+
+def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
+    """Settings, machine and versions that differ between two runs, one row each."""
+    import pandas
+
+    def facts(run: RunFolder) -> dict[str, str]:
+        record = run.read()
+        stages = {stage: made["settings"] for stage, made in record.get("stages", {}).items()}
+        return flat({**stages, "environment": record.get("environment", {})})
+
+    columns = facts(first), facts(second)
+    names = [name for name in columns[0] | columns[1] if not name.endswith(" run")]
+    rows = {name: [facts.get(name, "") for facts in columns] for name in names}
+    rows = {name: cells for name, cells in rows.items() if cells[0] != cells[1]}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=titles(first, second))
+
+
+def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
+    """Calibration over all tasks and the student's place beside its teacher, a column per run."""
+    import pandas
+
+    def results(run: RunFolder) -> dict[str, str]:
+        metrics = read_metrics(run)
+        calibration = calibration_table(metrics).loc["all"]
+        obeyed = {
+            f"{name} {key}": cell for name, row in calibration.iterrows() for key, cell in row.items() if cell != ""
+        }
+        systems = systems_table(metrics)
+        return obeyed | {
+            f"{system}: {name}": systems.loc[system, name]
+            for system in systems.index
+            for name in systems
+            if isinstance(systems.loc[system, name], str)
+        }
+
+    columns = zip(titles(first, second), map(results, (first, second)), strict=True)
+    return pandas.DataFrame(dict(columns)).fillna("")
+
+
+def compare(first: RunFolder, second: RunFolder) -> Path:
+    """Write outputs/<first>/compare_<second>.html, a page with the two runs side by side, and return its path."""
+    names = [figure["name"] for figure in figures_of(first, "04_analysis")]
+    found = [{figure["name"]: figure for figure in figures_of(run, "04_analysis")} for run in (first, second)]
+    page = views.template("compare.html").render(
+        names=titles(first, second),
+        differences=views.table(differences(first, second)),
+        results=views.table(results_side_by_side(first, second)),
+        figures=[(found[0][name], found[1][name]) for name in names if name in found[1]],
+    )
+    path = first / f"compare_{second.name}.html"
     path.write_text(page, encoding="utf-8")
     return path

@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "02_annotated": "02_reward_annotation",
     "03_student": "03_udrl_training",
     "04_analysis": "04_analysis",
+    "05_probes": "05_probe_commands",
     "06_search": "06_search_and_recommendation",
     "07_deployment": "07_deployment",
 }
@@ -210,6 +211,18 @@ class TrainingSettings(StageSettings):
         return value
 
 
+class SamplingSettings(StageSettings):
+    """How a student writes, in every stage that lets it."""
+
+    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
+    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
+
+    def sampling(self) -> dict[str, Any]:
+        """What the student is told of how to sample."""
+        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+
+
 class MeasuringSettings(StageSettings):
     """What is measured on test intents, and how sure we are of it."""
 
@@ -218,12 +231,9 @@ class MeasuringSettings(StageSettings):
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
 
-class AnalysisSettings(MeasuringSettings):
+class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
-    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
-    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
     baselines: list[str] = Field(
         description="language models to compare with: transformers:<model> or openai:<model>@<address>"
     )
@@ -235,9 +245,12 @@ class AnalysisSettings(MeasuringSettings):
     ablation_rows: int = Field(description="training rows that each variant gets", ge=100)
     ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
 
-    def sampling(self) -> dict[str, Any]:
-        """What the student is told of how to sample."""
-        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+
+class ProbeSettings(SamplingSettings):
+    """05: what the panel opens with, and the grid of commands that is shown without it."""
+
+    probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
+    probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
 
 
 class SearchSettings(StageSettings):
@@ -285,6 +298,7 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "02_annotated": AnnotationSettings,
     "03_student": TrainingSettings,
     "04_analysis": AnalysisSettings,
+    "05_probes": ProbeSettings,
     "06_search": SearchSettings,
     "07_deployment": DeploymentSettings,
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from udrl_utils import figures, latency
+from udrl_utils import costs, figures, latency
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.deployment import import_ctranslate2
@@ -239,7 +239,7 @@ def main() -> None:
     for name, value in ratios.items():
         print(f"{name:60} {value['median']:6.2f} [{value['low']:.2f}, {value['high']:.2f}]")
     write_json(asked.out / "speed.json", {"ratios": ratios, **found, "environment": environment()})
-    figures.save(figures.ratios(ratios), asked.out, "speed")
+    figures.save(costs.ratios(ratios), asked.out, "speed")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ ORDER = (
     *("judge", "rewards", "cards", "commands", "engine", "guidance", "gpt2", "student", "deployment", "samples"),
     *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "latency"),
     *("baselines", "probes", "ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets"),
-    *("retrieval", "recommendation", "ranking", "study", "figures", "gallery", "finder", "widgets", "report", "cli"),
+    *("retrieval", "recommendation", "ranking", "study", "prober", "figures", "costs", "gallery", "finder"),
+    *("views", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")

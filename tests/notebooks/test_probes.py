@@ -1,0 +1,170 @@
+"""Probing by hand, without a browser: what is asked, what the panel answers, and that the kernel goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from udrl_utils.commands import Command, CommandError
+from udrl_utils.prober import Prober, runs_with_student
+from udrl_utils.rewards import annotate
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import ProbeSettings, RunError
+from udrl_utils.student import Student
+from udrl_utils.widgets import Panel
+
+
+@pytest.fixture(scope="module")
+def prober(smoke_run: Path) -> Prober:
+    run = RunFolder(smoke_run)
+    return Prober(run, run.settings(ProbeSettings))
+
+
+@pytest.fixture
+def panel(prober: Prober, smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> Panel:
+    monkeypatch.setenv("UDRL_OUTPUTS", str(smoke_run.parent))
+    return Panel(prober)
+
+
+def work(panel: Panel, *buttons: str) -> None:
+    """Press buttons one after another, each when the one before is done."""
+
+    async def press() -> None:
+        for button in buttons:
+            panel.buttons[button].click()
+            await panel._work
+
+    asyncio.run(press())
+
+
+def test_a_probe_is_what_the_student_writes_scored(prober: Prober, smoke_run: Path) -> None:
+    command = Command("related_search", length=9, relevance=0.8)
+    samples, note = prober.ask("  KOI pond! ", command, 3, seed=5, temperature=0.7)
+    settings = prober.settings
+    sampling = {"seed": 5, "temperature": 0.7, "min_p": settings.min_p, "guidance": settings.guidance}
+    asked = prober.codec.feasible(command)[0]
+    written = Student.load(smoke_run / "03_student").generate(["koi pond"], asked, n=3, **sampling)
+    assert samples.prompt.tolist() == written[0]
+    again = annotate(samples[["task", "intent", "prompt"]], prober.codec.rewards, prober.sampler.embed)
+    pd.testing.assert_frame_equal(samples[prober.codec.rewards], again[prober.codec.rewards])
+    assert bool(note) == (asked != command)
+
+
+def test_an_empty_intent_and_an_unknown_reward_are_one_line(prober: Prober) -> None:
+    with pytest.raises(CommandError, match="the intent is empty"):
+        prober.ask(" \x00 .", Command("text_to_image"), 1)
+    with pytest.raises(CommandError, match="'joy' is unknown"):
+        prober.ask("koi pond", Command("text_to_image", joy=0.5), 1)
+
+
+def test_runs_are_listed_when_their_student_is_trained(smoke_run: Path, outputs: Path) -> None:
+    assert runs_with_student() == []
+    for name, stages in {"half": ["01_pairs"], "whole": ["01_pairs", "03_student"]}.items():
+        (outputs / name).mkdir(parents=True)
+        (outputs / name / "run.json").write_text(json.dumps({"stages": {stage: {} for stage in stages}}))
+    assert runs_with_student() == ["whole"]
+    with pytest.raises(RunError, match="run='half' has no student yet"):
+        Prober(RunFolder("half"), RunFolder(smoke_run).settings(ProbeSettings))
+
+
+def test_notebook_05_wrote_its_sweeps(smoke_run: Path, prober: Prober) -> None:
+    sweeps = pd.read_parquet(smoke_run / "05_probes" / "sweeps.parquet")
+    asked = sweeps[sweeps.reward == "relevance"].groupby("task").asked_relevance.unique()
+    assert all(values.tolist() == prober.sweep_values("relevance") for values in asked)
+    assert (sweeps.length == sweeps.prompt.str.split().str.len()).all()
+    assert (smoke_run / "05_probes" / "figures" / "sweeps.png").exists()
+
+
+def test_the_panel_answers_every_button(panel: Panel) -> None:
+    panel.swept.value = "length"
+    work(panel, "Generate", "Compare", "Sweep", "Export CSV")
+    assert panel.shown["Generate"].value.count("<article") == panel.prompts.value
+    assert panel.shown["Compare"].value.count("<article") == 2 * panel.prompts.value
+    assert "data:image/png;base64," in panel.shown["Sweep"].value
+    history = pd.read_csv(panel.prober.run / "05_probes" / "history.csv")
+    assert history.probe.nunique() == 3 + len(panel.prober.sweep_values("length"))
+    assert history.kind.unique().tolist() == ["one", "two, A", "two, B", "sweep of length"]
+    assert "history.csv" in panel.status.value and "data:text/csv" in panel.status.value
+
+
+def test_two_looks_at_a_command_show_other_prompts_and_compared_ones_share_a_seed(panel: Panel) -> None:
+    work(panel, "Generate", "Generate", "Compare")
+    seeds = [samples.seed.iloc[0] for samples in panel.history]
+    assert seeds[0] != seeds[1] and seeds[2] == seeds[3]
+
+
+def test_open_rewards_are_not_commanded(panel: Panel) -> None:
+    box = panel.commands[0]
+    assert set(box.command("text_to_image").asked) == {"length", "relevance"}
+    box.open["length"].value, box.open["diversity"].value = True, False
+    assert set(box.command("text_to_image").asked) == {"relevance", "diversity"}
+    assert box.sliders["length"].disabled and not box.sliders["diversity"].disabled
+
+
+def test_a_bad_entry_is_a_sentence(panel: Panel) -> None:
+    panel.intent.value = " . "
+    work(panel, "Generate", "Export CSV")
+    assert "no probe to export" in panel.status.value
+    panel.intent.value = "<b>"
+    panel.task.value = "related_search"
+    work(panel, "Generate")
+    assert "&lt;b&gt;" in panel.shown["Generate"].value
+
+
+def test_what_nobody_expected_is_a_sentence_too(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_, **__) -> None:
+        raise MemoryError("<no room>")
+
+    monkeypatch.setattr(panel.prober, "ask", breaks)
+    work(panel, "Generate")
+    assert "MemoryError: &lt;no room&gt;" in panel.status.value
+    assert not panel.buttons["Generate"].disabled
+
+
+def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
+    beats = []
+
+    async def both() -> None:
+        panel.prompts.value = 16
+        panel.buttons["Compare"].click()
+        while not panel._work.done():
+            beats.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+
+    asyncio.run(both())
+    assert len(panel.history) == 2
+    assert max(b - a for a, b in itertools.pairwise(beats)) < 0.3, "no pause that a person would feel"
+
+
+def test_stop_ends_a_sweep_after_its_step(panel: Panel) -> None:
+    async def stopped() -> None:
+        panel.buttons["Sweep"].click()
+        while not panel.history:
+            await asyncio.sleep(0.01)
+        panel.stop.click()
+        await asyncio.wait({panel._work})
+
+    asyncio.run(stopped())
+    assert "Stopped" in panel.status.value
+    assert len(panel.history) < len(panel.prober.sweep_values("length"))
+    assert not panel.buttons["Sweep"].disabled and panel.stop.disabled
+
+
+def test_another_run_can_be_chosen(panel: Panel, smoke_run: Path) -> None:
+    shutil.copytree(smoke_run, smoke_run.parent / "other", dirs_exist_ok=True)
+
+    async def choose() -> None:
+        panel.run.value = "other"
+        await panel._work
+
+    panel.run.options = [*panel.run.options, "other"]
+    asyncio.run(choose())
+    assert panel.prober.run.name == "other"
+    assert "other is ready" in panel.status.value
+    shutil.rmtree(smoke_run.parent / "other")

@@ -1,0 +1,130 @@
+"""A run made ready to be asked by hand: single probes, sweeps of one reward, the grid of commands, the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.rewards import Encoder, load_rewards, read_annotated
+from udrl_utils.runs import RunFolder, outputs_root
+from udrl_utils.samples import Sampler
+from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError
+from udrl_utils.student import Student
+from udrl_utils.tasks import clean_intent, share
+
+if TYPE_CHECKING:
+    import pandas
+
+LENGTHS = (4, 40)  # words; the range that a sweep of the length covers, where the student knows it
+STEPS = 10  # values of a sweep
+WORDS_OFF = 2  # a length that is off by more has missed its command
+
+
+def engine_of(run: RunFolder) -> Student:
+    """What writes for a run: the one place where that is chosen. All that is needed is Student.generate's signature."""
+    return Student.load(run / "03_student")
+
+
+def runs_with_student() -> list[str]:
+    """Names of the runs whose student is trained, the newest first."""
+    records = sorted(outputs_root().glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent.name for file in records if "03_student" in RunFolder(file.parent).read()["stages"]]
+
+
+class Prober:
+    """One run's student, asked on behalf of a person; what it wrote is scored with the run's own rewards."""
+
+    def __init__(self, run: RunFolder, settings: ProbeSettings):
+        """Load the student, the encoder and the test intents. Raises: RunError when the run has no student."""
+        if "03_student" not in run.read().get("stages", {}):
+            raise RunError(f"run={run.name!r} has no student yet: run notebooks/03_udrl_training.ipynb first")
+        load_rewards(run)
+        self.run, self.settings = run, settings
+        self.codec = CommandCodec.load(run / "03_student")
+        embed = Encoder(run.settings(AnnotationSettings).encoder)
+        embed(["the first text is slow, so that the first probe is not"])
+        self.sampler = Sampler(engine_of(run), self.codec.rewards, embed, **settings.sampling())
+        test = read_annotated(run, "test").drop_duplicates(["task", "intent"])
+        self.intents = {
+            task: sorted(test[test.task == task].intent, key=lambda intent: share(intent, settings.seed))
+            for task in self.codec.edges
+        }
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks that the student was trained on."""
+        return list(self.codec.edges)
+
+    def ask(self, intent: str, command: Command, n: int, **sampling: float) -> tuple[pandas.DataFrame, str]:
+        """One probe: n scored samples, and a note where the nearest feasible command was asked for instead.
+
+        sampling: temperature, seed and the like, where they are to differ from the settings'.
+        Raises: CommandError when the intent is empty or the command asks for what the student does not know.
+        """
+        intent = clean_intent(intent)
+        if not intent:
+            raise CommandError("the intent is empty: type a few words, such as koi pond, or pick a test intent")
+        command, note = self.codec.feasible(command)
+        sampler = self.sampler.of(self.sampler.student, **sampling)
+        return sampler.sample([(intent, command)], n, **sampler.sampling), note
+
+    def sweep_values(self, name: str) -> list[float]:
+        """Values of a sweep of one reward: lengths from 4 to 40 words, the levels of the others."""
+        import numpy as np
+
+        if name == "length":
+            low, high = LENGTHS
+            return np.linspace(low, max(low, min(high, self.codec.longest)), STEPS).round().astype(int).tolist()
+        places = np.linspace(0, self.codec.bins - 1, min(STEPS, self.codec.bins)).round().astype(int)
+        return [self.codec.level_of(place) for place in places.tolist()]
+
+    def sweep(self, intent: str, command: Command, name: str, n: int, **sampling: float) -> Iterator[pandas.DataFrame]:
+        """Samples value by value, all other rewards as commanded; column `reward` names the one that is swept."""
+        for value in self.sweep_values(name):
+            asked = Command(command.task, **{**command.asked, name: value})
+            yield self.ask(intent, asked, n, **sampling)[0].assign(reward=name)
+
+    def grid_intents(self) -> list[tuple[str, str]]:
+        """(task, intent) of the grid: those of the settings under every task, else one test intent per task."""
+        if self.settings.probe_intents:
+            return [(task, intent) for task in self.tasks for intent in self.settings.probe_intents]
+        return [(task, pool[0]) for task, pool in self.intents.items() if pool]
+
+    def sweeps(self) -> pandas.DataFrame:
+        """Samples of every reward swept by itself, the others left open, for the intents of the grid."""
+        rewards = self.codec.rewards
+        asked = [(t, i, name, v) for t, i in self.grid_intents() for name in rewards for v in self.sweep_values(name)]
+        requests = [(intent, Command(task, **{name: value})) for task, intent, name, value in asked]
+        samples = self.sampler.sample(requests, self.settings.probe_prompts)
+        return samples.assign(reward=[asked[number][2] for number in samples.set])
+
+
+def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:
+    """The grid of commands: of each sweep one prompt under the lowest, the middle and the highest; a set per intent."""
+    first = sweeps.drop_duplicates("set")
+    sets = first.groupby(["task", "intent", "reward"], sort=False)["set"]
+    place, last = sets.cumcount(), sets.transform("size") - 1
+    chosen = first[(place == 0) | (place == last // 2) | (place == last)]
+    return chosen.assign(set=chosen.groupby(["task", "intent"], sort=False).ngroup())
+
+
+def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFrame:
+    """Which samples missed which commanded reward, one column of bool for each.
+
+    Missed is a length that is off by more than 2 words, and any other reward whose level token is neither the one
+    that was commanded nor next to it.
+    """
+    import pandas
+
+    def missed(row: pandas.Series, name: str) -> bool:
+        asked, achieved = row[f"asked_{name}"], row[name]
+        if pandas.isna(asked) or pandas.isna(achieved):
+            return False
+        if name == "length":
+            return abs(asked - achieved) > WORDS_OFF
+        return abs(codec.bin_of_level(row.task, name, asked) - codec.bin_of_value(row.task, name, achieved)) > 1
+
+    names = [name for name in codec.rewards if f"asked_{name}" in samples]
+    missing = {name: [missed(row, name) for _, row in samples.iterrows()] for name in names}
+    return pandas.DataFrame(missing, index=samples.index, dtype=bool)
