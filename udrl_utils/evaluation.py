@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    from udrl_utils.rewards import Embed
+    from udrl_utils.encoder import Embed
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.rewards import Encoder, load_rewards, read_annotated
+from udrl_utils.encoder import Encoder
+from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError

@@ -15,7 +15,7 @@ from udrl_utils.rewards import annotate
 if TYPE_CHECKING:
     import pandas
 
-    from udrl_utils.rewards import Embed
+    from udrl_utils.encoder import Embed
 
 
 class Sampler:

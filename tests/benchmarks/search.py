@@ -20,8 +20,8 @@ import yaml
 
 from udrl_utils import catalog, collection, study
 from udrl_utils.commands import CommandCodec
+from udrl_utils.encoder import Encoder
 from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.rewards import Encoder
 from udrl_utils.settings import ROOT, SearchSettings, resolve
 
 

@@ -22,9 +22,10 @@ from udrl_utils import costs, figures, latency
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.deployment import import_ctranslate2
+from udrl_utils.encoder import Encoder, encoder_path
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
-from udrl_utils.rewards import Encoder, encoder_path, read_annotated
+from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer

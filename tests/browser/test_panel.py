@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE
 
-from udrl_utils.rewards import Encoder, annotate
+from udrl_utils.encoder import Encoder
+from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings
 

@@ -19,7 +19,19 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "settings", "runs", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
-    *("judge", "rewards", "cards", "commands", "engine", "guidance", "gpt2", "student", "deployment", "samples"),
+    *(
+        "judge",
+        "encoder",
+        "rewards",
+        "cards",
+        "commands",
+        "engine",
+        "guidance",
+        "gpt2",
+        "student",
+        "deployment",
+        "samples",
+    ),
     *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "latency"),
     *("baselines", "probes", "ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets"),
     *("retrieval", "recommendation", "ranking", "study", "prober", "figures", "costs", "gallery", "finder"),
