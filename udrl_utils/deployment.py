@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.commands import CommandCodec, CommandError
+from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import RunError, SettingsError
@@ -50,6 +50,8 @@ def export(student: Path, out: Path, precision: str, top_p: float) -> Path:
 class DeployedStudent(Engine):
     """An exported student, loaded from one folder; computes with CTranslate2, which has neither min-p nor guidance."""
 
+    knows = ("seed", "temperature", "top_p")
+
     def __init__(self, folder: Path, tokenizer: Tokenizer, codec: CommandCodec, facts: dict[str, Any], threads: int):
         super().__init__(tokenizer, codec, facts["positions"])
         self.folder, self.threads, self.compute_type = folder, threads, PRECISIONS[facts["precision"]]
@@ -70,14 +72,6 @@ class DeployedStudent(Engine):
         facts = json.loads((folder / "engine.json").read_text())
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return cls(folder, tokenizer, CommandCodec.load(folder), facts, threads)
-
-    def _sampling(self, seed: int, changes: dict[str, float]) -> Sampling:
-        how = super()._sampling(seed, changes)
-        if how.min_p or how.guidance != 1:
-            raise CommandError(
-                f"min_p={how.min_p}, guidance={how.guidance} are beyond CTranslate2: it draws by top_p, guidance 1"
-            )
-        return how
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
         generator = self.generator(how.seed)

@@ -46,6 +46,7 @@ class Engine:
     """Writes prompts for intents under commands. A subclass computes tokens, in `_write` and `_stream`."""
 
     sampling = Sampling()
+    knows = tuple(vars(Sampling()))  # of sampling; other values than the neutral ones are refused
     folder: Path | None = None  # that it was loaded from
 
     def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
@@ -114,12 +115,11 @@ class Engine:
         return self._pieces(self._stream(batch, how))
 
     def _sampling(self, seed: int, changes: dict[str, float]) -> Sampling:
-        own = vars(self.sampling)
-        if unknown := changes.keys() - own.keys():
-            raise CommandError(
-                f"{min(unknown)}={changes[min(unknown)]!r} is no way to sample; there are {', '.join(own)}"
-            )
-        return Sampling(**{**own, "seed": seed, **changes})
+        neutral = vars(Sampling())
+        for name, value in changes.items():
+            if name not in self.knows and value != neutral.get(name):
+                raise CommandError(f"{name}={value!r} is beyond this engine, which samples by {', '.join(self.knows)}")
+        return Sampling(**{**vars(self.sampling), "seed": seed, **changes})
 
     def _checked(self, intents: Sequence[str], commands: Sequence[Command], strict: bool) -> list[Command]:
         for intent in intents:

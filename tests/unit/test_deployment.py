@@ -84,12 +84,12 @@ def test_a_stream_leaves_no_trace_in_the_callers_mode(trained: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"min_p": 0.1}])
 def test_what_the_engine_cannot_do_is_one_line(changes: dict, exported: dict[str, Path]) -> None:
-    with pytest.raises(CommandError, match="beyond CTranslate2: it draws by top_p"):
+    with pytest.raises(CommandError, match="is beyond this engine, which samples by seed, temperature, top_p"):
         DeployedStudent.load(exported["int8"]).generate(["koi"], COMMAND, **changes)
 
 
 def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
-    with pytest.raises(CommandError, match=r"beam=4 is no way to sample; there are seed, temperature, min_p"):
+    with pytest.raises(CommandError, match="beam=4 is beyond this engine, which samples by seed, temperature, min_p"):
         Student.load(trained).generate(["koi"], COMMAND, beam=4)
 
 
