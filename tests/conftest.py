@@ -34,7 +34,8 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("elsewhere")
     environment = {**os.environ, "UDRL_OUTPUTS": str(home / "outputs"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke"]
+    every = str(len(settings.NOTEBOOKS))
+    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--to", every]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return home / "outputs" / "smoke"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.collection import Judged
 from udrl_utils.evaluation import interval
+from udrl_utils.retrieval import PAGE
 from udrl_utils.settings import SearchSettings, SettingsError
 
 if TYPE_CHECKING:
     import numpy
     import pandas
 
-PAGE = 10  # items that a person sees at first
 MEASURES = {"ndcg_cut_10": "ndcg_10", "recall_10": "recall_10", "recall_50": "recall_50", "recip_rank": "mrr"}
 METRICS = (*MEASURES.values(), "diversity", "null")
 Ranked = Sequence[Sequence[int]]

@@ -39,7 +39,7 @@ def recommend(
     searches: Sequence[Sequence[str]],
     n: int,
     raw_weight: float,
-    diversified: bool = False,
+    keep: float,
 ) -> list[list[int]]:
     """Places of the n best items per history, none of which is in it: what is near its items and its next searches."""
     texts = texts_of(catalog)
@@ -47,7 +47,6 @@ def recommend(
     for history, written in zip(histories, searches, strict=True):
         own = raw_weight / len(history) if written else 1.0
         queries.append({**{text: 1 / len(written) for text in written}, **{texts[place]: own for place in history}})
-    rank = search.rank_diversified if diversified else search.rank
     longest = max(map(len, histories))
-    ranked = rank(queries, n + longest)
+    ranked = search.rank(queries, n + longest, keep)
     return [[p for p in row if p not in set(seen)][:n] for row, seen in zip(ranked, histories, strict=True)]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
+PAGE = 10  # items that a person sees at first
 RANK_OFFSET = 60  # of reciprocal rank fusion, as published (Cormack, Clarke and Buettcher, SIGIR 2009)
 
 
@@ -106,29 +107,30 @@ class Search:
     def __init__(self, spaces: Sequence[Space]):
         self.spaces = spaces
 
-    def rank(self, queries: Sequence[dict[str, float]], n: int) -> list[list[int]]:
-        """Places of the n best items per query: the rankings of its texts, fused by their weights."""
+    def rank(self, queries: Sequence[dict[str, float]], n: int, keep: float = 1.0) -> list[list[int]]:
+        """Places of the n best items per query: the rankings of its texts, fused by their weights.
+
+        keep: with less than 1, the first PAGE items are chosen anew among all of them, to differ from each other.
+        """
+        import numpy as np
+
         texts = [text for query in queries for text in query]
-        found = [space.index.nearest(space.embed(texts), DEPTH)[1] for space in self.spaces]
+        vectors = [space.embed(texts) for space in self.spaces]
+        found = [space.index.nearest(rows, DEPTH)[1] for space, rows in zip(self.spaces, vectors, strict=True)]
         ranked, start = [], 0
         for query in queries:
-            rows = slice(start, start + len(query))
-            rankings = [ranking for places in found for ranking in places[rows]]
-            ranked.append(fuse(rankings, list(query.values()) * len(found), n))
+            rows, weights = slice(start, start + len(query)), list(query.values())
+            best = fuse([ranking for places in found for ranking in places[rows]], weights * len(found), n)
+            ranked.append(best if keep == 1 else self._new_page(best, np.array(weights) @ vectors[0][rows], keep))
             start = rows.stop
         return ranked
 
-    def rank_diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.7) -> list[list[int]]:
-        """The same re-ranked by maximal marginal relevance to the mean of the texts: a baseline without any writing."""
+    def _new_page(self, best: list[int], wanted: numpy.ndarray, keep: float) -> list[int]:
         import numpy as np
 
-        space = self.spaces[0]
-        vectors, ranked = space.index.vectors, []
-        for query, places in zip(queries, self.rank(queries, 3 * n), strict=True):
-            center = np.array(list(query.values())) @ space.embed(list(query))
-            cosines = vectors[places] @ (center / np.linalg.norm(center))
-            ranked.append(diversify(places, cosines, vectors, n, keep))
-        return ranked
+        vectors = self.spaces[0].index.vectors
+        page = diversify(best, vectors[best] @ (wanted / np.linalg.norm(wanted)), vectors, PAGE, keep)
+        return page + [place for place in best if place not in set(page)]
 
 
 def expanded(intent: str, prompts: Sequence[str], raw_weight: float) -> dict[str, float]:
@@ -153,8 +155,6 @@ def write_prompts(
 class PromptSearch:
     """The whole path: intent -> commanded prompts -> search with each -> fused items."""
 
-    TASKS = ("text_to_image", "text_to_template")
-
     def __init__(self, search: Search, writer: Writer, codec: CommandCodec, settings: SearchSettings):
         self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
 
@@ -165,12 +165,8 @@ class PromptSearch:
         return Command(task, **{name: value for name, value in levels.items() if name in self.codec.rewards})
 
     def commands(self, **asked: Any) -> list[Command]:
-        """The same for each task that finds items."""
-        return [self.command(task, **asked) for task in self.known(self.TASKS)]
-
-    def known(self, tasks: Sequence[str]) -> list[str]:
-        """Those of the tasks that were trained, or all that were if none of them was."""
-        return [task for task in tasks if task in self.codec.edges] or list(self.codec.edges)
+        """The same for each task that was trained."""
+        return [self.command(task, **asked) for task in self.codec.edges]
 
     def write(self, intents: Sequence[str], commands: Sequence[Command]) -> list[list[str]]:
         """The prompts of each intent."""
@@ -179,7 +175,7 @@ class PromptSearch:
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
         """Places of the n best items per intent, and the prompts that they were found with."""
         prompts = self.write(intents, self.commands(**asked))
-        return self.search.rank(self.queries(intents, prompts), n), prompts
+        return self.search.rank(self.queries(intents, prompts), n, self.settings.page_keep), prompts
 
     def queries(self, intents: Sequence[str], prompts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
         """Intents and their prompts, weighted."""

@@ -250,6 +250,9 @@ class SearchSettings(StageSettings):
     search_relevance: float = Field(description="commanded relevance level", ge=0, le=1)
     search_diversity: float = Field(description="commanded diversity level", ge=0, le=1)
     raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
+    page_keep: float = Field(
+        description="share of relevance when the first ten items are chosen to differ; 1 leaves them be", ge=0, le=1
+    )
     search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 

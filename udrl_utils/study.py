@@ -64,9 +64,10 @@ def compare(
 
     intents, search = [one.text for one in judged], finder.search
     alone = [{intent: 1.0} for intent in intents]
-    ranked = {"raw": search.rank(alone, FOUND), "mmr": search.rank_diversified(alone, FOUND)}
+    keep = finder.settings.page_keep
+    ranked = {"raw": search.rank(alone, FOUND), "mmr": search.rank(alone, FOUND, keep)}
     if teacher:
-        ranked["teacher"] = search.rank(finder.queries(intents, teacher), FOUND)
+        ranked["teacher"] = search.rank(finder.queries(intents, teacher), FOUND, keep)
     ranked["student_open"] = finder.find(intents, FOUND, **OPEN)[0]
     ranked["student"] = finder.find(intents, FOUND)[0]
     vectors = search.spaces[0].index.vectors
@@ -103,13 +104,13 @@ def recommend_for(
     places = {name: place for place, name in enumerate(catalog.id)}
     histories = [[places[name] for name in visit.history] for visit in visits]
     settings, nothing = finder.settings, [()] * len(visits)
-    task = finder.known([TASK])[0]
+    task = TASK if TASK in finder.codec.edges else next(iter(finder.codec.edges))
     commands = {"student_open": finder.command(task, **OPEN), "student": finder.command(task)}
 
-    def items(searches: Sequence[Sequence[str]], diversified: bool = False) -> list[list[int]]:
-        return recommend(finder.search, catalog, histories, searches, FOUND, settings.raw_weight, diversified)
+    def items(searches: Sequence[Sequence[str]], keep: float = settings.page_keep) -> list[list[int]]:
+        return recommend(finder.search, catalog, histories, searches, FOUND, settings.raw_weight, keep)
 
-    ranked = {"raw": items(nothing), "mmr": items(nothing, diversified=True)}
+    ranked = {"raw": items(nothing, keep=1.0), "mmr": items(nothing)}
     for system, command in commands.items():
         asked = (finder.writer, catalog, histories, command, settings.search_prompts, settings.seed)
         ranked[system] = items(next_searches(*asked))

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/search.py outputs/laptop/03_student --items 100000
 
-Rows are synthesised as the embedded collection is, without pictures. The student is loaded as it is, or as the module given
-by --engine serves it: `--engine package.module:function` is called with the folder and returns what can `generate`.
+Rows are synthesised as the embedded collection is, without pictures. The student is loaded as it is, or by what --engine
+names: `--engine package.module:function` is called with the student's folder and returns what can `generate`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main() -> None:
     settings = resolve(SearchSettings, preset | {"n_items": arguments.items, "search_intents": arguments.intents})
 
     facts = collection.invent(settings.seed, settings.n_items)
-    rows = ({"id": one.id, "title": one.title, "keywords": one.keywords, "kind": one.kind, "image": None} for one in facts)
+    rows = (
+        {"id": one.id, "title": one.title, "keywords": one.keywords, "kind": one.kind, "image": None} for one in facts
+    )
     items = catalog.as_table(catalog.collect(rows)[0])
     embed = Encoder("minilm")
     embed(["one text, so that the model is loaded"])
@@ -54,7 +56,9 @@ def main() -> None:
     load = importlib.import_module(module)
     for name in path.split("."):
         load = getattr(load, name)
-    finder = PromptSearch(Search([Space(embed, index)]), load(arguments.student), CommandCodec.load(arguments.student), settings)
+    finder = PromptSearch(
+        Search([Space(embed, index)]), load(arguments.student), CommandCodec.load(arguments.student), settings
+    )
     intents = [one.text for one in collection.judged_intents(facts, settings.seed, settings.search_intents, ())]
     half, most = np.percentile(study.latencies(finder, intents), [50, 95])
     figures = {"items": len(items), "index": round(built, 1), "p50": round(half, 3), "p95": round(most, 3)}

@@ -34,8 +34,8 @@ BAD = {
     "not a plain value": (("--set", "seed=2026-01-01"), "seed=datetime.date(2026, 1, 1) is neither"),
     "a mapping": (("--set", "base={a: 1}"), "base={'a': 1} is neither"),
     "bad run name": (("--run", "../a"), "run='../a' should match"),
-    "from 0": (("--from", "0"), "from=0 is not the number of a notebook, 1 to 4"),
-    "to 9": (("--to", "9"), "to=9 is not the number of a notebook, 1 to 4"),
+    "from 0": (("--from", "0"), f"from=0 is not the number of a notebook, 1 to {len(STAGES)}"),
+    "to 9": (("--to", "9"), f"to=9 is not the number of a notebook, 1 to {len(STAGES)}"),
     "backwards": (("--from", "3", "--to", "2"), "to=2 comes before from=3"),
     "missing stage": (("--from", "3"), "has no 01_pairs yet"),
 }
@@ -100,9 +100,9 @@ METRICS = {
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """Four tiny notebooks in place of the real ones; each prints a parameter of its stage."""
+    """Four tiny notebooks in place of the first four; each prints a parameter of its stage."""
     shown = ("n_intents", "encoder", "learning_rate", "min_p")
-    for name, parameter in zip(NOTEBOOKS.values(), shown, strict=True):
+    for name, parameter in zip(NOTEBOOKS.values(), shown, strict=False):
         cells = [
             nbformat.v4.new_code_cell(f"{parameter} = 0", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell(f"print('{parameter}', {parameter})"),
@@ -131,7 +131,7 @@ def test_a_run_shows_progress_results_and_report(notebooks, outputs):
     for told in shown:
         assert told in result.stdout
     assert str(outputs / "smoke" / "report.html") in result.stdout
-    assert sorted(path.stem for path in (outputs / "smoke" / "notebooks").iterdir()) == list(NOTEBOOKS.values())
+    assert sorted(path.stem for path in (outputs / "smoke" / "notebooks").iterdir()) == list(NOTEBOOKS.values())[:4]
 
 
 def test_a_failing_notebook_stops_the_run(notebooks, outputs):

@@ -116,8 +116,13 @@ def test_clip_puts_images_and_texts_into_one_space(tiny_clip: Path) -> None:
 def test_a_captioner_writes_an_intent(tmp_path: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
-    from transformers import PreTrainedTokenizerFast
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+        PreTrainedTokenizerFast,
+    )
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "a", "red", "fox"]
     core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))

@@ -95,7 +95,7 @@ def test_re_ranking_starts_with_the_nearest_and_repeats_nothing(seed: int, keep:
 def test_re_ranking_makes_lists_more_diverse() -> None:
     vectors = np.repeat(units(20), 5, axis=0)  # every item five times
     search = Search([Space(hashed, Index(vectors))])
-    plain, diverse = search.rank([{"a": 1.0}], 10)[0], search.rank_diversified([{"a": 1.0}], 10)[0]
+    plain, diverse = (search.rank([{"a": 1.0}], 60, keep)[0][:10] for keep in (1.0, 0.5))
     assert ranking.spread(vectors, diverse) > ranking.spread(vectors, plain)
 
 
@@ -114,9 +114,10 @@ def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
     writer, settings = Echo(), resolve(SearchSettings, smoke | {"search_prompts": 2, "search_length": 7})
     finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, CODEC, settings)
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
-    assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
+    assert writer.asked == [("koi", Command(task, length=7, diversity=0.2)) for task in CODEC.edges]
     assert len(ranked[0]) == 5 and len(prompts[0]) == 2
-    assert ranked == finder.search.rank([expanded("koi", prompts[0], settings.raw_weight)], 5)
+    query = expanded("koi", prompts[0], settings.raw_weight)
+    assert ranked == finder.search.rank([query], 5, settings.page_keep)
 
 
 def test_metrics_are_those_of_their_definitions() -> None:
