@@ -21,6 +21,11 @@ SYSTEMS = {
 }
 
 
+def color(system: str) -> str:
+    """The same color for a system in every figure."""
+    return f"C{list(SYSTEMS).index(system)}"
+
+
 def thumbnail(path: str, size: int = 160) -> Image.Image:
     """A small copy of an item's picture; an empty one where it has none or cannot be opened."""
     from pathlib import Path
@@ -73,12 +78,10 @@ def accuracy_and_diversity(summary: dict[str, Any], curve: pandas.DataFrame) -> 
     for axis, form in zip(axes, forms, strict=True):
         path = curve[curve.form == form].groupby("level")[["diversity", "ndcg_10"]].mean()
         axis.plot(path.diversity, path.ndcg_10, color="gray", marker=".", label="student, diversity 0.05 to 0.95")
-        for k, (system, metrics) in enumerate(summary[form].items()):
+        for system, metrics in summary[form].items():
             x, y = metrics["diversity"], metrics["ndcg_10"]
             bars = [[[v["mean"] - v["low"]], [v["high"] - v["mean"]]] for v in (x, y)]
-            axis.errorbar(
-                x["mean"], y["mean"], bars[1], bars[0], fmt="o", color=f"C{k}", label=SYSTEMS.get(system, system)
-            )
+            axis.errorbar(x["mean"], y["mean"], bars[1], bars[0], fmt="o", color=color(system), label=SYSTEMS[system])
         axis.set(xlabel="diversity of the first ten [1 - mean cosine]", ylabel="nDCG@10", title=f"{form} intents")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -101,12 +104,12 @@ def gains(differences: dict[str, Any], names: Sequence[str], base: str) -> Figur
     systems = list(differences[forms[0]])
     names = [name for name in names if name in differences[forms[0]][systems[0]]]
     figure, axes = panels(len(names), width=3.6, height=0.32 * len(forms) * len(systems) + 1.4, sharey=True)
-    labels = [f"{SYSTEMS.get(system, system)}, {form}" for form in forms for system in systems]
+    labels = [f"{SYSTEMS[system]}, {form}" for form in forms for system in systems]
     for axis, name in zip(axes, names, strict=True):
         cells = [differences[form][system][name] for form in forms for system in systems]
         for row, cell in enumerate(cells):
             bar = [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]]
-            axis.errorbar(cell["mean"], row, xerr=bar, fmt="o", capsize=3, color=f"C{row % len(systems)}")
+            axis.errorbar(cell["mean"], row, xerr=bar, fmt="o", capsize=3, color=color(systems[row % len(systems)]))
         axis.axvline(0, color="gray", linestyle="--", linewidth=1)
         axis.set(xlabel=f"{name}, difference to {SYSTEMS[base]}", yticks=range(len(labels)), yticklabels=labels)
     axes[0].invert_yaxis()

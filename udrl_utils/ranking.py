@@ -90,8 +90,14 @@ def summary(results: pandas.DataFrame, names: Sequence[str], settings: SearchSet
 
 def gains(results: pandas.DataFrame, names: Sequence[str], base: str, settings: SearchSettings) -> dict[str, Any]:
     """The same for each system's difference to `base`, intents in pairs."""
-    kept = results.set_index(["system", "form", "intent"])[list(names)]
-    differences = kept.drop(base) - kept.xs(base).reindex(kept.drop(base).index.droplevel(0)).to_numpy()
+    import pandas
+
+    tables = {
+        system: rows.set_index(["form", "intent"])[list(names)]
+        for system, rows in results.groupby("system", sort=False)
+    }
+    plain = tables.pop(base)
+    differences = pandas.concat([(rows - plain).assign(system=system) for system, rows in tables.items()])
     return summary(differences.reset_index(), names, settings)
 
 

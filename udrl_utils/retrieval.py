@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
 PAGE = 10  # items that a person sees at first
+POOL = 50  # items that the first page is chosen from, where it is chosen anew
 RANK_OFFSET = 60  # of reciprocal rank fusion, as published (Cormack, Clarke and Buettcher, SIGIR 2009)
 
 
@@ -110,7 +111,7 @@ class Search:
     def rank(self, queries: Sequence[dict[str, float]], n: int, keep: float = 1.0) -> list[list[int]]:
         """Places of the n best items per query: the rankings of its texts, fused by their weights.
 
-        keep: with less than 1, the first PAGE items are chosen anew among all of them, to differ from each other.
+        keep: with less than 1, the first PAGE items are chosen anew among the best POOL, to differ from each other.
         """
         import numpy as np
 
@@ -120,8 +121,10 @@ class Search:
         ranked, start = [], 0
         for query in queries:
             rows, weights = slice(start, start + len(query)), list(query.values())
-            best = fuse([ranking for places in found for ranking in places[rows]], weights * len(found), n)
-            ranked.append(best if keep == 1 else self._new_page(best, np.array(weights) @ vectors[0][rows], keep))
+            best = fuse([ranking for places in found for ranking in places[rows]], weights * len(found), max(n, POOL))
+            if keep < 1:
+                best = self._new_page(best, np.array(weights) @ vectors[0][rows], keep)
+            ranked.append(best[:n])
             start = rows.stop
         return ranked
 
@@ -129,7 +132,8 @@ class Search:
         import numpy as np
 
         vectors = self.spaces[0].index.vectors
-        page = diversify(best, vectors[best] @ (wanted / np.linalg.norm(wanted)), vectors, PAGE, keep)
+        pool = best[:POOL]
+        page = diversify(pool, vectors[pool] @ (wanted / np.linalg.norm(wanted)), vectors, PAGE, keep)
         return page + [place for place in best if place not in set(page)]
 
 
