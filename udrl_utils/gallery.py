@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.figures import panels, style
@@ -56,15 +57,15 @@ def grids(
     import matplotlib.pyplot as plt
 
     style()
-    size = (1.25 * columns, (1.55 if labelled else 1.25) * len(ranked))
-    figure, axes = plt.subplots(len(ranked), columns, figsize=size, squeeze=False, layout="constrained")
-    for line, (name, places) in zip(axes, ranked.items(), strict=True):
-        for axis, place in zip(line, places, strict=False):
-            axis.imshow(thumbnail(catalog.image.iloc[place]))
+    figure = plt.figure(figsize=(1.25 * columns, (1.6 if labelled else 1.25) * len(ranked)), layout="constrained")
+    parts = figure.subfigures(len(ranked), squeeze=False)[:, 0]
+    for part, (name, places) in zip(parts, ranked.items(), strict=True):
         if labelled:
-            line[0].set_title(name, loc="left", fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
+            part.suptitle(name, x=0.01, ha="left", fontsize=9)
+        for axis, place in zip_longest(part.subplots(1, columns), places[:columns]):
+            axis.set_axis_off()
+            if place is not None:
+                axis.imshow(thumbnail(catalog.image.iloc[place]))
     return figure
 
 

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
 PAGE = 10  # items that a person sees at first
-POOL = 50  # items that the first page is chosen from, where it is chosen anew
-RANK_OFFSET = 60  # of reciprocal rank fusion, as published (Cormack, Clarke and Buettcher, SIGIR 2009)
+# Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find comes
+# first, which lies between them; with 0 the first find of each text does, and lists differ as much as prompts do.
+RANK_OFFSET = 0
 
 
 class Writer(Protocol):
     """Writes prompts: a Student, or whatever serves one."""
 
-    def generate(self, intents: Sequence[str], command: Any, n: int = 1, seed: int = 0) -> list[list[str]]: ...
+    def generate(
+        self, intents: Sequence[str], command: Any, n: int = 1, seed: int = 0, guidance: float = 1.0
+    ) -> list[list[str]]: ...
 
 
 class Index:
@@ -108,33 +111,29 @@ class Search:
     def __init__(self, spaces: Sequence[Space]):
         self.spaces = spaces
 
-    def rank(self, queries: Sequence[dict[str, float]], n: int, keep: float = 1.0) -> list[list[int]]:
-        """Places of the n best items per query: the rankings of its texts, fused by their weights.
-
-        keep: with less than 1, the first PAGE items are chosen anew among the best POOL, to differ from each other.
-        """
-        import numpy as np
-
+    def rank(self, queries: Sequence[dict[str, float]], n: int) -> list[list[int]]:
+        """Places of the n best items per query: the rankings of its texts, fused by their weights."""
         texts = [text for query in queries for text in query]
-        vectors = [space.embed(texts) for space in self.spaces]
-        found = [space.index.nearest(rows, DEPTH)[1] for space, rows in zip(self.spaces, vectors, strict=True)]
+        found = [space.index.nearest(space.embed(texts), DEPTH)[1] for space in self.spaces]
         ranked, start = [], 0
         for query in queries:
-            rows, weights = slice(start, start + len(query)), list(query.values())
-            best = fuse([ranking for places in found for ranking in places[rows]], weights * len(found), max(n, POOL))
-            if keep < 1:
-                best = self._new_page(best, np.array(weights) @ vectors[0][rows], keep)
-            ranked.append(best[:n])
+            rows = slice(start, start + len(query))
+            rankings = [ranking for places in found for ranking in places[rows]]
+            ranked.append(fuse(rankings, list(query.values()) * len(found), n))
             start = rows.stop
         return ranked
 
-    def _new_page(self, best: list[int], wanted: numpy.ndarray, keep: float) -> list[int]:
+    def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
+        """The same with the first PAGE items chosen anew among all n by maximal marginal relevance: a baseline."""
         import numpy as np
 
-        vectors = self.spaces[0].index.vectors
-        pool = best[:POOL]
-        page = diversify(pool, vectors[pool] @ (wanted / np.linalg.norm(wanted)), vectors, PAGE, keep)
-        return page + [place for place in best if place not in set(page)]
+        space, ranked = self.spaces[0], []
+        for query, best in zip(queries, self.rank(queries, n), strict=True):
+            center = np.array(list(query.values())) @ space.embed(list(query))
+            cosines = space.index.vectors[best] @ (center / np.linalg.norm(center))
+            page = diversify(best, cosines, space.index.vectors, PAGE, keep)
+            ranked.append(page + [place for place in best if place not in set(page)])
+        return ranked
 
 
 def expanded(intent: str, prompts: Sequence[str], raw_weight: float) -> dict[str, float]:
@@ -162,24 +161,22 @@ class PromptSearch:
     def __init__(self, search: Search, writer: Writer, codec: CommandCodec, settings: SearchSettings):
         self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
 
-    def command(self, task: str, **asked: Any) -> Command:
-        """What is asked of a task; what is not named here, the settings say. None leaves a reward open."""
-        names = {"length": "search_length", "relevance": "search_relevance", "diversity": "search_diversity"}
-        levels = {name: getattr(self.settings, field) for name, field in names.items()} | asked
-        return Command(task, **{name: value for name, value in levels.items() if name in self.codec.rewards})
+    def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
+        """One command per task that was trained; what is not asked for, the settings say. None leaves a reward open."""
+        levels = {name: value for name, value in (self.settings.asked() | asked).items() if name in self.codec.rewards}
+        known = [task for task in tasks or self.settings.search_tasks if task in self.codec.edges]
+        return [Command(task, **levels) for task in known or self.codec.edges]
 
-    def commands(self, **asked: Any) -> list[Command]:
-        """The same for each task that was trained."""
-        return [self.command(task, **asked) for task in self.codec.edges]
-
-    def write(self, intents: Sequence[str], commands: Sequence[Command]) -> list[list[str]]:
-        """The prompts of each intent."""
-        return write_prompts(self.writer, intents, commands, self.settings.search_prompts, self.settings.seed)
+    def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
+        """n prompts at most per intent, as many as the settings say without n."""
+        settings = self.settings
+        n, guidance = n or settings.search_prompts, settings.search_guidance
+        return write_prompts(self.writer, intents, commands, n, settings.seed, guidance=guidance)
 
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
         """Places of the n best items per intent, and the prompts that they were found with."""
         prompts = self.write(intents, self.commands(**asked))
-        return self.search.rank(self.queries(intents, prompts), n, self.settings.page_keep), prompts
+        return self.search.rank(self.queries(intents, prompts), n), prompts
 
     def queries(self, intents: Sequence[str], prompts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
         """Intents and their prompts, weighted."""
