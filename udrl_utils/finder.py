@@ -67,18 +67,13 @@ class Finder:
         """The page with its controls; opens with the results of `intent`."""
         import ipywidgets
 
-        settings = self.finder.settings
         text = ipywidgets.Text(intent, description="intent")
         upload = ipywidgets.FileUpload(accept="image/*", description="image")
-        length = ipywidgets.IntSlider(settings.search_length, 3, 40, description="length")
-        relevance = ipywidgets.FloatSlider(settings.search_relevance, min=0, max=1, step=0.05, description="relevance")
-        diversity = ipywidgets.FloatSlider(settings.search_diversity, min=0, max=1, step=0.05, description="diversity")
+        sliders = {name: slider(name, self.finder) for name in self.finder.codec.rewards}
         button, shown = ipywidgets.Button(description="search"), ipywidgets.HTML()
 
         def search(_: Any = None) -> None:
-            shown.value = self.page(
-                text.value, length=length.value, relevance=relevance.value, diversity=diversity.value
-            )
+            shown.value = self.page(text.value, **{name: control.value for name, control in sliders.items()})
 
         def choose(change: dict[str, Any]) -> None:
             for file in change["new"]:
@@ -92,5 +87,16 @@ class Finder:
         button.on_click(search)
         upload.observe(choose, "value")
         search()
-        controls = ipywidgets.HBox([length, relevance, diversity])
+        controls = ipywidgets.HBox(list(sliders.values()))
         return ipywidgets.VBox([ipywidgets.HBox([text, upload, button]), controls, shown])
+
+
+def slider(reward: str, finder: PromptSearch) -> Any:
+    """A slider over what can be asked of a reward, at what the settings ask for; its first stop leaves it open."""
+    import ipywidgets
+
+    stops = range(3, finder.codec.longest + 1) if reward == "length" else [k / 20 for k in range(21)]
+    asked = finder.settings.asked().get(reward)
+    at = None if asked is None else min(stops, key=lambda stop: abs(stop - asked))
+    options = [("open", None), *((str(stop), stop) for stop in stops)]
+    return ipywidgets.SelectionSlider(options=options, value=at, description=reward, continuous_update=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.figures import panels, style
@@ -19,6 +20,11 @@ SYSTEMS = {
     "student_open": "student, no command",
     "student": "student, commanded",
 }
+
+
+def color(system: str) -> str:
+    """The same color for a system in every figure."""
+    return f"C{list(SYSTEMS).index(system)}"
 
 
 def thumbnail(path: str, size: int = 160) -> Image.Image:
@@ -51,15 +57,15 @@ def grids(
     import matplotlib.pyplot as plt
 
     style()
-    size = (1.25 * columns, (1.55 if labelled else 1.25) * len(ranked))
-    figure, axes = plt.subplots(len(ranked), columns, figsize=size, squeeze=False, layout="constrained")
-    for line, (name, places) in zip(axes, ranked.items(), strict=True):
-        for axis, place in zip(line, places, strict=False):
-            axis.imshow(thumbnail(catalog.image.iloc[place]))
+    figure = plt.figure(figsize=(1.25 * columns, (1.6 if labelled else 1.25) * len(ranked)), layout="constrained")
+    parts = figure.subfigures(len(ranked), squeeze=False)[:, 0]
+    for part, (name, places) in zip(parts, ranked.items(), strict=True):
         if labelled:
-            line[0].set_title(name, loc="left", fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
+            part.suptitle(name, x=0.01, ha="left", fontsize=9)
+        for axis, place in zip_longest(part.subplots(1, columns), places[:columns]):
+            axis.set_axis_off()
+            if place is not None:
+                axis.imshow(thumbnail(catalog.image.iloc[place]))
     return figure
 
 
@@ -73,12 +79,10 @@ def accuracy_and_diversity(summary: dict[str, Any], curve: pandas.DataFrame) -> 
     for axis, form in zip(axes, forms, strict=True):
         path = curve[curve.form == form].groupby("level")[["diversity", "ndcg_10"]].mean()
         axis.plot(path.diversity, path.ndcg_10, color="gray", marker=".", label="student, diversity 0.05 to 0.95")
-        for k, (system, metrics) in enumerate(summary[form].items()):
+        for system, metrics in summary[form].items():
             x, y = metrics["diversity"], metrics["ndcg_10"]
             bars = [[[v["mean"] - v["low"]], [v["high"] - v["mean"]]] for v in (x, y)]
-            axis.errorbar(
-                x["mean"], y["mean"], bars[1], bars[0], fmt="o", color=f"C{k}", label=SYSTEMS.get(system, system)
-            )
+            axis.errorbar(x["mean"], y["mean"], bars[1], bars[0], fmt="o", color=color(system), label=SYSTEMS[system])
         axis.set(xlabel="diversity of the first ten [1 - mean cosine]", ylabel="nDCG@10", title=f"{form} intents")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -101,12 +105,12 @@ def gains(differences: dict[str, Any], names: Sequence[str], base: str) -> Figur
     systems = list(differences[forms[0]])
     names = [name for name in names if name in differences[forms[0]][systems[0]]]
     figure, axes = panels(len(names), width=3.6, height=0.32 * len(forms) * len(systems) + 1.4, sharey=True)
-    labels = [f"{SYSTEMS.get(system, system)}, {form}" for form in forms for system in systems]
+    labels = [f"{SYSTEMS[system]}, {form}" for form in forms for system in systems]
     for axis, name in zip(axes, names, strict=True):
         cells = [differences[form][system][name] for form in forms for system in systems]
         for row, cell in enumerate(cells):
             bar = [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]]
-            axis.errorbar(cell["mean"], row, xerr=bar, fmt="o", capsize=3, color=f"C{row % len(systems)}")
+            axis.errorbar(cell["mean"], row, xerr=bar, fmt="o", capsize=3, color=color(systems[row % len(systems)]))
         axis.axvline(0, color="gray", linestyle="--", linewidth=1)
         axis.set(xlabel=f"{name}, difference to {SYSTEMS[base]}", yticks=range(len(labels)), yticklabels=labels)
     axes[0].invert_yaxis()

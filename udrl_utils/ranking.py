@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.collection import Judged
 from udrl_utils.evaluation import interval
+from udrl_utils.retrieval import PAGE
 from udrl_utils.settings import SearchSettings, SettingsError
 
 if TYPE_CHECKING:
     import numpy
     import pandas
 
-PAGE = 10  # items that a person sees at first
 MEASURES = {"ndcg_cut_10": "ndcg_10", "recall_10": "recall_10", "recall_50": "recall_50", "recip_rank": "mrr"}
 METRICS = (*MEASURES.values(), "diversity", "null")
 Ranked = Sequence[Sequence[int]]
@@ -90,8 +90,14 @@ def summary(results: pandas.DataFrame, names: Sequence[str], settings: SearchSet
 
 def gains(results: pandas.DataFrame, names: Sequence[str], base: str, settings: SearchSettings) -> dict[str, Any]:
     """The same for each system's difference to `base`, intents in pairs."""
-    kept = results.set_index(["system", "form", "intent"])[list(names)]
-    differences = kept.drop(base) - kept.xs(base).reindex(kept.drop(base).index.droplevel(0)).to_numpy()
+    import pandas
+
+    tables = {
+        system: rows.set_index(["form", "intent"])[list(names)]
+        for system, rows in results.groupby("system", sort=False)
+    }
+    plain = tables.pop(base)
+    differences = pandas.concat([(rows - plain).assign(system=system) for system, rows in tables.items()])
     return summary(differences.reset_index(), names, settings)
 
 

@@ -35,6 +35,12 @@ FIGURES = {
     "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
     "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps; "
     "diamonds, on validation intents, should fall with the lines.",
+    "contact_sheet": "Items of the catalogue that was searched.",
+    "three_commands": "One intent under three commands: the best eight items of each.",
+    "image_as_intent": "Images turned into intents, and what those find.",
+    "search_gains": "What each writer's prompts gain over the intent alone, with 95% bootstrap intervals.",
+    "lever": "Diversity of the items found as the diversity command rises, with its 95% interval.",
+    "accuracy_diversity": "nDCG@10 against diversity of the first ten items; the gray path follows the command.",
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
     "pairs": "Lengths of intents and prompts: what was never short or long in training cannot be commanded later.",

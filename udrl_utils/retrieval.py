@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
-RANK_OFFSET = 60  # of reciprocal rank fusion, as published (Cormack, Clarke and Buettcher, SIGIR 2009)
+PAGE = 10  # items that a person sees at first
+# Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find comes
+# first, which lies between them; with 0 the first find of each text does, and lists differ as much as prompts do.
+RANK_OFFSET = 0
 
 
 class Writer(Protocol):
     """Writes prompts: a Student, or whatever serves one."""
 
-    def generate(self, intents: Sequence[str], command: Any, n: int = 1, seed: int = 0) -> list[list[str]]: ...
+    def generate(
+        self, intents: Sequence[str], command: Any, n: int = 1, seed: int = 0, guidance: float = 1.0
+    ) -> list[list[str]]: ...
 
 
 class Index:
@@ -118,16 +123,16 @@ class Search:
             start = rows.stop
         return ranked
 
-    def rank_diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.7) -> list[list[int]]:
-        """The same re-ranked by maximal marginal relevance to the mean of the texts: a baseline without any writing."""
+    def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
+        """The same with the first PAGE items chosen anew among all n by maximal marginal relevance: a baseline."""
         import numpy as np
 
-        space = self.spaces[0]
-        vectors, ranked = space.index.vectors, []
-        for query, places in zip(queries, self.rank(queries, 3 * n), strict=True):
+        space, ranked = self.spaces[0], []
+        for query, best in zip(queries, self.rank(queries, n), strict=True):
             center = np.array(list(query.values())) @ space.embed(list(query))
-            cosines = vectors[places] @ (center / np.linalg.norm(center))
-            ranked.append(diversify(places, cosines, vectors, n, keep))
+            cosines = space.index.vectors[best] @ (center / np.linalg.norm(center))
+            page = diversify(best, cosines, space.index.vectors, PAGE, keep)
+            ranked.append(page + [place for place in best if place not in set(page)])
         return ranked
 
 
@@ -153,28 +158,20 @@ def write_prompts(
 class PromptSearch:
     """The whole path: intent -> commanded prompts -> search with each -> fused items."""
 
-    TASKS = ("text_to_image", "text_to_template")
-
     def __init__(self, search: Search, writer: Writer, codec: CommandCodec, settings: SearchSettings):
         self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
 
-    def command(self, task: str, **asked: Any) -> Command:
-        """What is asked of a task; what is not named here, the settings say. None leaves a reward open."""
-        names = {"length": "search_length", "relevance": "search_relevance", "diversity": "search_diversity"}
-        levels = {name: getattr(self.settings, field) for name, field in names.items()} | asked
-        return Command(task, **{name: value for name, value in levels.items() if name in self.codec.rewards})
+    def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
+        """One command per task that was trained; what is not asked for, the settings say. None leaves a reward open."""
+        levels = {name: value for name, value in (self.settings.asked() | asked).items() if name in self.codec.rewards}
+        known = [task for task in tasks or self.settings.search_tasks if task in self.codec.edges]
+        return [Command(task, **levels) for task in known or self.codec.edges]
 
-    def commands(self, **asked: Any) -> list[Command]:
-        """The same for each task that finds items."""
-        return [self.command(task, **asked) for task in self.known(self.TASKS)]
-
-    def known(self, tasks: Sequence[str]) -> list[str]:
-        """Those of the tasks that were trained, or all that were if none of them was."""
-        return [task for task in tasks if task in self.codec.edges] or list(self.codec.edges)
-
-    def write(self, intents: Sequence[str], commands: Sequence[Command]) -> list[list[str]]:
-        """The prompts of each intent."""
-        return write_prompts(self.writer, intents, commands, self.settings.search_prompts, self.settings.seed)
+    def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
+        """n prompts at most per intent, as many as the settings say without n."""
+        settings = self.settings
+        n, guidance = n or settings.search_prompts, settings.search_guidance
+        return write_prompts(self.writer, intents, commands, n, settings.seed, guidance=guidance)
 
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
         """Places of the n best items per intent, and the prompts that they were found with."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -265,9 +266,11 @@ class SearchSettings(StageSettings):
     captioner: str = Field(description="BLIP-class model that turns images into intents; '' for none")
     generator: str = Field(description="diffusers text-to-image pipeline that adds assets; '' for none")
     search_prompts: int = Field(description="prompts written for an intent", ge=1, le=64)
-    search_length: int = Field(description="commanded length of those prompts [words]", ge=1)
-    search_relevance: float = Field(description="commanded relevance level", ge=0, le=1)
-    search_diversity: float = Field(description="commanded diversity level", ge=0, le=1)
+    search_tasks: list[TaskName] = Field(description="kinds of prompt that are searched with, in turn", min_length=1)
+    search_command: list[str] = Field(
+        description="what those prompts are commanded, such as 'length 8'; [] for nothing"
+    )
+    search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
     raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
     search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
     bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
@@ -278,6 +281,19 @@ class SearchSettings(StageSettings):
         if value < 20 and others.data.get("catalog") == "drawn":
             raise ValueError("should be at least 20 with catalog='drawn'")
         return value
+
+    @field_validator("search_command")
+    @classmethod
+    def _rewards_with_numbers(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not re.fullmatch(r"length [1-9]\d*|(?!length )[a-z_]\w* (0(\.\d+)?|1(\.0+)?)", part):
+                raise ValueError("should hold rewards with a number of words or a level, such as 'diversity 0.5'")
+        return value
+
+    def asked(self) -> dict[str, float]:
+        """The command as rewards and numbers."""
+        pairs = (part.split() for part in self.search_command)
+        return {name: int(number) if name == "length" else float(number) for name, number in pairs}
 
 
 class DeploymentSettings(MeasuringSettings):

@@ -14,8 +14,8 @@ from udrl_utils.chat import Budget
 from udrl_utils.collection import Judged
 from udrl_utils.distillation import parse_reply
 from udrl_utils.journal import Journal
-from udrl_utils.recommendation import TASK, next_searches, recommend
-from udrl_utils.retrieval import PromptSearch
+from udrl_utils.recommendation import next_searches, queries_of, unseen
+from udrl_utils.retrieval import PromptSearch, Search
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, SearchSettings
@@ -60,15 +60,22 @@ def compare(
     finder: PromptSearch, judged: Sequence[Judged], ids: Sequence[str], teacher: Sequence[Sequence[str]] | None
 ) -> tuple[pandas.DataFrame, dict[str, float]]:
     """Metrics per system and intent, and the share of the catalogue that each system's first ten items cover."""
-    import pandas
-
     intents, search = [one.text for one in judged], finder.search
     alone = [{intent: 1.0} for intent in intents]
-    ranked = {"raw": search.rank(alone, FOUND), "mmr": search.rank_diversified(alone, FOUND)}
+    ranked = {"raw": search.rank(alone, FOUND), "mmr": search.diversified(alone, FOUND)}
     if teacher:
         ranked["teacher"] = search.rank(finder.queries(intents, teacher), FOUND)
     ranked["student_open"] = finder.find(intents, FOUND, **OPEN)[0]
     ranked["student"] = finder.find(intents, FOUND)[0]
+    return measured(ranked, judged, ids, search)
+
+
+def measured(
+    ranked: dict[str, ranking.Ranked], judged: Sequence[Judged], ids: Sequence[str], search: Search
+) -> tuple[pandas.DataFrame, dict[str, float]]:
+    """Metrics of each system's lists, and the share of the catalogue that their first ten items cover."""
+    import pandas
+
     vectors = search.spaces[0].index.vectors
     tables = [ranking.measure(rows, judged, ids, vectors).assign(system=system) for system, rows in ranked.items()]
     covered = {system: ranking.coverage(rows, len(ids)) for system, rows in ranked.items()}
@@ -98,28 +105,22 @@ def recommend_for(
     finder: PromptSearch, catalog: pandas.DataFrame, visits: Sequence[Judged], views: numpy.ndarray
 ) -> tuple[pandas.DataFrame, dict[str, float]]:
     """Metrics per system and visit, novelty among them, and the share of the catalogue that each system covers."""
-    import pandas
+    import numpy as np
 
     places = {name: place for place, name in enumerate(catalog.id)}
     histories = [[places[name] for name in visit.history] for visit in visits]
-    settings, nothing = finder.settings, [()] * len(visits)
-    task = finder.known([TASK])[0]
-    commands = {"student_open": finder.command(task, **OPEN), "student": finder.command(task)}
+    search, nothing = finder.search, [()] * len(visits)
 
-    def items(searches: Sequence[Sequence[str]], diversified: bool = False) -> list[list[int]]:
-        return recommend(finder.search, catalog, histories, searches, FOUND, settings.raw_weight, diversified)
+    def queries(searches: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        return queries_of(catalog, histories, searches, finder.settings.raw_weight)
 
-    ranked = {"raw": items(nothing), "mmr": items(nothing, diversified=True)}
-    for system, command in commands.items():
-        asked = (finder.writer, catalog, histories, command, settings.search_prompts, settings.seed)
-        ranked[system] = items(next_searches(*asked))
-    ids, vectors = list(catalog.id), finder.search.spaces[0].index.vectors
-    tables = [
-        ranking.measure(rows, visits, ids, vectors).assign(system=system, novelty=ranking.novelty(rows, views))
-        for system, rows in ranked.items()
-    ]
-    covered = {system: ranking.coverage(rows, len(ids)) for system, rows in ranked.items()}
-    return pandas.concat(tables, ignore_index=True), covered
+    most = FOUND + collection.HISTORY
+    ranked = {"raw": search.rank(queries(nothing), most), "mmr": search.diversified(queries(nothing), most)}
+    for system, asked in (("student_open", OPEN), ("student", {})):
+        ranked[system] = search.rank(queries(next_searches(finder, catalog, histories, **asked)), most)
+    ranked = {system: unseen(rows, histories) for system, rows in ranked.items()}
+    table, covered = measured(ranked, visits, list(catalog.id), finder.search)
+    return table.assign(novelty=np.concatenate([ranking.novelty(rows, views) for rows in ranked.values()])), covered
 
 
 def views_of(catalog: pandas.DataFrame, items: list[collection.Facts], seed: int, visits: int = 1000) -> numpy.ndarray:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/search.py outputs/laptop/03_student --items 100000
 
-Rows are synthesised as the embedded collection is, without pictures. The student is loaded as it is, or by the function
-that --engine names: `--engine package.module:function` is called with the folder and returns what can `generate`.
+Rows are synthesised as the embedded collection is, without pictures. The student is loaded as it is, or by --engine:
+`--engine package.module:function` is called with the student's folder and returns what can `generate`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from udrl_utils import ranking
 from udrl_utils.collection import Judged
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.retrieval import (
-    RANK_OFFSET,
     Index,
     PromptSearch,
     Search,
@@ -45,7 +44,7 @@ class Echo:
     def __init__(self):
         self.asked = []
 
-    def generate(self, intents, command, n=1, seed=0):
+    def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.asked += list(zip(intents, command, strict=True))
         return [[f"{intent} {one.task} {k}" for k in range(n)] for intent, one in zip(intents, command, strict=True)]
 
@@ -70,8 +69,8 @@ def test_cells_find_nearly_what_an_exact_index_finds() -> None:
 
 def test_fusion_is_reciprocal_rank_fusion() -> None:
     assert fuse([[1, 2], [2, 3]], [1, 1], 3) == [2, 1, 3]
-    assert 1 / (RANK_OFFSET + 2) + 1 / (RANK_OFFSET + 1) > 1 / (RANK_OFFSET + 1)
     assert fuse([[1, 2], [2, 3]], [0, 1], 3)[:2] == [2, 3]
+    assert fuse([[1, 2, 3], [4, 3, 5]], [1, 0.6], 3) == [1, 3, 4], "1; 1/3 + 0.6/2; 0.6"
     assert fuse([[4, -1, -1]], [1], 3) == [4], "what faiss fills up with is no item"
 
 
@@ -95,7 +94,7 @@ def test_re_ranking_starts_with_the_nearest_and_repeats_nothing(seed: int, keep:
 def test_re_ranking_makes_lists_more_diverse() -> None:
     vectors = np.repeat(units(20), 5, axis=0)  # every item five times
     search = Search([Space(hashed, Index(vectors))])
-    plain, diverse = search.rank([{"a": 1.0}], 10)[0], search.rank_diversified([{"a": 1.0}], 10)[0]
+    plain, diverse = (rank([{"a": 1.0}], 60)[0][:10] for rank in (search.rank, search.diversified))
     assert ranking.spread(vectors, diverse) > ranking.spread(vectors, plain)
 
 
@@ -111,7 +110,8 @@ def test_tasks_take_turns_and_share_the_prompts() -> None:
 
 
 def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
-    writer, settings = Echo(), resolve(SearchSettings, smoke | {"search_prompts": 2, "search_length": 7})
+    values = {"search_prompts": 2, "search_tasks": ["text_to_image"], "search_command": ["length 7", "relevance 0.9"]}
+    writer, settings = Echo(), resolve(SearchSettings, smoke | values)
     finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, CODEC, settings)
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
     assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
