@@ -69,7 +69,7 @@ def run(
     for number, stage in enumerate(stages):
         execute(stage, settings[stage], folder, expected[number:])
     typer.echo(f"run {folder.name}: {minutes(time.monotonic() - began)}{peak_memory()}")
-    if (folder / "04_analysis" / "metrics.json").exists():
+    if "04_analysis" in {*stages, *folder.read().get("stages", {})}:
         show_results(folder)
         if stages[-1] > "04_analysis":  # notebook 04 builds the report too, but not of what comes after it
             build_report(folder)
@@ -216,7 +216,9 @@ def progress(notebook: Path, expected: list[float | None]) -> Callable[..., None
     def say(cell: Any, cell_index: int) -> None:
         nonlocal done, said
         elapsed = time.monotonic() - began
-        done += cell.cell_type == "code"
+        if cell.cell_type != "code":
+            return
+        done += 1
         if elapsed - said < SECONDS_BETWEEN:
             return
         said, left = elapsed, ""

@@ -40,7 +40,7 @@ class Encoder:
         if new:
             vectors = self._compute(new)
             self._known.update(zip(new, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True))
-        return np.stack([self._known[text] for text in texts])
+        return np.stack([self._known[text] for text in texts]) if texts else np.empty((0, 0), dtype=np.float32)
 
     def forget(self) -> None:
         """Drop the embeddings of all texts so far, to keep memory flat over many shards."""

@@ -73,9 +73,10 @@ def pair_overview(pairs: pandas.DataFrame) -> Figure:
     import seaborn
 
     figure, (left, right) = panels(2, width=5)
-    sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=pairs.intent.str.split().str.len())
+    intent_words = pairs.intent.str.split().str.len().clip(upper=40)  # a bar for each, even where an intent is a book
+    sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=intent_words)
     seaborn.histplot(sizes.drop_duplicates("intent"), x="intent_words", discrete=True, ax=left)
-    left.set(xlabel="intent length [words]", ylabel="number of intents", title="Intents: short and long")
+    left.set(xlabel="intent length [words, at most 40]", ylabel="number of intents", title="Intents: short and long")
     seaborn.kdeplot(sizes, x="words", hue="task", common_norm=False, cut=0, ax=right)
     right.set(xlabel="prompt length [words]", ylabel="density [per word]", title="Prompts: every length is taught")
     return figure

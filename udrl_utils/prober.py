@@ -12,7 +12,7 @@ from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError
-from udrl_utils.tasks import clean_intent, share
+from udrl_utils.tasks import TASKS, clean_intent, share
 
 if TYPE_CHECKING:
     import pandas
@@ -46,13 +46,13 @@ class Prober:
         test = read_annotated(run, "test").drop_duplicates(["task", "intent"])
         self.intents = {
             task: sorted(test[test.task == task].intent, key=lambda intent: share(intent, settings.seed))
-            for task in self.codec.edges
+            for task in self.tasks
         }
 
     @property
     def tasks(self) -> list[str]:
         """Tasks that the student was trained on."""
-        return list(self.codec.edges)
+        return [task for task in TASKS if task in self.codec.edges]
 
     def ask(self, intent: str, command: Command, n: int, **sampling: float) -> tuple[pandas.DataFrame, str]:
         """One probe: n scored samples, and a note where the nearest feasible command was asked for instead.

@@ -52,14 +52,15 @@ class Student(Engine):
         new.rmdir()
 
     def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str], batch_size: int = 64) -> list[float]:
-        """Log-probability of each prompt, its end included, after its prefix [nats]."""
+        """Log-probability of each prompt, its end included, after its prefix [nats]; of what fits the context."""
         import torch
 
         found: list[float] = []
         for start in range(0, len(prefixes), batch_size):
             rows = slice(start, start + batch_size)
             pairs = [f"{a}{b}{self.tokenizer.eos_token}" for a, b in zip(prefixes[rows], prompts[rows], strict=True)]
-            batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False)
+            fits = {"truncation": True, "max_length": self.model.config.max_position_embeddings}
+            batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False, **fits)
             batch = batch.to(self.model.device)
             sizes = [len(ids) for ids in self.tokenizer(list(prefixes[rows]), add_special_tokens=False).input_ids]
             position = batch.attention_mask.cumsum(-1)

@@ -126,7 +126,7 @@ def table(frame: pandas.DataFrame, **options: Any) -> str:
 
     with pandas.option_context("display.max_colwidth", None):
         shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-        return f'<div class="udrl-wide">{shown.to_html(border=0, **options)}</div>'
+        return f'<div class="udrl-wide">{shown.to_html(border=0, justify="left", **options)}</div>'
 
 
 def history(probes: list[pandas.DataFrame]) -> str:
@@ -136,7 +136,7 @@ def history(probes: list[pandas.DataFrame]) -> str:
     rows = [
         {
             **samples.iloc[0][["probe", "run", "kind", "task", "intent"]],
-            "command": command_of(samples.iloc[0]) or "open",
+            "command": " ... ".join(dict.fromkeys(command_of(samples.iloc[end]) for end in (0, -1))) or "open",
             "prompts": len(samples),
             **{f"mean {name}": samples[name].mean() for name in REWARDS if name in samples},
         }

@@ -77,7 +77,8 @@ class Panel:
         runs = dict.fromkeys([prober.run.name, *runs_with_student()])
         self.run = w.Dropdown(options=list(runs), value=prober.run.name, description="run", style=LABEL)
         self.task = w.Dropdown(description="task", style=LABEL)
-        self.intent = w.Text(description="intent", placeholder="type a few words", style=LABEL)
+        wide = w.Layout(flex="1 1 26em", width="auto")
+        self.intent = w.Text(description="intent", placeholder="type a few words", style=LABEL, layout=wide)
         self.pick = w.Dropdown(description="or pick one", style=LABEL)
         self.prompts = w.BoundedIntText(
             prober.settings.probe_prompts, min=1, max=32, description="prompts", style=LABEL, layout={"width": "14em"}
@@ -118,8 +119,8 @@ class Panel:
 
     def _tabs(self) -> w.Tab:
         above = {
-            "One command": [self.buttons["Generate"], self.shown["Generate"]],
-            "Two commands": [self.second, self.buttons["Compare"], self.shown["Compare"]],
+            "Ask": [self.buttons["Generate"], self.shown["Generate"]],
+            "Compare": [self.second, self.buttons["Compare"], self.shown["Compare"]],
             "Sweep": [w.HBox([self.swept, self.buttons["Sweep"]], layout=ROW), self.shown["Sweep"]],
             "History": [self.buttons["Export CSV"], self.shown["Export CSV"]],
         }
@@ -220,13 +221,14 @@ class Panel:
 
     async def compare(self) -> None:
         """Two commands, the same seed: cards side by side."""
-        sampling, parts, notes = self.sampling, [], []
+        began, sampling, parts, notes = time.monotonic(), self.sampling, [], []
         for title, box in zip("AB", self.commands, strict=True):
             samples, note = await self._ask(f"two, {title}", box, sampling)
             parts.append(views.probe(samples, self.prober.codec, title))
             notes.append(note)
         self.shown["Compare"].value = views.side_by_side(*parts)
-        self._say(" ".join(filter(None, notes)))
+        took = f"{self.prompts.value} prompts each in {time.monotonic() - began:.1f} s."
+        self._say(" ".join(filter(None, notes)) or took)
 
     async def sweep(self) -> None:
         """One reward from low to high: the calibration curve, as it forms."""
@@ -239,12 +241,15 @@ class Panel:
         self.progress.max, self.progress.value, self.progress.layout.visibility = len(values), 0, "visible"
         command = self.commands[0].command(self.task.value)
         steps = self.prober.sweep(self.intent.value, command, name, self.prompts.value, **self.sampling)
-        for _ in values:
-            tables.append(await self._beside(f"sweeping {name}", partial(next, steps)))
-            self._keep(f"sweep of {name}", tables[-1])
-            self.progress.value += 1
-            drawn = figures.sweep(pandas.concat(tables, ignore_index=True), self.prober.codec)
-            self.shown["Sweep"].value = views.image(drawn, f"commanded against achieved {name}")
+        try:
+            for _ in values:
+                tables.append(await self._beside(f"sweeping {name}", partial(next, steps)))
+                self.progress.value += 1
+                drawn = figures.sweep(pandas.concat(tables, ignore_index=True), self.prober.codec)
+                self.shown["Sweep"].value = views.image(drawn, f"commanded against achieved {name}")
+        finally:  # what was written before a stop is kept too
+            if tables:
+                self._keep(f"sweep of {name}", pandas.concat(tables, ignore_index=True))
         self._say(f"{len(values)} commands, {sum(map(len, tables))} prompts.")
 
     async def export(self) -> None:

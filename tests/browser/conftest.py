@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -25,13 +26,14 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run beside the smoke run, in which every intent and every reply of the teacher is hostile."""
-    fillers = iter(pd.read_parquet(smoke_run / "01_pairs").prompt)
-    asked = [("text_to_image", text, f"{text} {next(fillers)}") for text in HOSTILE for _ in range(3)]
+    """A run beside the smoke run in which every intent is hostile, and a reply of the teacher to each."""
+    prompts = pd.read_parquet(smoke_run / "01_pairs").prompt
+    fillers = itertools.cycle(prompts[prompts.str.split().str.len() < 12])
+    asked = [("text_to_image", text, f"{part}{next(fillers)}") for text in HOSTILE for part in (f"{text} ", "", "", "")]
     pairs = tmp_path_factory.mktemp("hostile") / "pairs.parquet"
     pd.DataFrame(asked, columns=["task", "intent", "prompt"]).to_parquet(pairs)
     changes = {"pairs": pairs, "test_fraction": 0.4, "tasks": "[text_to_image]", "rounds": 0, "plain_sft": "false"}
-    changes |= {"analysis_intents": 2, "samples_per_intent": 2}  # the least that still shows everything
+    changes |= {"max_words": 20, "analysis_intents": 2, "samples_per_intent": 2}  # short, but all of it is shown
     command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--run", "hostile", "--to", "5"]
     options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     environment = {**os.environ, "UDRL_OUTPUTS": str(smoke_run.parent), "HF_HUB_OFFLINE": "1"}

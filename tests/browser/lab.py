@@ -37,8 +37,10 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
+        try:
+            yield chromium
+        finally:
+            chromium.close()
 
 
 @contextmanager
@@ -66,7 +68,10 @@ def notebook_05(run: Path, home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/lab/tree/05_probe_commands.ipynb?token={TOKEN}&reset"
     finally:
         server.terminate()
-        server.wait()
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def answers(port: int) -> bool:
@@ -81,7 +86,7 @@ def answers(port: int) -> bool:
 def run_all(page: Any, address: str) -> Any:
     """Open the notebook, run all its cells, and return its panel."""
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # the kernel is there
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.get_by_role("button", name="Generate").wait_for(timeout=90_000)
     page.get_by_text("05_probes/sweeps.parquet").wait_for(timeout=90_000)

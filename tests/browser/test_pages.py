@@ -56,6 +56,8 @@ def test_the_report_leads_to_every_section_and_prints(chromium, pages: Path, tmp
     for image in page.locator("figure img").all():
         assert image.get_attribute("alt")
         assert image.evaluate("image => image.naturalWidth >= 1.9 * image.width"), "twice the pixels"
+    page.set_viewport_size({"width": 800, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800, "only tables scroll sideways"
     page.pdf(path=tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").stat().st_size > 100_000
     context.close()

@@ -88,7 +88,8 @@ def test_the_panel_answers_every_button(panel: Panel) -> None:
     assert panel.shown["Compare"].value.count("<article") == 2 * panel.prompts.value
     assert "data:image/png;base64," in panel.shown["Sweep"].value
     history = pd.read_csv(panel.prober.run / "05_probes" / "history.csv")
-    assert history.probe.nunique() == 3 + len(panel.prober.sweep_values("length"))
+    assert history.probe.nunique() == 4
+    assert sorted(history[history.probe == 4].asked_length.unique()) == panel.prober.sweep_values("length")
     assert history.kind.unique().tolist() == ["one", "two, A", "two, B", "sweep of length"]
     assert "history.csv" in panel.status.value and "data:text/csv" in panel.status.value
 
@@ -139,20 +140,21 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
 
     asyncio.run(both())
     assert len(panel.history) == 2
-    assert max(b - a for a, b in itertools.pairwise(beats)) < 0.3, "no pause that a person would feel"
+    assert len(beats) > 20
+    assert max(b - a for a, b in itertools.pairwise(beats)) < 1, "drawing cards is all that it waits for"
 
 
 def test_stop_ends_a_sweep_after_its_step(panel: Panel) -> None:
     async def stopped() -> None:
         panel.buttons["Sweep"].click()
-        while not panel.history:
+        while not panel.progress.value:
             await asyncio.sleep(0.01)
         panel.stop.click()
         await asyncio.wait({panel._work})
 
     asyncio.run(stopped())
     assert "Stopped" in panel.status.value
-    assert len(panel.history) < len(panel.prober.sweep_values("length"))
+    assert panel.history[0].set.size < len(panel.prober.sweep_values("length")) * panel.prompts.value
     assert not panel.buttons["Sweep"].disabled and panel.stop.disabled
 
 

@@ -217,6 +217,7 @@ def test_log_likelihoods_are_those_of_the_model(smoke_run: Path) -> None:
             logits = student.model(ids).logits[0, :-1].log_softmax(-1)
         each = logits.gather(-1, ids[0, 1:, None])[start - 1 :, 0]
         assert math.isclose(score, float(each.sum()), rel_tol=1e-4)
+    assert student.log_likelihood(prefixes[:1], [" koi pond" * 500])[0] < found[0], "what does not fit is left out"
 
 
 def test_an_infeasible_command_is_moved_with_a_note(smoke_run: Path) -> None:

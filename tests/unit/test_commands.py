@@ -233,3 +233,8 @@ def test_intervals_hold_their_mean(values: list[float]) -> None:
     found = evaluation.interval(values, settings)
     assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
     assert found["mean"] == pytest.approx(np.mean(values))
+
+
+def test_a_shard_without_pairs_is_scored_too():
+    none = pd.DataFrame({name: [] for name in ("task", "intent", "prompt")}, dtype=object)
+    assert rewards.annotate(none, ["length", "relevance", "diversity"], rewards.Encoder("minilm")).shape == (0, 6)

@@ -52,6 +52,8 @@ def test_every_form_of_list_is_read_back(prompts: list[str]) -> None:
         ("a koi pond at dawn", None),
         ("Sure, here is a koi pond", "chatter"),
         ("see https://example.com for a koi pond", "markup"),
+        pytest.param("a" * 100_000, "long_word", id="a word without end"),
+        pytest.param("<b" * 50_000, "long_word", id="a tag without end"),
         ('"a koi pond", "a tea', "markup"),
         ("a koi " + "o" * 61, "long_word"),
         ("清晨 的 锦鲤 池塘", "other_script"),
