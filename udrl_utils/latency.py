@@ -124,7 +124,7 @@ def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str
 
 
 def _speed(parameters: int, mb: float, decode: Decode, settings: DeploymentSettings) -> dict[str, Any]:
-    speed = interval(decoding(decode), settings)
+    speed = interval(decoding(decode, repeats=3 if parameters < WHOLE else 1), settings)
     return {"parameters": parameters, "weights_mb": mb, "tokens_per_second": speed}
 
 
@@ -136,9 +136,13 @@ def weights_mb(engine: Engine) -> float:
 
 def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeats: int = 3) -> list[float]:
     """Tokens per second, of `repeats` times that 16 tokens are read and `written` more are written."""
-    return [
-        batch_size * written / seconds for seconds in timed(lambda _: decode(batch_size, written), range(repeats + 1))
-    ]
+    decode(batch_size, 2)  # warms up, and does not take a large model a minute
+    rates = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        decode(batch_size, written)
+        rates.append(batch_size * written / (time.perf_counter() - began))
+    return rates
 
 
 def by_transformers(model: PreTrainedModel) -> Decode:
