@@ -22,8 +22,8 @@ PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float3
 TRAVEL = ("tokenizer.json", "commands.json", "README.md")
 
 
-def export(student: Path, out: Path, precision: str, top_p: float) -> Path:
-    """Convert a student's folder for CTranslate2, with its tokenizer and codec; it will draw by `top_p`. Returns `out`.
+def export(student: Path, out: Path, precision: str, **sampling: float) -> Path:
+    """Convert a student's folder for CTranslate2, with its tokenizer and codec, and return `out`.
 
     The folder is made beside and moved, so that an interrupted export leaves the old one.
     Raises: SettingsError without the deploy extra; RunError when there is no student.
@@ -41,7 +41,7 @@ def export(student: Path, out: Path, precision: str, top_p: float) -> Path:
     config["unk_token"] = config["unk_token"] or config["eos_token"]
     (new / "config.json").write_text(json.dumps(config, indent=1))
     positions = AutoConfig.from_pretrained(student).max_position_embeddings
-    facts = {"precision": precision, "positions": positions, "top_p": top_p}
+    facts = {"precision": precision, "positions": positions, "sampling": sampling}
     (new / "engine.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(out, ignore_errors=True)
     return new.rename(out)
@@ -50,12 +50,12 @@ def export(student: Path, out: Path, precision: str, top_p: float) -> Path:
 class DeployedStudent(Engine):
     """An exported student, loaded from one folder; computes with CTranslate2, which has neither min-p nor guidance."""
 
-    knows = ("seed", "temperature", "top_p")
+    knows = ("seed", "temperature", "top_k", "top_p")
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, codec: CommandCodec, facts: dict[str, Any], threads: int):
         super().__init__(tokenizer, codec, facts["positions"])
         self.folder, self.threads, self.compute_type = folder, threads, PRECISIONS[facts["precision"]]
-        self.sampling = Sampling(top_p=facts["top_p"])
+        self.sampling = Sampling(**facts["sampling"])
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 0) -> DeployedStudent:
@@ -90,7 +90,7 @@ class DeployedStudent(Engine):
         return (step.token_id for step in steps if not step.is_last)
 
     def _options(self, how: Sampling) -> dict[str, Any]:
-        return {"sampling_topk": 0, "sampling_topp": how.top_p, "sampling_temperature": how.temperature}
+        return {"sampling_topk": how.top_k, "sampling_topp": how.top_p, "sampling_temperature": how.temperature}
 
     def generator(self, seed: int) -> Any:
         """A CTranslate2 generator whose threads have drawn nothing yet: only those heed a seed."""

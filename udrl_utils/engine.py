@@ -21,7 +21,8 @@ class Sampling:
 
     min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied little
     else is left, where anything may follow nearly everything is (arXiv 2407.01082).
-    top_p: tokens are drawn from the likeliest ones that together have this probability (arXiv 1904.09751).
+    top_k, top_p: tokens are drawn from the so many likeliest (0: from all), and of those from the ones that together
+    have this probability (arXiv 1904.09751).
     guidance: how far the levels of a command are followed, 1 being what was learnt. More obeys better, varies less,
     and costs a second pass (arXiv 2306.17806).
     """
@@ -29,6 +30,7 @@ class Sampling:
     seed: int = 0
     temperature: float = 1.0
     min_p: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
 

@@ -35,8 +35,10 @@ class Draw:
             scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], how.guidance)
         scores /= how.temperature
         unlikely = scores < scores.amax(-1, keepdim=True) + math.log(max(how.min_p, 1e-30))
+        if how.top_k:
+            unlikely |= scores < scores.topk(min(how.top_k, scores.shape[-1])).values[:, -1:]
         if how.top_p < 1:
-            ordered, places = scores.softmax(-1).sort(-1, descending=True)
+            ordered, places = scores.masked_fill(unlikely, -torch.inf).softmax(-1).sort(-1, descending=True)
             unlikely |= torch.zeros_like(unlikely).scatter(-1, places, ordered.cumsum(-1) - ordered > how.top_p)
         # dividing by exponential noise and taking the largest draws from the distribution, without normalising it
         noise = torch.empty_like(scores).exponential_(generator=self.random)

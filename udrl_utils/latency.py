@@ -193,6 +193,7 @@ def model_of(shape: str) -> PreTrainedModel:
     weights = part.state_dict()
     shared = {name: weights[re.sub(r"layers\.\d+\.", "layers.0.", name)] for name in whole.state_dict()}
     whole.load_state_dict(shared, assign=True)
+    whole.tie_weights()
     whole.model.rotary_emb = part.model.rotary_emb
     return whole.eval()
 

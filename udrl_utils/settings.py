@@ -303,7 +303,8 @@ class DeploymentSettings(MeasuringSettings):
         description="how exported weights are stored: float32, bfloat16, int8", min_length=1
     )
     threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
-    top_p: float = Field(description="share of probability that the deployed student draws from", gt=0, le=1)
+    top_k: int = Field(description="likeliest tokens that the deployed student draws from; 0 for all", ge=0)
+    top_p: float = Field(description="share of their probability that it draws from", gt=0, le=1)
     latency_requests: int = Field(description="requests that are timed one by one", ge=5)
     batch_sizes: list[int] = Field(description="prompts written at once when throughput is timed", min_length=1)
     shapes: list[str] = Field(description="models whose speed is set beside: 124M, 1B, 8B, a Hub id or a path")

@@ -48,7 +48,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 @pytest.fixture(scope="module")
 def exported(trained: Path) -> dict[str, Path]:
     home = trained.parent / "07_deployment"
-    return {precision: export(trained, home / precision, precision, 0.95) for precision in ("float32", "int8")}
+    return {
+        precision: export(trained, home / precision, precision, top_k=50, top_p=0.9)
+        for precision in ("float32", "int8")
+    }
 
 
 def test_an_exported_student_writes_what_the_trained_one_does(trained: Path, exported: dict[str, Path]) -> None:
@@ -61,7 +64,7 @@ def test_an_exported_student_writes_what_the_trained_one_does(trained: Path, exp
 
 def test_one_seed_gives_the_same_prompts_and_another_gives_others(exported: dict[str, Path]) -> None:
     engine = DeployedStudent.load(exported["float32"])
-    hot = {"n": 8, "temperature": 2.0, "top_p": 1.0}
+    hot = {"n": 8, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
     first = engine.generate(["koi"], COMMAND, seed=1, **hot)
     assert first == engine.generate(["koi"], COMMAND, seed=1, **hot)
     assert first != engine.generate(["koi"], COMMAND, seed=2, **hot)
@@ -84,7 +87,7 @@ def test_a_stream_leaves_no_trace_in_the_callers_mode(trained: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"min_p": 0.1}])
 def test_what_the_engine_cannot_do_is_one_line(changes: dict, exported: dict[str, Path]) -> None:
-    with pytest.raises(CommandError, match="is beyond this engine, which samples by seed, temperature, top_p"):
+    with pytest.raises(CommandError, match="is beyond this engine, which samples by seed, temperature, top_k, top_p"):
         DeployedStudent.load(exported["int8"]).generate(["koi"], COMMAND, **changes)
 
 
@@ -127,7 +130,7 @@ def test_the_fastest_engine_of_a_run(trained: Path, exported: dict[str, Path], t
 
 def test_a_missing_student_or_export_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="run notebooks/03_udrl_training"):
-        export(tmp_path, tmp_path / "int8", "int8", 0.95)
+        export(tmp_path, tmp_path / "int8", "int8")
     with pytest.raises(RunError, match="run notebooks/07_deployment"):
         DeployedStudent.load(tmp_path)
 

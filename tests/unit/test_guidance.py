@@ -38,6 +38,14 @@ def test_unlikely_tokens_are_never_drawn() -> None:
     assert shares([0.60, 0.38, 0.02], [0.60, 0.38, 0.02], min_p=0.02)[2] > 0
 
 
+def test_the_likeliest_are_drawn_from() -> None:
+    given = [0.4, 0.3, 0.2, 0.1]
+    assert shares(given, given, top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_p=0.65) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_k=3, top_p=0.7) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_k=9) == pytest.approx(given, abs=0.015)
+
+
 def test_temperature_sharpens() -> None:
     assert shares([0.6, 0.4], [0.6, 0.4], temperature=0.5) == pytest.approx([9 / 13, 4 / 13], abs=0.015)
 
