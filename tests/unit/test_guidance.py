@@ -82,10 +82,19 @@ def batch_of(prefixes: list[list[int]]):
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
+def written(model, prefixes: list[list[int]], guided: list[int], **how: float) -> list[list[int]]:
+    """What is written after each commanded prefix, of which there are as many as prefixes less guided ones."""
+    found: list[list[int]] = [[] for _ in range(len(prefixes) - len(guided))]
+    for rows, tokens in write(model, batch_of(prefixes), guided, draw(**how), 30, end=0):
+        for row, token in zip(rows, tokens, strict=True):
+            found[row].append(token)
+    return found
+
+
 def test_rows_that_leave_the_batch_do_not_change_the_others(model) -> None:
     prefixes = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11, 12], [3, 3, 3]]
     with torch.inference_mode():
-        together = write(model, batch_of(prefixes), [], draw(min_p=1.0), 30, end=0)
+        together = written(model, prefixes, [], min_p=1.0)
         for prefix, tokens in zip(prefixes, together, strict=True):
             alone = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=30, eos_token_id=0)
             assert tokens == [t for t in alone[0, len(prefix) :].tolist() if t != 0]
@@ -97,7 +106,7 @@ def test_guided_rows_keep_their_open_rows_when_others_leave(model) -> None:
     guided = [0, 2, 3]
     how = {"min_p": 1.0, "guidance": 1.7}
     with torch.inference_mode():
-        together = write(model, batch_of(asked + opened), guided, draw(**how), 30, end=0)
+        together = written(model, asked + opened, guided, **how)
         for row, prefix in zip(guided, opened, strict=True):
-            alone = write(model, batch_of([asked[row], prefix]), [0], draw(**how), 30, end=0)
+            alone = written(model, [asked[row], prefix], [0], **how)
             assert together[row] == alone[0]
