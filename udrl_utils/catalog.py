@@ -7,6 +7,7 @@ collection. What cannot be shown is left out, and counted by its reason.
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,10 @@ Row = dict[str, Any]
 def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFrame, Counter[str]]:
     """The catalogue that the settings name, and how many items were left out or cut, by reason.
 
-    The embedded collection is drawn into `folder`, with its facts beside it.
+    `folder` is emptied; the embedded collection is drawn into it.
     Raises: SettingsError when the source cannot be read, RunError when nothing of it can be shown.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     if settings.catalog == "drawn":
         items = collection.invent(settings.seed, settings.n_items)
         collection.draw(items, folder, settings.seed)

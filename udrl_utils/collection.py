@@ -9,19 +9,16 @@ served. Grades follow the exact and substitute classes of the Shopping Queries d
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from udrl_utils.drawing import paint
 from udrl_utils.motifs import motif_of
-from udrl_utils.tasks import Domain, load_data, ontology, plural, with_article
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.tasks import Domain, Words, load_data, ontology
 
 FORMS = ("short", "long", "vague")  # of intents
 HISTORY = 3  # items that a visit has seen before it is recommended any
@@ -83,36 +80,16 @@ def _popular(domain: Domain, rng: random.Random) -> str:
 
 def _tag(facts: dict[str, str], rng: random.Random) -> tuple[str, tuple[str, ...]]:
     """Title and keywords as a contributor might write them: synonyms, a part of the facts only, the subject mostly."""
-    word = lambda group: rng.choice(load_data("collection")[f"{group}s"][facts[group]]["words"])  # noqa: E731
-    styles, tags = (
-        load_data("collection")["styles"][facts["style"]],
-        load_data("collection")["themes"][facts["theme"]]["tags"],
-    )
-    subject, form, style = facts["subject"], word("form"), rng.choice(styles)
-    if rng.random() < 0.2:
-        title = rng.choice(
-            (f"{style} {form} no. {rng.randint(2, 99)}", f"{rng.choice(tags)} {form}", f"{word('palette')} {form}")
-        )
-    elif facts["kind"] == "image":
-        title = rng.choice(
-            (
-                f"{subject} {form}",
-                f"{style} {subject}",
-                f"{word('palette')} {form} with {with_article(subject)}",
-                plural(subject),
-            )
-        )
-    else:
-        title = rng.choice(
-            (
-                f"{subject} {word('purpose')} {form}",
-                f"{word('purpose')} {form} with {with_article(subject)}",
-                f"{style} {subject} {form}",
-            )
-        )
-    words = [subject] * (rng.random() < 0.8) + rng.sample(tags, rng.randint(1, 3)) + rng.sample(styles, 1)
-    words += [word("palette"), word("purpose"), form] + ["template"] * (facts["kind"] == "template")
-    return title, tuple(dict.fromkeys(words))
+    world = load_data("collection")
+    said = {
+        name: rng.choice(world[f"{name}s"][facts[name]]["words"]) for name in ("form", "style", "palette", "purpose")
+    }
+    tags = rng.sample(world["themes"][facts["theme"]]["tags"], rng.randint(1, 3))
+    pattern = rng.choice(world["titles"]["silent" if rng.random() < 0.2 else facts["kind"]])
+    known = {**said, "subject": facts["subject"], "tag": tags[0], "number": str(rng.randint(2, 99))}
+    words = [facts["subject"]] * (rng.random() < 0.8) + tags + [said[name] for name in ("style", "palette", "purpose")]
+    words += [said["form"]] + ["template"] * (facts["kind"] == "template")
+    return Words(rng).fill(pattern, **known), tuple(dict.fromkeys(words))
 
 
 def draw(items: list[Facts], folder: Path, seed: int) -> None:
@@ -175,32 +152,14 @@ def _asked(form: str, items: list[Facts], rng: random.Random) -> Iterator[tuple[
     """Intents of a form with the facets that they want, each fitted by some item of the collection; without end."""
     world = load_data("collection")
     while True:
-        item = rng.choice(items)
-        wants = {"theme": item.theme}
-        topic, purpose = (
-            rng.choice(world[group][of]["asks"]) for group, of in (("themes", item.theme), ("purposes", item.purpose))
-        )
-        style, color = rng.choice(world["styles"][item.style]), rng.choice(world["palettes"][item.palette]["words"])
-        if form == "vague":
-            patterns = ({}, topic), ({"purpose"}, f"{purpose}, {topic}"), ({"style"}, f"something {style}, {topic}")
-        elif form == "short":
-            patterns = (({"subject"}, item.subject), ({"subject", "form"}, f"{item.subject} {item.form}"))
-        else:
-            thing = with_article(item.subject)
-            patterns = (
-                (
-                    {"subject", "style", "form", "purpose"},
-                    f"{with_article(style)} {item.form} with {thing} for {purpose}",
-                ),
-                (
-                    {"subject", "form", "palette", "purpose"},
-                    f"looking for {with_article(item.form)} for {purpose}, {thing} in {color}",
-                ),
-                ({"subject", "style", "palette"}, f"{style} {color} artwork that shows {thing}, nothing else in it"),
-            )
-        facets, text = rng.choice(patterns)
+        item, pattern = rng.choice(items), rng.choice(world["intents"][form])
+        said = {"subject": item.subject, "form": item.form}
+        said |= {name: rng.choice(world[f"{name}s"][getattr(item, name)]["words"]) for name in ("style", "palette")}
+        said |= {name: rng.choice(world[f"{name}s"][getattr(item, name)]["asks"]) for name in ("theme", "purpose")}
+        wanted = {"theme", *re.findall(r"(\w+)}", pattern)}
+        text = Words(rng).fill(pattern, **said)
         if form != "short" or len(text.split()) <= 2:
-            yield text, wants | {facet: getattr(item, facet) for facet in facets}
+            yield text, {name: getattr(item, name) for name in wanted}
 
 
 def visits(items: list[Facts], seed: int, count: int) -> list[Judged]:
@@ -220,10 +179,3 @@ def visits(items: list[Facts], seed: int, count: int) -> list[Judged]:
         if left:
             found.append(Judged(titles[seen[-1]], "visit", left, tuple(seen)))
     return found
-
-
-def table(items: list[Facts]) -> pandas.DataFrame:
-    """Facts of the items, one row each."""
-    import pandas
-
-    return pandas.DataFrame([vars(item) for item in items])

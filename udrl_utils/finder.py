@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 12
+OPEN = "open"  # the stop of a slider that asks for nothing
 
 
 def results_page(catalog: pandas.DataFrame, intent: str, places: Sequence[int], prompts: Sequence[str]) -> str:
@@ -73,7 +74,8 @@ class Finder:
         button, shown = ipywidgets.Button(description="search"), ipywidgets.HTML()
 
         def search(_: Any = None) -> None:
-            shown.value = self.page(text.value, **{name: control.value for name, control in sliders.items()})
+            asked = {name: None if control.value == OPEN else control.value for name, control in sliders.items()}
+            shown.value = self.page(text.value, **asked)
 
         def choose(change: dict[str, Any]) -> None:
             for file in change["new"]:
@@ -97,6 +99,6 @@ def slider(reward: str, finder: PromptSearch) -> Any:
 
     stops = range(3, finder.codec.longest + 1) if reward == "length" else [k / 20 for k in range(21)]
     asked = finder.settings.asked().get(reward)
-    at = None if asked is None else min(stops, key=lambda stop: abs(stop - asked))
-    options = [("open", None), *((str(stop), stop) for stop in stops)]
+    at = OPEN if asked is None else min(stops, key=lambda stop: abs(stop - asked))
+    options = [(OPEN, OPEN), *((str(stop), stop) for stop in stops)]
     return ipywidgets.SelectionSlider(options=options, value=at, description=reward, continuous_update=False)

@@ -209,7 +209,7 @@ class Plain:
     def describe(self, image: Image.Image, metadata: Metadata) -> str:
         """At most 20 words, as an intent is."""
         words = (metadata.title or " ".join(metadata.keywords[:6])).lower().split()[:12]
-        light = ["dark"] * (brightness(image) < 0.35)
+        light = ["dark"] * (brightness(image) < 0.25)
         return " ".join([*words, *light, orientation(image), "in", " and ".join(palette(image, 2))])
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
 PAGE = 10  # items that a person sees at first
-# Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find
-# comes first, which lies between them; with 0 the first find of each text does, and lists differ as much as prompts do.
+# Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find is
+# first, which lies between them; with 0 the first find of each text is, and lists differ as much as prompts do.
 RANK_OFFSET = 0
 
 

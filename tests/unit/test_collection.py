@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from udrl_utils import collection
-from udrl_utils.catalog import load_catalog, read_judgements, texts_of
+from udrl_utils.catalog import as_table, load_catalog, read_judgements, texts_of
 from udrl_utils.settings import SearchSettings, SettingsError, resolve
 from udrl_utils.tasks import load_data, ontology
 
@@ -80,13 +80,13 @@ def test_visits_recommend_nothing_that_was_seen(items: list[collection.Facts]) -
 def test_judgements_of_ones_own(items: list[collection.Facts], tmp_path: Path) -> None:
     file = tmp_path / "judgements.csv"
     file.write_text("intent,id,grade\nkoi pond,item-00003,2\nkoi pond,item-00005,1\nfox,gone,3\n")
-    judged = read_judgements(str(file), collection.table(items))
+    judged = read_judgements(str(file), as_table(map(vars, items)))
     assert [(one.text, one.form, one.grades) for one in judged] == [
         ("koi pond", "short", {"item-00003": 2, "item-00005": 1})
     ]
     file.write_text("intent,id,grade\nfox,gone,3\n")
     with pytest.raises(SettingsError, match="names no item of the catalogue"):
-        read_judgements(str(file), collection.table(items))
+        read_judgements(str(file), as_table(map(vars, items)))
 
 
 def test_metadata_is_escaped() -> None:

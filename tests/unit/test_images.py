@@ -76,7 +76,7 @@ def test_every_color_has_a_name(color: tuple[int, int, int]) -> None:
 
 def test_an_image_becomes_an_intent_of_at_most_twenty_words() -> None:
     image = Image.new("RGB", (300, 100), "#12205a")
-    image.paste("#ffd21f", (0, 0, 300, 30))
+    image.paste("#ffd21f", (0, 0, 300, 12))
     assert images.Plain().describe(image, Metadata("Night Sea")) == "night sea dark wide in navy and yellow"
     assert images.Plain().describe(image, Metadata("", ("owl", "moon"))).startswith("owl moon dark")
     assert len(images.Plain().describe(image, Metadata("word " * 50)).split()) <= 20
