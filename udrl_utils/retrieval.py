@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.engine import Engine
 from udrl_utils.settings import SearchSettings, SettingsError
 
 if TYPE_CHECKING:
@@ -18,14 +19,6 @@ PAGE = 10  # items that a person sees at first
 # Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find is
 # first, which lies between them; with 0 the first find of each text is, and lists differ as much as prompts do.
 RANK_OFFSET = 0
-
-
-class Writer(Protocol):
-    """Writes prompts: a Student, or whatever serves one."""
-
-    def generate(
-        self, intents: Sequence[str], command: Any, n: int = 1, seed: int = 0, guidance: float = 1.0
-    ) -> list[list[str]]: ...
 
 
 class Index:
@@ -142,7 +135,7 @@ def expanded(intent: str, prompts: Sequence[str], raw_weight: float) -> dict[str
 
 
 def write_prompts(
-    writer: Writer, intents: Sequence[str], commands: Sequence[Command], n: int, seed: int, **sampling: Any
+    writer: Engine, intents: Sequence[str], commands: Sequence[Command], n: int, seed: int, **sampling: Any
 ) -> list[list[str]]:
     """n distinct prompts at most per intent, in equal shares under each command, tasks taking turns."""
     share = -(-n // len(commands))
@@ -158,7 +151,7 @@ def write_prompts(
 class PromptSearch:
     """The whole path: intent -> commanded prompts -> search with each -> fused items."""
 
-    def __init__(self, search: Search, writer: Writer, codec: CommandCodec, settings: SearchSettings):
+    def __init__(self, search: Search, writer: Engine, codec: CommandCodec, settings: SearchSettings):
         self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
 
     def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
@@ -170,8 +163,8 @@ class PromptSearch:
     def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
         """n prompts at most per intent, as many as the settings say without n."""
         settings = self.settings
-        n, guidance = n or settings.search_prompts, settings.search_guidance
-        return write_prompts(self.writer, intents, commands, n, settings.seed, guidance=guidance)
+        how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
+        return write_prompts(self.writer, intents, commands, n or settings.search_prompts, settings.seed, **how)
 
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
         """Places of the n best items per intent, and the prompts that they were found with."""

@@ -28,6 +28,8 @@ SCRIPT = "<script>alert(1)</script>"
 class Writer:
     """Repeats the intent, and remembers its last command."""
 
+    knows = ("seed", "guidance")
+
     def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.command = command[0]
         return [[f"{intent} {k}" for k in range(n)] for intent in intents]

@@ -22,6 +22,8 @@ CATALOG = as_table(
 class Writer:
     """Repeats what it is given, more often the higher diversity is commanded."""
 
+    knows = ("seed", "guidance")
+
     def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.asked = list(zip(intents, command, strict=True))
         return [[f"{i} {'x' * k * round(10 * c.levels.get('diversity', 0))}" for k in range(n)] for i, c in self.asked]

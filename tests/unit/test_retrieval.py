@@ -41,6 +41,8 @@ CODEC = CommandCodec(10, 60, {task: {"relevance": [], "diversity": []} for task 
 class Echo:
     """Writes the intent and a number, and remembers what it was asked."""
 
+    knows = ("seed", "guidance")
+
     def __init__(self):
         self.asked = []
 
