@@ -112,6 +112,6 @@ def gains(differences: dict[str, Any], names: Sequence[str], base: str) -> Figur
             bar = [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]]
             axis.errorbar(cell["mean"], row, xerr=bar, fmt="o", capsize=3, color=color(systems[row % len(systems)]))
         axis.axvline(0, color="gray", linestyle="--", linewidth=1)
-        axis.set(xlabel=f"{name}, difference to {SYSTEMS[base]}", yticks=range(len(labels)), yticklabels=labels)
+        axis.set(xlabel=f"difference to {SYSTEMS[base]}", title=name, yticks=range(len(labels)), yticklabels=labels)
     axes[0].invert_yaxis()
     return figure
