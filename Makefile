@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ablations test lint format lab clean
+.PHONY: help install run ablations bench test lint format lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -15,7 +15,7 @@ install: $(STAMP)  ## set up the virtual environment (the other targets do so to
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[offline,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[offline,deploy,search,dev]'
 	@touch $@
 
 run: install  ## run notebooks 01-04 on the laptop preset; prints results and the report's path
@@ -23,6 +23,9 @@ run: install  ## run notebooks 01-04 on the laptop preset; prints results and th
 
 ablations: install  ## train all ablations of the laptop run, and run its analysis again
 	$(BIN)/udrl run --preset laptop --from 4 --set 'ablations=[all]' $(ARGS)
+
+bench: install  ## training, annotation and decoding beside what one would use instead, after make run
+	$(BIN)/python tests/benchmarks/speed.py $(ARGS)
 
 test: lint  ## ruff, then all tests
 	$(BIN)/pytest

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.encoder import Encoder
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
-from udrl_utils.rewards import Encoder, read_annotated
+from udrl_utils.rewards import read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
@@ -24,7 +25,7 @@ from udrl_utils.training import train_rounds, train_student
 if TYPE_CHECKING:
     import pandas
 
-    from udrl_utils.rewards import Embed
+    from udrl_utils.encoder import Embed
 
 INTENTS = 8  # test intents per task that a variant is measured on
 PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.grammar import GrammarTeacher
 from udrl_utils.machine import seed_everything
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.student import new_student, train_tokenizer
 from udrl_utils.tasks import (
     SPLIT_SEED,
     TASKS,

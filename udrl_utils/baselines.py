@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply, reject_reason
 from udrl_utils.evaluation import interval
 from udrl_utils.journal import Journal
+from udrl_utils.latency import timed
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
 from udrl_utils.student import Student
@@ -83,16 +82,6 @@ def student_costs(
     """What the student costs, a set of n prompts for one intent at a time, every command open."""
     asked = [(i, Command(task)) for task, pool in intents.items() for i in pool[:TIMED]]
     return cost_of(student.model, timed(lambda pair: student.generate([pair[0]], pair[1], n=n), asked), settings)
-
-
-def timed(work: Callable[[Any], Any], items: list[Any]) -> list[float]:
-    """Seconds that each item took but the first, which warms up."""
-    seconds = []
-    for item in items:
-        began = time.perf_counter()
-        work(item)
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
 
 
 def cost_of(model: Any, seconds: list[float], settings: AnalysisSettings) -> dict[str, Any]:

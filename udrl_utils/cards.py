@@ -1,9 +1,9 @@
-"""The card of a run's data, and the way to a model hub: off by default, private there until its owner shares it."""
+"""The cards of a run's data and student, and the way to a model hub: off by default, private until shared there."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udrl_utils.rewards import REWARDS
 from udrl_utils.runs import RunFolder
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+MADE = "## How it was made\n"  # from here on a student's card says what only its run knows
 
 
 def data_card(run: RunFolder, annotated: pandas.DataFrame) -> str:
@@ -73,8 +74,41 @@ def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: Annotation
     return card
 
 
+def student_card(run: RunFolder, metrics: dict[str, Any] | None = None) -> str:
+    """The card that travels with a student, and what its run knows besides: teacher, licence, metrics once measured."""
+    import pandas
+
+    made, own = run.settings(DistillationSettings), (run / "03_student" / "README.md").read_text(encoding="utf-8")
+    teacher = f"`{made.pairs or made.teacher_model or made.teacher}`"
+    measured = ""
+    if metrics:
+        obeyed = {
+            name: {k: v for k, v in m.items() if k != "levels"} for name, m in metrics["calibration"]["all"].items()
+        }
+        relative = metrics["relative_to_teacher"]["student_best"]
+        rows = {name: f"{v['mean']:.1%} [{v['low']:.1%}, {v['high']:.1%}]" for name, v in relative.items()}
+        measured = f"""
+On test intents that were never trained on, commanded against achieved:
+
+{table(pandas.DataFrame(obeyed).T.astype(float).round(3).astype(object).fillna(""))}
+
+At its best commands, relative to the teacher, with 95% intervals: {", ".join(f"{k} {v}" for k, v in rows.items())}.
+"""
+    return f"""{own.partition(MADE)[0]}{MADE}
+Teacher: {teacher}; intents: `{made.intents}`; seed {made.seed}. A student of the embedded grammar teacher comes under
+the MIT licence of the workbook; one of a language model is bound by the terms of that model.
+{measured}"""
+
+
+def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> None:
+    """Complete the card of 03_student."""
+    card = student_card(run, metrics)
+    (run / "03_student" / "README.md").write_text(card, encoding="utf-8")
+
+
 def share_student(run: RunFolder, settings: TrainingSettings) -> None:
-    """Upload the student, its codec and its card, if `model_repo` names a repository."""
+    """Complete the student's card, and upload student, codec and card if `model_repo` names a repository."""
+    describe_student(run)
     if settings.model_repo:
         folder = run / "03_student"
         files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from udrl_utils.gpt2 import BASE
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import (
     NOTEBOOKS,
@@ -28,7 +29,6 @@ from udrl_utils.settings import (
     builds_on,
     resolve,
 )
-from udrl_utils.student import BASE
 
 if TYPE_CHECKING:
     import pandas

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import Command
 from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, RunError
+from udrl_utils.settings import MeasuringSettings, RunError
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, words
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    from udrl_utils.rewards import Embed
+    from udrl_utils.encoder import Embed
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
 SET_METRICS = ("relevance", "diversity", "words", "overlap", "self_bleu", "distinct_2", "vendi")
 
 
-def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, list[str]]:
+def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
     """Up to `analysis_intents` test intents per task that the teacher wrote a set of prompts for."""
     chosen = {}
     for task, rows in annotated[annotated.split == "test"].groupby("task", sort=False):
@@ -38,7 +38,9 @@ def test_intents(annotated: pandas.DataFrame, settings: AnalysisSettings) -> dic
     return chosen
 
 
-def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> pandas.DataFrame:
+def sample_calibration(
+    sampler: Sampler, intents: dict[str, list[str]], settings: MeasuringSettings
+) -> pandas.DataFrame:
     """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
 
     Column `reward` says which one was commanded. Diversity is asked for in sets, for a third of the intents.
@@ -67,7 +69,7 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings
     return pandas.concat(tables, ignore_index=True)
 
 
-def calibration_metrics(samples: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, Any]]]:
+def calibration_metrics(samples: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, Any]]]:
     """Commanded against achieved, per task and over all: {task: {reward: {spearman, ...}}}."""
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for task in [*samples.task.unique(), "all"]:
@@ -78,7 +80,7 @@ def calibration_metrics(samples: pandas.DataFrame, settings: AnalysisSettings) -
     return metrics
 
 
-def _calibration(rows: pandas.DataFrame, name: str, settings: AnalysisSettings) -> dict[str, Any]:
+def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings) -> dict[str, Any]:
     rows = rows.dropna(subset=[name])
     commanded, achieved = rows[f"asked_{name}"], rows[name]
     result: dict[str, Any] = {"spearman": float(commanded.corr(achieved, method="spearman"))}
@@ -94,7 +96,7 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: AnalysisSettings) 
     return result
 
 
-def interval(values: Sequence[float], settings: AnalysisSettings) -> dict[str, float]:
+def interval(values: Sequence[float], settings: MeasuringSettings) -> dict[str, float]:
     """Mean with its 95% bootstrap interval (percentiles of resampled means)."""
     import numpy as np
 
@@ -104,7 +106,7 @@ def interval(values: Sequence[float], settings: AnalysisSettings) -> dict[str, f
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: AnalysisSettings) -> dict[str, float]:
+def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: MeasuringSettings) -> dict[str, float]:
     """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
     import numpy as np
 
@@ -222,7 +224,7 @@ def vendi(vectors: numpy.ndarray) -> float:
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def system_metrics(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
+def system_metrics(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Means over test intents with 95% intervals: {system: {metric: {mean, low, high}}}."""
     return {
         system: {metric: interval(rows[metric].dropna(), settings) for metric in SET_METRICS}
@@ -230,7 +232,7 @@ def system_metrics(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[s
     }
 
 
-def relative_to_teacher(sets: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, dict[str, dict[str, float]]]:
+def relative_to_teacher(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Ratio of means to the teacher's, intents resampled in pairs: {system: {metric: {mean, low, high}}}."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for metric in ("relevance", "diversity"):
@@ -275,7 +277,7 @@ def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) ->
 
 
 def open_vocabulary(
-    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool, settings: AnalysisSettings
+    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool, settings: MeasuringSettings
 ) -> tuple[dict[str, Any], pandas.DataFrame]:
     """How often the student writes about a noun it has never seen (stem match), text_to_image at high relevance.
 

@@ -48,6 +48,18 @@ def processor() -> str:
     return found.group(1) if found else platform.processor() or platform.machine()
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held [bytes]; NaN where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts, on Linux, what the parent held when it started this process
+        return 1024.0 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text()).group(1))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in bytes on macOS
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     import numpy

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.rewards import Encoder, load_rewards, read_annotated
+from udrl_utils.deployment import fastest_engine
+from udrl_utils.encoder import Encoder
+from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError
-from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, clean_intent, share
 
 if TYPE_CHECKING:
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 LENGTHS = (4, 40)  # words; the range that a sweep of the length covers, where the student knows it
 STEPS = 10  # values of a sweep
 WORDS_OFF = 2  # a length that is off by more has missed its command
-
-
-def engine_of(run: RunFolder) -> Student:
-    """What writes for a run: the one place where that is chosen. All that is needed is Student.generate's signature."""
-    return Student.load(run / "03_student")
 
 
 def runs_with_student() -> list[str]:
@@ -44,7 +40,9 @@ class Prober:
         self.codec = CommandCodec.load(run / "03_student")
         embed = Encoder(run.settings(AnnotationSettings).encoder)
         embed(["the first text is slow, so that the first probe is not"])
-        self.sampler = Sampler(engine_of(run), self.codec.rewards, embed, **settings.sampling())
+        engine = fastest_engine(run)
+        sampling = {name: value for name, value in settings.sampling().items() if name in engine.knows}
+        self.sampler = Sampler(engine, self.codec.rewards, embed, **sampling)
         test = read_annotated(run, "test").drop_duplicates(["task", "intent"])
         self.intents = {
             task: sorted(test[test.task == task].intent, key=lambda intent: share(intent, settings.seed))

@@ -9,13 +9,13 @@ from udrl_utils.baselines import journal_of
 from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply
-from udrl_utils.evaluation import LENGTHS, interval, ratio_interval
+from udrl_utils.evaluation import LENGTHS, calibration_metrics, interval, ratio_interval, sample_calibration
 from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.journal import Journal
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Request, make_teacher
@@ -218,3 +218,26 @@ def outside_intents(
     ratio = ratio_interval(means[1], means[0], settings)
     both = {name: interval(values, settings) for name, values in zip(("teacher", "student_best"), means, strict=True)}
     return {"intents": len(means[0]), "relevance": both, "relative_to_teacher": ratio}
+
+
+def quality(
+    samplers: dict[str, Sampler], intents: dict[str, list[str]], settings: MeasuringSettings
+) -> dict[str, dict[str, Any]]:
+    """What engines keep of a student: each one's calibration over all tasks, and its sets under the best commands.
+
+    A set holds 4 x samples_per_intent prompts; `relative` is the ratio to the first engine's sets of the same intents.
+    """
+    found, first = {}, None
+    for name, sampler in samplers.items():
+        obeyed = calibration_metrics(sample_calibration(sampler, intents, settings), settings)["all"]
+        best = [(i, sampler.student.best_command(task)) for task, pool in intents.items() for i in pool]
+        sets = sampler.sample(best, 4 * settings.samples_per_intent).groupby("set")[["relevance", "diversity"]].mean()
+        first = sets if first is None else first
+        found[name] = {
+            "calibration": {r: {k: v for k, v in values.items() if k != "levels"} for r, values in obeyed.items()},
+            "sets": {reward: interval(sets[reward], settings) for reward in sets},
+            "relative": {
+                reward: ratio_interval(*(t[reward].to_numpy() for t in (sets, first)), settings) for reward in sets
+            },
+        }
+    return found

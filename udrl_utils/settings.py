@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +33,8 @@ NOTEBOOKS = {
     "03_student": "03_udrl_training",
     "04_analysis": "04_analysis",
     "05_probes": "05_probe_commands",
+    "06_search": "06_search_and_recommendation",
+    "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
 TASK_NAMES = ("text_to_image", "text_to_template", "related_search")
@@ -221,11 +224,17 @@ class SamplingSettings(StageSettings):
         return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
-class AnalysisSettings(SamplingSettings):
-    """04: what is generated on test intents, and how sure we are of it."""
+class MeasuringSettings(StageSettings):
+    """What is measured on test intents, and how sure we are of it."""
 
     analysis_intents: int = Field(description="test intents per task", ge=2)
     samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+
+class AnalysisSettings(SamplingSettings, MeasuringSettings):
+    """04: what is generated on test intents, and what it is compared with."""
+
     baselines: list[str] = Field(
         description="language models to compare with: transformers:<model> or openai:<model>@<address>"
     )
@@ -236,7 +245,6 @@ class AnalysisSettings(SamplingSettings):
     )
     ablation_rows: int = Field(description="training rows that each variant gets", ge=100)
     ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
-    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
 
 class ProbeSettings(SamplingSettings):
@@ -246,12 +254,70 @@ class ProbeSettings(SamplingSettings):
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
 
 
+class SearchSettings(StageSettings):
+    """06: the catalogue, how it is searched, and what the search is measured on."""
+
+    catalog: str = Field(
+        description="'drawn', a folder of images, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
+    )
+    n_items: int = Field(description="items to draw, or to keep of another catalogue, where 0 means all", ge=0)
+    judgements: str = Field(description="file of (intent, id, grade) for a catalogue of your own; '' for none")
+    image_encoder: str = Field(description="CLIP- or SigLIP-class model that embeds the images too; '' for none")
+    captioner: str = Field(description="BLIP-class model that turns images into intents; '' for none")
+    generator: str = Field(description="diffusers text-to-image pipeline that adds assets; '' for none")
+    search_prompts: int = Field(description="prompts written for an intent", ge=1, le=64)
+    search_tasks: list[TaskName] = Field(description="kinds of prompt that are searched with, in turn", min_length=1)
+    search_command: list[str] = Field(
+        description="what those prompts are commanded, such as 'length 8'; [] for nothing"
+    )
+    search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
+    raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
+    search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+    @field_validator("n_items")
+    @classmethod
+    def _some_to_draw(cls, value: int, others: ValidationInfo) -> int:
+        if value < 20 and others.data.get("catalog") == "drawn":
+            raise ValueError("should be at least 20 with catalog='drawn'")
+        return value
+
+    @field_validator("search_command")
+    @classmethod
+    def _rewards_with_numbers(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not re.fullmatch(r"length [1-9]\d*|(?!length )[a-z_]\w* (0(\.\d+)?|1(\.0+)?)", part):
+                raise ValueError("should hold rewards with a number of words or a level, such as 'diversity 0.5'")
+        return value
+
+    def asked(self) -> dict[str, float]:
+        """The command as rewards and numbers."""
+        pairs = (part.split() for part in self.search_command)
+        return {name: int(number) if name == "length" else float(number) for name, number in pairs}
+
+
+class DeploymentSettings(MeasuringSettings):
+    """07: what is exported, and what its speed is compared with."""
+
+    precisions: list[Literal["float32", "bfloat16", "int8"]] = Field(
+        description="how exported weights are stored: float32, bfloat16, int8", min_length=1
+    )
+    threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
+    top_k: int = Field(description="likeliest tokens that the deployed student draws from; 0 for all", ge=0)
+    top_p: float = Field(description="share of their probability that it draws from", gt=0, le=1)
+    latency_requests: int = Field(description="requests that are timed one by one", ge=5)
+    batch_sizes: list[int] = Field(description="prompts written at once when throughput is timed", min_length=1)
+    shapes: list[str] = Field(description="models whose speed is set beside: 124M, 1B, 8B, a Hub id or a path")
+
+
 SETTINGS: dict[str, type[StageSettings]] = {
     "01_pairs": DistillationSettings,
     "02_annotated": AnnotationSettings,
     "03_student": TrainingSettings,
     "04_analysis": AnalysisSettings,
     "05_probes": ProbeSettings,
+    "06_search": SearchSettings,
+    "07_deployment": DeploymentSettings,
 }
 KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
 S = TypeVar("S", bound=StageSettings)

@@ -200,8 +200,10 @@ def ontology_intents(seed: int) -> Iterator[str]:
             yield intent
 
 
-def read_table(source: str, columns: list[str]) -> pandas.DataFrame:
+def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pandas.DataFrame:
     """Rows of a txt (one a line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
+
+    The columns are text; those of the optional ones that are there come as they are.
 
     Raises: SettingsError when the source cannot be read or lacks a column.
     """
@@ -230,7 +232,7 @@ def read_table(source: str, columns: list[str]) -> pandas.DataFrame:
     for column in columns:
         if column not in table.columns:
             raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    return table[columns].astype(str)
+    return table[columns].astype(str).join(table[[column for column in optional if column in table]])
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:

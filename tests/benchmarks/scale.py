@@ -76,7 +76,7 @@ def annotate_stage(pairs: int) -> int:
 def rows_stage(pairs: int) -> int:
     """03 up to the first step: codec, training rows, tokens, order of batches."""
     from udrl_utils.dataset import command_pairs
-    from udrl_utils.student import pretrained_student
+    from udrl_utils.gpt2 import pretrained_student
     from udrl_utils.trainer import make_trainer
     from udrl_utils.training import fit_codec, train_rows
 

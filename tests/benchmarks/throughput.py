@@ -28,9 +28,11 @@ def measured(requests: int, latency: float, concurrency: int, faulty: float) -> 
     asked = [Request("text_to_image", f"koi pond {k}", 8) for k in range(requests)]
     with tempfile.TemporaryDirectory() as folder, ScriptedServer(latency, faulty) as server:
         client = ChatClient("scripted", [server.url], concurrency, timeout=latency + 1.0)
+        teacher = OpenAITeacher(client, 1.0, 0, Budget(None))
+        teacher.write(asked[:1], Journal(Path(folder) / "first"))  # imports the client
         journal = Journal(Path(folder) / "journal")
         began = time.monotonic()
-        OpenAITeacher(client, 1.0, 0, Budget(None)).write(asked, journal)
+        teacher.write(asked, journal)
         rate = journal.usage["requests"] / (time.monotonic() - began)
     return {
         "faulty": faulty,

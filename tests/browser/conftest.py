@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE
 
+from udrl_utils.settings import NOTEBOOKS
+
 
 @pytest.fixture(scope="session")
 def chromium():
@@ -34,7 +36,8 @@ def hostile_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pd.DataFrame(asked, columns=["task", "intent", "prompt"]).to_parquet(pairs)
     changes = {"pairs": pairs, "test_fraction": 0.4, "tasks": "[text_to_image]", "rounds": 0, "plain_sft": "false"}
     changes |= {"max_words": 20, "analysis_intents": 2, "samples_per_intent": 2}  # short, but all of it is shown
-    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--run", "hostile", "--to", "5"]
+    every = str(len(NOTEBOOKS))
+    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--run", "hostile", "--to", every]
     options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     environment = {**os.environ, "UDRL_OUTPUTS": str(smoke_run.parent), "HF_HUB_OFFLINE": "1"}
     environment["OMP_NUM_THREADS"] = "1"  # a model this small only waits for more of them

@@ -11,7 +11,8 @@ import pytest
 from hostile import HOSTILE
 from playwright.sync_api import expect
 
-from udrl_utils.rewards import Encoder, annotate
+from udrl_utils.encoder import Encoder
+from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings
 

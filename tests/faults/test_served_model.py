@@ -28,7 +28,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from udrl_utils.student import train_tokenizer
+    from udrl_utils.gpt2 import train_tokenizer
 
     folder, reply = tmp_path_factory.mktemp("parrot"), json.dumps({"prompts": PROMPTS})
     chats = [messages("text_to_image", intent, 3) for intent in ("koi pond", "tea house", "an owl")]

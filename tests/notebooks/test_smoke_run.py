@@ -16,7 +16,7 @@ import pytest
 
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.rewards import Encoder
+from udrl_utils.encoder import Encoder
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import (

@@ -8,8 +8,9 @@ import yaml
 from udrl_utils.base import exercises, held_out_words
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.evaluation import stems
+from udrl_utils.gpt2 import BASE, pretrained_student
 from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
-from udrl_utils.student import BASE, Student, pretrained_student
+from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
 
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,18 @@ def test_the_card_of_the_data(smoke_run: Path) -> None:
     assert f"{len(annotated)} pairs" in card and "`grammar`" in card and "MIT" in card
     assert "**diversity** [1 - mean cosine]: 1 - mean cosine to the other prompts" in card
     assert f"| 0.5 | {annotated.length.median()} |" in card
+
+
+def test_the_card_of_the_student(smoke_run: Path) -> None:
+    run, file = RunFolder(smoke_run), smoke_run / "03_student" / "README.md"
+    metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())
+    cards.describe_student(run, metrics)
+    card = file.read_text()
+    assert "Teacher: `grammar`" in card and "MIT" in card and "| text_to_image | relevance | " in card
+    assert f"| relevance | {metrics['calibration']['all']['relevance']['spearman']:.3f} |" in card
+    assert f"relevance {metrics['relative_to_teacher']['student_best']['relevance']['mean']:.1%} [" in card
+    cards.describe_student(run, metrics)
+    assert file.read_text() == card, "completing it twice adds nothing"
 
 
 def test_nothing_is_uploaded_unless_a_repository_is_named(smoke_run: Path, hub: list) -> None:

@@ -141,7 +141,7 @@ def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
 def test_transformers_teacher_in_process(tmp_path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from udrl_utils.student import train_tokenizer
+    from udrl_utils.gpt2 import train_tokenizer
 
     tokenizer = train_tokenizer(["koi pond at dawn"] * 3, 300, [])
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

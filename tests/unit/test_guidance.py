@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udrl_utils.guidance import Sampling, write
+from udrl_utils.engine import Sampling
+from udrl_utils.guidance import Draw, write
 
 
-def sampling(**changes: float) -> Sampling:
-    return Sampling(torch.Generator().manual_seed(0), **({"temperature": 1.0, "min_p": 0.0, "guidance": 1.0} | changes))
+def draw(**changes: float) -> Draw:
+    return Draw(Sampling(**changes), "cpu")
 
 
 def shares(asked: list[float], opened: list[float], draws: int = 20_000, **changes: float) -> list[float]:
     """How often each token is drawn, for one guided row repeated `draws` times."""
     rows = [torch.tensor([values] * draws).log() for values in (asked, opened)]
-    drawn = sampling(**changes).next_tokens(*rows, torch.arange(draws))
+    drawn = draw(**changes).next_tokens(*rows, torch.arange(draws))
     return (torch.bincount(drawn, minlength=len(asked)) / draws).tolist()
 
 
@@ -37,13 +38,21 @@ def test_unlikely_tokens_are_never_drawn() -> None:
     assert shares([0.60, 0.38, 0.02], [0.60, 0.38, 0.02], min_p=0.02)[2] > 0
 
 
+def test_the_likeliest_are_drawn_from() -> None:
+    given = [0.4, 0.3, 0.2, 0.1]
+    assert shares(given, given, top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_p=0.65) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_k=3, top_p=0.7) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.015)
+    assert shares(given, given, top_k=9) == pytest.approx(given, abs=0.015)
+
+
 def test_temperature_sharpens() -> None:
     assert shares([0.6, 0.4], [0.6, 0.4], temperature=0.5) == pytest.approx([9 / 13, 4 / 13], abs=0.015)
 
 
 def test_rows_that_are_not_guided_stay_as_they_are() -> None:
     asked = torch.tensor([[0.98, 0.01, 0.01], [0.01, 0.495, 0.495]]).log()
-    opened, how = torch.tensor([[0.01, 0.01, 0.98]]).log(), sampling(guidance=5.0)
+    opened, how = torch.tensor([[0.01, 0.01, 0.98]]).log(), draw(guidance=5.0)
     drawn = torch.stack([how.next_tokens(asked, opened, torch.tensor([1])) for _ in range(200)])
     assert (drawn[:, 0] == 0).float().mean() > 0.9, "the first row is its own"
     assert (drawn[:, 1] == 1).all(), "the second is driven away from its open row"
@@ -73,10 +82,19 @@ def batch_of(prefixes: list[list[int]]):
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
+def written(model, prefixes: list[list[int]], guided: list[int], **how: float) -> list[list[int]]:
+    """What is written after each commanded prefix, of which there are as many as prefixes less guided ones."""
+    found: list[list[int]] = [[] for _ in range(len(prefixes) - len(guided))]
+    for rows, tokens in write(model, batch_of(prefixes), guided, draw(**how), 30, end=0):
+        for row, token in zip(rows, tokens, strict=True):
+            found[row].append(token)
+    return found
+
+
 def test_rows_that_leave_the_batch_do_not_change_the_others(model) -> None:
     prefixes = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11, 12], [3, 3, 3]]
     with torch.inference_mode():
-        together = write(model, batch_of(prefixes), [], sampling(min_p=1.0), 30, end=0)
+        together = written(model, prefixes, [], min_p=1.0)
         for prefix, tokens in zip(prefixes, together, strict=True):
             alone = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=30, eos_token_id=0)
             assert tokens == [t for t in alone[0, len(prefix) :].tolist() if t != 0]
@@ -88,7 +106,7 @@ def test_guided_rows_keep_their_open_rows_when_others_leave(model) -> None:
     guided = [0, 2, 3]
     how = {"min_p": 1.0, "guidance": 1.7}
     with torch.inference_mode():
-        together = write(model, batch_of(asked + opened), guided, sampling(**how), 30, end=0)
+        together = written(model, asked + opened, guided, **how)
         for row, prefix in zip(guided, opened, strict=True):
-            alone = write(model, batch_of([asked[row], prefix]), [0], sampling(**how), 30, end=0)
+            alone = written(model, [asked[row], prefix], [0], **how)
             assert together[row] == alone[0]

@@ -21,19 +21,21 @@ ORDER = (
     *("machine", "settings", "runs", "shards", "journal", "chat", "tasks", "grammar", "teachers", "distillation"),
     *(
         "judge",
+        "encoder",
         "rewards",
         "cards",
         "commands",
+        "engine",
         "guidance",
+        "gpt2",
         "student",
+        "deployment",
         "samples",
-        "front",
-        "rounds",
-        "dataset",
-        "trainer",
     ),
-    *("training_log", "training", "base", "evaluation", "baselines", "probes", "ablations", "retrieval", "deployment"),
-    *("prober", "figures", "views", "widgets", "report", "cli"),
+    *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "latency"),
+    *("baselines", "probes", "ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets"),
+    *("retrieval", "recommendation", "ranking", "study", "prober", "figures", "costs", "gallery", "finder"),
+    *("views", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
@@ -107,7 +109,7 @@ def test_the_lock_pins_every_dependency():
 def test_conda_installs_what_the_lock_pins_and_says_why():
     text = (ROOT / "environment.yml").read_text()
     pip = yaml.safe_load(text)["dependencies"][-1]["pip"]
-    assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,dev]"]
+    assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,deploy,search,dev]"]
     entries = [line for line in text.splitlines() if line.lstrip().startswith("- ") and not line.endswith("pip:")]
     assert all(" # " in line for line in entries)
 

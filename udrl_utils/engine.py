@@ -1,0 +1,165 @@
+"""Engines: whatever turns intents and commands into prompts. They differ only in how tokens are computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.tasks import clean_intent
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied little
+    else is left, where anything may follow nearly everything is (arXiv 2407.01082).
+    top_k, top_p: tokens are drawn from the so many likeliest (0: from all), and of those from the ones that together
+    have this probability (arXiv 1904.09751).
+    guidance: how far the levels of a command are followed, 1 being what was learnt. More obeys better, varies less,
+    and costs a second pass (arXiv 2306.17806).
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    min_p: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prefixes that are written on together. `opened` holds the prefix without its levels of each row to be guided."""
+
+    prefixes: list[str]
+    opened: dict[int, str]
+    words: int  # of the longest prompt wanted
+
+
+class Engine:
+    """Writes prompts for intents under commands. A subclass computes tokens, in `_write` and `_stream`."""
+
+    sampling = Sampling()
+    knows = tuple(vars(Sampling()))  # of sampling; other values than the neutral ones are refused
+    folder: Path | None = None  # that it was loaded from
+
+    def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
+        """`positions`: tokens that the model takes, of prefix and prompt together."""
+        self.codec, self.positions, self._tokenizer = codec, positions, tokenizer
+
+    def best_command(self, task: str) -> Command:
+        """The command that served a task best on validation intents."""
+        return self.codec.best_command(task)
+
+    def prefix(self, intent: str, command: Command) -> str:
+        """What the student reads before it writes. The intent gives way where it does not fit the context."""
+        return self.codec.prefix(self.codec.encode(command), self._fitting(clean_intent(intent)))
+
+    def _fitting(self, intent: str) -> str:
+        room = self.positions // 2
+        # one token is never more than 16 characters of ordinary text: a bound that spares tokenizing what is cut anyway
+        ids = self._tokenizer.encode(intent[: 16 * room].replace("<|", "< |"), add_special_tokens=False).ids
+        return intent if len(ids) <= room else self._tokenizer.decode(ids[:room]).strip()
+
+    def generate(
+        self,
+        intents: Sequence[str],
+        command: Command | Sequence[Command],
+        n: int = 1,
+        seed: int = 0,
+        strict: bool = False,
+        batch_size: int = 128,
+        **sampling: float,
+    ) -> list[list[str]]:
+        """n prompts per intent, under one command for all or one command each.
+
+        strict: refuse a command that the train split does not support; else the nearest is asked for, with a warning.
+        sampling: temperature and others of `Sampling`, in place of the engine's own.
+
+        Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
+        Raises: CommandError when a command asks for what the student does not know, an intent is empty, or the engine
+        cannot sample in such a way.
+        """
+        commands = [command] * len(intents) if isinstance(command, Command) else list(command)
+        how = self._sampling(seed, sampling)
+        commands = self._checked(intents, commands, strict)
+        asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
+        opened = self._opened(intents, commands, how)
+        longest = [self._longest(c) for c in commands]
+        # Alike prompts share a batch: it pads and runs as long as its longest.
+        order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
+        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches = (
+            Batch([asked[k] for k in p], {i: opened[k] for i, k in enumerate(p) if k in opened}, longest[p[-1]])
+            for p in parts
+        )
+        written: list[list[str]] = [[] for _ in asked]
+        for part, texts in zip(parts, self._write(batches, how), strict=True):
+            for k, text in zip(part, texts, strict=True):
+                written[k].append(text)
+        return written
+
+    def stream(
+        self, intent: str, command: Command, seed: int = 0, strict: bool = False, **sampling: float
+    ) -> Iterator[str]:
+        """Pieces of one prompt as they are written; arguments and errors as of `generate`."""
+        how = self._sampling(seed, sampling)
+        [command] = self._checked([intent], [command], strict)
+        batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self._longest(command))
+        return self._pieces(self._stream(batch, how))
+
+    def _sampling(self, seed: int, changes: dict[str, float]) -> Sampling:
+        neutral = vars(Sampling())
+        for name, value in changes.items():
+            if name not in self.knows and value != neutral.get(name):
+                raise CommandError(f"{name}={value!r} is beyond this engine, which samples by {', '.join(self.knows)}")
+        return Sampling(**{**vars(self.sampling), "seed": seed, **changes})
+
+    def _checked(self, intents: Sequence[str], commands: Sequence[Command], strict: bool) -> list[Command]:
+        for intent in intents:
+            if not clean_intent(intent):
+                raise CommandError(f"intent={intent!r} is empty")
+        found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
+        for note in filter(None, (note for _, note in found.values())):
+            warnings.warn(note, stacklevel=3)
+        return [found[command][0] for command in commands]
+
+    def _opened(self, intents: Sequence[str], commands: Sequence[Command], how: Sampling) -> dict[int, str]:
+        """Prefixes without levels, by row, for commands that have levels to be guided by."""
+        return {
+            row: self.prefix(intent, Command(command.task, command.length))
+            for row, (intent, command) in enumerate(zip(intents, commands, strict=True))
+            if command.levels and how.guidance != 1
+        }
+
+    def _longest(self, command: Command) -> int:
+        return command.length or self.codec.longest or 60
+
+    def _most(self, prefix_tokens: int, words: int) -> int:
+        """Tokens that may be written after a prefix for a prompt of so many words."""
+        return min(self.positions - prefix_tokens, 5 * words // 2 + 12)
+
+    def _pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        from tokenizers.decoders import DecodeStream
+
+        decoder = DecodeStream(skip_special_tokens=True)
+        yield from filter(None, (decoder.step(self._tokenizer, token) for token in ids))
+
+    def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [" ".join(text.split()) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
+
+    def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
+        """One prompt for each prefix of each batch."""
+        raise NotImplementedError
+
+    def _stream(self, batch: Batch, how: Sampling) -> Iterator[int]:
+        """Tokens of the prompt for a batch of one prefix."""
+        raise NotImplementedError

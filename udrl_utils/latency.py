@@ -1,0 +1,208 @@
+"""What an engine costs: seconds until it answers, prompts per second, memory; beside models of other sizes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command
+from udrl_utils.engine import Engine
+from udrl_utils.evaluation import interval
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import DeploymentSettings, SettingsError
+from udrl_utils.student import Student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    Decode = Callable[[int, int], None]  # how many texts at once, how many tokens of each
+
+COLD = """
+import json, sys, time
+began = time.perf_counter()
+since = lambda: time.perf_counter() - began
+from {module} import {engine}
+from udrl_utils.commands import Command
+engine = {engine}.load(sys.argv[1])
+took = {{"load_s": since()}}
+pieces = engine.stream("koi pond", Command(next(iter(engine.codec.edges)), length=min(12, engine.codec.longest)))
+next(pieces)
+took["first_word_s"] = since()
+list(pieces)
+took["first_prompt_s"] = since()
+from udrl_utils.machine import peak_memory
+print(json.dumps({{**took, "memory_mb": peak_memory() / 1e6}}))
+"""
+READ, WRITTEN = 16, 32  # tokens of a request to a language model: read, and written
+WHOLE = 5e8  # parameters up to which a random model is made whole
+
+# Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2 as their configurations on the hub have them.
+SHAPES: dict[str, dict[str, Any]] = {
+    "8B": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "1B": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "124M": {"model_type": "gpt2"},
+}
+
+
+def cold_start(engine: Engine) -> dict[str, float]:
+    """A new process until it has loaded an engine, written a first word, a first prompt [s]; its peak memory [MB]."""
+    program = COLD.format(module=type(engine).__module__, engine=type(engine).__name__)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(engine.folder)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def costs(
+    engines: dict[str, Engine], requests: Sequence[tuple[str, Command]], settings: DeploymentSettings
+) -> dict[str, dict[str, Any]]:
+    """Of each engine: its cold start, weights [MB], latency of a prompt [s], prompts per second by batch size."""
+    import numpy as np
+
+    found = {}
+    for name, engine in engines.items():
+        turns = [requests[k % len(requests)] for k in range(settings.latency_requests + 1)]
+        seconds = timed(lambda request, e=engine: e.generate([request[0]], request[1]), turns)
+        found[name] = {
+            **cold_start(engine),
+            "weights_mb": weights_mb(engine),
+            "p50_s": float(np.percentile(seconds, 50)),
+            "p95_s": float(np.percentile(seconds, 95)),
+            "prompts_per_second": {str(size): throughput(engine, requests, size) for size in settings.batch_sizes},
+        }
+        print(f"{name}: {found[name]['p50_s'] * 1000:.0f} ms a prompt", flush=True)
+    return found
+
+
+def throughput(engine: Engine, requests: Sequence[tuple[str, Command]], batch_size: int) -> float:
+    """Prompts per second where `batch_size` of them are written at once."""
+    intents, commands = zip(*(requests[k % len(requests)] for k in range(batch_size)), strict=True)
+    seconds = timed(lambda seed: engine.generate(intents, commands, seed=seed, batch_size=batch_size), range(4))
+    return batch_size / median(seconds)
+
+
+def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str, dict[str, Any]]:
+    """Parameters, weights [MB] and tokens per second of the engines and of other models, one text at a time."""
+    student = next(engine for engine in engines.values() if isinstance(engine, Student))
+    found = {}
+    for name, engine in engines.items():
+        if isinstance(engine, Student):
+            decode = by_transformers(engine.model)
+        else:
+            decode = by_ctranslate2(engine.generator(settings.seed), engine.codec.tokens()[0])
+        found[f"student, {name}"] = _speed(student.model.num_parameters(), weights_mb(engine), decode, settings)
+    for shape in settings.shapes:
+        model, kind = model_of(shape), "random weights" if shape in SHAPES else "Transformers"
+        size = model.num_parameters()
+        mb = size * model.dtype.itemsize / 1e6
+        found[f"{shape}, {kind}"] = _speed(size, mb, by_transformers(model), settings)
+        print(f"{shape}: {found[f'{shape}, {kind}']['tokens_per_second']['mean']:.1f} tokens/s", flush=True)
+    return found
+
+
+def _speed(parameters: int, mb: float, decode: Decode, settings: DeploymentSettings) -> dict[str, Any]:
+    speed = interval(decoding(decode, repeats=3 if parameters < WHOLE else 1), settings)
+    return {"parameters": parameters, "weights_mb": mb, "tokens_per_second": speed}
+
+
+def weights_mb(engine: Engine) -> float:
+    """Size of the weights that an engine was loaded from [MB]."""
+    files = (file for file in engine.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeats: int = 3) -> list[float]:
+    """Tokens per second, of `repeats` times that 16 tokens are read and `written` more are written."""
+    decode(batch_size, 2)  # warms up, and does not take a large model a minute
+    rates = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        decode(batch_size, written)
+        rates.append(batch_size * written / (time.perf_counter() - began))
+    return rates
+
+
+def by_transformers(model: PreTrainedModel) -> Decode:
+    """Greedy decoding by Transformers' own `generate`."""
+    import torch
+
+    def decode(batch_size: int, written: int) -> None:
+        ids = torch.full((batch_size, READ), 17, device=model.device)
+        how = {"max_new_tokens": written, "min_new_tokens": written, "do_sample": False, "pad_token_id": 0}
+        model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+
+    return decode
+
+
+def by_ctranslate2(generator: Any, token: str) -> Decode:
+    """Greedy decoding by a CTranslate2 generator, after a token that is read again and again."""
+
+    def decode(batch_size: int, written: int) -> None:
+        how = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
+        generator.generate_batch([[token] * READ] * batch_size, **how)
+
+    return decode
+
+
+def model_of(shape: str) -> PreTrainedModel:
+    """A language model in the machine's number format: a named shape with random weights, or a real one.
+
+    All layers of a large random model share one layer's weights. They are still far too many for a processor's cache,
+    so that each token waits for memory as long as with real ones; but an 8B model fits a small machine.
+    Raises: SettingsError when there is no such model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    device, dtype, _ = device_and_dtype()
+    if shape not in SHAPES:
+        try:
+            return AutoModelForCausalLM.from_pretrained(shape, dtype=dtype).to(device).eval()
+        except (OSError, ValueError) as error:
+            known, reason = ", ".join(SHAPES), str(error).strip().splitlines()[0]
+            raise SettingsError(f"parameter shapes: {shape!r} is neither {known} nor a model: {reason}") from None
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]), dtype=dtype)
+    if whole.num_parameters() < WHOLE:
+        return AutoModelForCausalLM.from_config(whole.config, dtype=dtype).to(device).eval()
+    single = AutoConfig.for_model(**{**SHAPES[shape], "num_hidden_layers": 1})
+    part = AutoModelForCausalLM.from_config(single, dtype=dtype).to(device)
+    weights = part.state_dict()
+    shared = {name: weights[re.sub(r"layers\.\d+\.", "layers.0.", name)] for name in whole.state_dict()}
+    whole.load_state_dict(shared, assign=True)
+    whole.tie_weights()
+    whole.model.rotary_emb = part.model.rotary_emb
+    return whole.eval()
+
+
+def timed(work: Callable[[Any], Any], items: Iterable[Any]) -> list[float]:
+    """Seconds that each item took but the first, which warms up."""
+    seconds = []
+    for item in items:
+        began = time.perf_counter()
+        work(item)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]

@@ -1,0 +1,177 @@
+"""Search with prompts: an intent is expanded into commanded prompts, each is searched, and the rankings are fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.engine import Engine
+from udrl_utils.settings import SearchSettings, SettingsError
+
+if TYPE_CHECKING:
+    import numpy
+
+EXACT = 200_000  # items up to which every one is looked at
+DEPTH = 200  # items of each ranking that are fused
+PAGE = 10  # items that a person sees at first
+# Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find is
+# first, which lies between them; with 0 the first find of each text is, and lists differ as much as prompts do.
+RANK_OFFSET = 0
+
+
+class Index:
+    """Nearest items by cosine: exact for up to EXACT items, in cells of neighbours (faiss) beyond.
+
+    vectors: unit vectors, shape (items, width), float32. Raises: SettingsError without faiss where it is needed.
+    """
+
+    def __init__(self, vectors: numpy.ndarray, exact: int = EXACT):
+        self.vectors, self.cells = vectors, None
+        if len(vectors) > exact:
+            self.cells = self._cells(vectors)
+
+    @staticmethod
+    def _cells(vectors: numpy.ndarray) -> Any:
+        try:
+            import faiss
+        except ImportError:
+            raise SettingsError(
+                f"a catalogue of {len(vectors)} items needs the search extra: pip install 'udrl_utils[search]'"
+            ) from None
+        count = int(2 * len(vectors) ** 0.5)
+        cells = faiss.index_factory(vectors.shape[1], f"IVF{count},Flat", faiss.METRIC_INNER_PRODUCT)
+        cells.train(vectors)
+        cells.add(vectors)
+        cells.nprobe = max(1, count // 10)
+        return cells
+
+    def nearest(self, queries: numpy.ndarray, k: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Cosines and places of the k nearest items of each query, best first, each of shape (queries, k)."""
+        import numpy as np
+
+        k = min(k, len(self.vectors))
+        if self.cells is not None:
+            return self.cells.search(np.ascontiguousarray(queries), k)
+        cosines = queries @ self.vectors.T
+        places = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        found = np.take_along_axis(cosines, places, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(places, order, axis=1)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Items and texts as vectors of one space: words by a sentence encoder, or pictures by a CLIP-class model."""
+
+    embed: Callable[[Sequence[str]], numpy.ndarray]
+    index: Index
+
+
+def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], n: int) -> list[int]:
+    """Items by their summed weight / (RANK_OFFSET + rank) over the rankings, the best n."""
+    scores: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, place in enumerate(ranking, 1):
+            if place >= 0:  # faiss fills up with -1
+                scores[int(place)] = scores.get(int(place), 0.0) + weight / (RANK_OFFSET + rank)
+    return sorted(scores, key=lambda place: (-scores[place], place))[:n]
+
+
+def diversify(
+    places: Sequence[int], cosines: Sequence[float], vectors: numpy.ndarray, n: int, keep: float
+) -> list[int]:
+    """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): the best n, each the one with the largest
+    keep * cosine to the query - (1 - keep) * largest cosine to those already chosen.
+    """
+    import numpy as np
+
+    places, cosines = np.asarray(places), np.asarray(cosines)
+    own, nearest = vectors[places], np.zeros(len(places))
+    left, chosen = np.ones(len(places), dtype=bool), []
+    for _ in range(min(n, len(places))):
+        best = int(np.where(left, keep * cosines - (1 - keep) * nearest, -np.inf).argmax())
+        left[best] = False
+        nearest = np.maximum(nearest, own @ own[best]) if chosen else own @ own[best]
+        chosen.append(int(places[best]))
+    return chosen
+
+
+class Search:
+    """Ranks the items of a catalogue for queries: texts with weights. Every space is searched with every text."""
+
+    def __init__(self, spaces: Sequence[Space]):
+        self.spaces = spaces
+
+    def rank(self, queries: Sequence[dict[str, float]], n: int) -> list[list[int]]:
+        """Places of the n best items per query: the rankings of its texts, fused by their weights."""
+        texts = [text for query in queries for text in query]
+        found = [space.index.nearest(space.embed(texts), DEPTH)[1] for space in self.spaces]
+        ranked, start = [], 0
+        for query in queries:
+            rows = slice(start, start + len(query))
+            rankings = [ranking for places in found for ranking in places[rows]]
+            ranked.append(fuse(rankings, list(query.values()) * len(found), n))
+            start = rows.stop
+        return ranked
+
+    def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
+        """The same with the first PAGE items chosen anew among all n by maximal marginal relevance: a baseline."""
+        import numpy as np
+
+        space, ranked = self.spaces[0], []
+        for query, best in zip(queries, self.rank(queries, n), strict=True):
+            center = np.array(list(query.values())) @ space.embed(list(query))
+            cosines = space.index.vectors[best] @ (center / np.linalg.norm(center))
+            page = diversify(best, cosines, space.index.vectors, PAGE, keep)
+            ranked.append(page + [place for place in best if place not in set(page)])
+        return ranked
+
+
+def expanded(intent: str, prompts: Sequence[str], raw_weight: float) -> dict[str, float]:
+    """A query of an intent and its prompts, which share a weight of 1."""
+    return {**{prompt: 1 / len(prompts) for prompt in prompts}, intent: raw_weight if prompts else 1.0}
+
+
+def write_prompts(
+    writer: Engine, intents: Sequence[str], commands: Sequence[Command], n: int, seed: int, **sampling: Any
+) -> list[list[str]]:
+    """n distinct prompts at most per intent, in equal shares under each command, tasks taking turns."""
+    share = -(-n // len(commands))
+    asked = [(intent, command) for intent in intents for command in commands]
+    written = writer.generate(
+        [intent for intent, _ in asked], [command for _, command in asked], n=share, seed=seed, **sampling
+    )
+    turns = [written[k : k + len(commands)] for k in range(0, len(written), len(commands))]
+    mixed = [[prompt for together in zip(*sets, strict=True) for prompt in together] for sets in turns]
+    return [list(filter(None, dict.fromkeys(prompts[:n]))) for prompts in mixed]
+
+
+class PromptSearch:
+    """The whole path: intent -> commanded prompts -> search with each -> fused items."""
+
+    def __init__(self, search: Search, writer: Engine, codec: CommandCodec, settings: SearchSettings):
+        self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
+
+    def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
+        """One command per task that was trained; what is not asked for, the settings say. None leaves a reward open."""
+        levels = {name: value for name, value in (self.settings.asked() | asked).items() if name in self.codec.rewards}
+        known = [task for task in tasks or self.settings.search_tasks if task in self.codec.edges]
+        return [Command(task, **levels) for task in known or self.codec.edges]
+
+    def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
+        """n prompts at most per intent, as many as the settings say without n."""
+        settings = self.settings
+        how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
+        return write_prompts(self.writer, intents, commands, n or settings.search_prompts, settings.seed, **how)
+
+    def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
+        """Places of the n best items per intent, and the prompts that they were found with."""
+        prompts = self.write(intents, self.commands(**asked))
+        return self.search.rank(self.queries(intents, prompts), n), prompts
+
+    def queries(self, intents: Sequence[str], prompts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        """Intents and their prompts, weighted."""
+        pairs = zip(intents, prompts, strict=True)
+        return [expanded(intent, written, self.settings.raw_weight) for intent, written in pairs]
