@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from udrl_utils import deployment, latency
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deployment import DeployedStudent, export, fastest_engine
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DeploymentSettings, RunError, SettingsError, TrainingSettings, resolve
+from udrl_utils.settings import ROOT, DeploymentSettings, RunError, SettingsError, TrainingSettings, resolve
 from udrl_utils.student import Student
 
 TASK = "text_to_image"
@@ -21,12 +22,9 @@ TEXTS = ["koi pond at dusk, oil painting", "tea house in the rain", "an owl, lin
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that has learnt a few prompts by heart, saved."""
-    import yaml
-    from conftest import PRESETS
-
-    settings = resolve(TrainingSettings, yaml.safe_load((PRESETS / "smoke.yaml").read_text()))
+    settings = resolve(TrainingSettings, yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke.yaml").read_text()))
     codec = CommandCodec(10, 20, {TASK: {"relevance": [k / 10 for k in range(11)]}})
     tokenizer = train_tokenizer(TEXTS * 3, 400, codec.tokens())
     torch.manual_seed(0)
