@@ -6,18 +6,27 @@ import asyncio
 import itertools
 import json
 import shutil
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from udrl_utils.commands import Command, CommandError
+from udrl_utils.deployment import DeployedStudent
 from udrl_utils.prober import Prober, runs_with_student
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import ProbeSettings, RunError
 from udrl_utils.student import Student
 from udrl_utils.widgets import Panel
+
+
+def in_a_loop(work: Coroutine) -> None:
+    """Run to the end in an event loop of its own; this thread may be within one, of a browser."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +49,31 @@ def work(panel: Panel, *buttons: str) -> None:
             panel.buttons[button].click()
             await panel._work
 
-    asyncio.run(press())
+    in_a_loop(press())
 
 
 def test_a_probe_is_what_the_student_writes_scored(prober: Prober, smoke_run: Path) -> None:
     command = Command("related_search", length=9, relevance=0.8)
     samples, note = prober.ask("  KOI pond! ", command, 3, seed=5, temperature=0.7)
-    settings = prober.settings
-    sampling = {"seed": 5, "temperature": 0.7, "min_p": settings.min_p, "guidance": settings.guidance}
     asked = prober.codec.feasible(command)[0]
-    written = Student.load(smoke_run / "03_student").generate(["koi pond"], asked, n=3, **sampling)
+    engine = DeployedStudent.load(smoke_run / "07_deployment" / "int8")
+    written = engine.generate(["koi pond"], asked, n=3, seed=5, temperature=0.7)
     assert samples.prompt.tolist() == written[0]
     again = annotate(samples[["task", "intent", "prompt"]], prober.codec.rewards, prober.sampler.embed)
     pd.testing.assert_frame_equal(samples[prober.codec.rewards], again[prober.codec.rewards])
     assert bool(note) == (asked != command)
+
+
+def test_a_run_that_exported_nothing_is_asked_with_guidance(smoke_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("07_*")))
+    settings = RunFolder(smoke_run).settings(ProbeSettings)
+    samples, _ = Prober(run, settings).ask("koi pond", Command("related_search", length=9), 3, seed=5)
+    sampling = {"temperature": settings.temperature, "min_p": settings.min_p, "guidance": settings.guidance}
+    student = Student.load(smoke_run / "03_student")
+    assert (
+        samples.prompt.tolist()
+        == student.generate(["koi pond"], Command("related_search", length=9), 3, 5, **sampling)[0]
+    )
 
 
 def test_an_empty_intent_and_an_unknown_reward_are_one_line(prober: Prober) -> None:
@@ -138,7 +158,7 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
             beats.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.01)
 
-    asyncio.run(both())
+    in_a_loop(both())
     assert len(panel.history) == 2
     assert len(beats) > 20
     assert max(b - a for a, b in itertools.pairwise(beats)) < 1, "drawing cards is all that it waits for"
@@ -152,7 +172,7 @@ def test_stop_ends_a_sweep_after_its_step(panel: Panel) -> None:
         panel.stop.click()
         await asyncio.wait({panel._work})
 
-    asyncio.run(stopped())
+    in_a_loop(stopped())
     assert "Stopped" in panel.status.value
     assert panel.history[0].set.size < len(panel.prober.sweep_values("length")) * panel.prompts.value
     assert not panel.buttons["Sweep"].disabled and panel.stop.disabled
@@ -166,7 +186,7 @@ def test_another_run_can_be_chosen(panel: Panel, smoke_run: Path) -> None:
         await panel._work
 
     panel.run.options = [*panel.run.options, "other"]
-    asyncio.run(choose())
+    in_a_loop(choose())
     assert panel.prober.run.name == "other"
     assert "other is ready" in panel.status.value
     shutil.rmtree(smoke_run.parent / "other")
