@@ -67,13 +67,12 @@ def test_a_probe_is_what_the_student_writes_scored(prober: Prober, smoke_run: Pa
 def test_a_run_that_exported_nothing_is_asked_with_guidance(smoke_run: Path, tmp_path: Path) -> None:
     run = RunFolder(shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("07_*")))
     settings = RunFolder(smoke_run).settings(ProbeSettings)
-    samples, _ = Prober(run, settings).ask("koi pond", Command("related_search", length=9), 3, seed=5)
+    prober = Prober(run, settings)
+    command = prober.codec.feasible(Command("related_search", length=9, relevance=0.8))[0]
+    samples, _ = prober.ask("koi pond", command, 3, seed=5)
     sampling = {"temperature": settings.temperature, "min_p": settings.min_p, "guidance": settings.guidance}
-    student = Student.load(smoke_run / "03_student")
-    assert (
-        samples.prompt.tolist()
-        == student.generate(["koi pond"], Command("related_search", length=9), 3, 5, **sampling)[0]
-    )
+    written = Student.load(smoke_run / "03_student").generate(["koi pond"], command, n=3, seed=5, **sampling)
+    assert samples.prompt.tolist() == written[0]
 
 
 def test_an_empty_intent_and_an_unknown_reward_are_one_line(prober: Prober) -> None:

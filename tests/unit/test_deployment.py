@@ -164,7 +164,7 @@ def test_layers_that_share_weights_compute_as_layers_of_their_own(monkeypatch: p
 
 
 def test_an_unknown_shape_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="parameter shapes: '.*nothing' is neither 8B, 1B, 124M nor a model"):
+    with pytest.raises(SettingsError, match=r"parameter shapes: '.*nothing' is neither 8B, 1B, 124M nor a model"):
         latency.model_of(str(tmp_path / "nothing"))
 
 
