@@ -151,7 +151,7 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
     beats = []
 
     async def both() -> None:
-        panel.prompts.value = 16
+        panel.prompts.value = 32
         panel.buttons["Compare"].click()
         while not panel._work.done():
             beats.append(asyncio.get_running_loop().time())
@@ -159,7 +159,7 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
 
     in_a_loop(both())
     assert len(panel.history) == 2
-    assert len(beats) > 20
+    assert len(beats) > 10
     assert max(b - a for a, b in itertools.pairwise(beats)) < 1, "drawing cards is all that it waits for"
 
 
