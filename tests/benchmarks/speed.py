@@ -79,8 +79,11 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     def stock(model: Any, tokenizer: Any) -> float:
         from trl import SFTConfig, SFTTrainer
 
+        device, dtype, _ = device_and_dtype()
+        # its defaults but for what must be equal on both sides, and the number format, which a CPU wants to be told
         how = {"max_steps": STEPS, "per_device_train_batch_size": brief.batch_size, "report_to": "none"}
-        config = SFTConfig(str(home / "stock"), learning_rate=brief.learning_rate, disable_tqdm=True, **how)
+        how |= {"learning_rate": brief.learning_rate, "use_cpu": device == "cpu", "bf16": dtype == torch.bfloat16}
+        config = SFTConfig(str(home / "stock"), disable_tqdm=True, **how)
         return tokens_per_second(SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer))
 
     def bare(model: Any, tokenizer: Any) -> float:
