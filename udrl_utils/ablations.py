@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, AnnotationSettings, SettingsError, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_rounds, train_student
 

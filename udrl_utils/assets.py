@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.catalog import as_table, read_folder
 from udrl_utils.collection import xmp
+from udrl_utils.errors import extra, loading
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SettingsError
 
 if TYPE_CHECKING:
     import pandas
@@ -17,15 +17,10 @@ if TYPE_CHECKING:
 
 def load_pipeline(name: str) -> Any:
     """A diffusers text-to-image pipeline, by Hub id or path. Raises: SettingsError when there is none."""
-    try:
+    with extra("search", "parameter generator"):
         from diffusers import DiffusionPipeline
-    except ImportError:
-        raise SettingsError("parameter generator needs the search extra: pip install 'udrl_utils[search]'") from None
-    try:
+    with loading(f"parameter generator={name!r} is neither a Hub id nor a folder"):
         pipeline = DiffusionPipeline.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"parameter generator={name!r} is neither a Hub id nor a folder: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device_and_dtype()[0])
 

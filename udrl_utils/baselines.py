@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
 from udrl_utils.distillation import parse_reply, reject_reason
-from udrl_utils.evaluation import interval
+from udrl_utils.errors import SettingsError
+from udrl_utils.intervals import interval
 from udrl_utils.journal import Journal
 from udrl_utils.latency import timed
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
+from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.teachers import Request, Teacher, TransformersTeacher, make_teacher
 

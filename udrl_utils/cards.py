@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.evaluation import without_levels
+from udrl_utils.intervals import written
 from udrl_utils.rewards import REWARDS
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
@@ -74,36 +76,29 @@ def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: Annotation
     return card
 
 
-def student_card(run: RunFolder, metrics: dict[str, Any] | None = None) -> str:
-    """The card that travels with a student, and what its run knows besides: teacher, licence, metrics once measured."""
+def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> None:
+    """Add to the card that travels with a student what its run knows: teacher, licence, and metrics once measured."""
     import pandas
 
-    made, own = run.settings(DistillationSettings), (run / "03_student" / "README.md").read_text(encoding="utf-8")
-    teacher = f"`{made.pairs or made.teacher_model or made.teacher}`"
+    made, card = run.settings(DistillationSettings), run / "03_student" / "README.md"
     measured = ""
     if metrics:
-        obeyed = {
-            name: {k: v for k, v in m.items() if k != "levels"} for name, m in metrics["calibration"]["all"].items()
-        }
+        obeyed = pandas.DataFrame(without_levels(metrics["calibration"]["all"])).T.astype(float).round(3)
         relative = metrics["relative_to_teacher"]["student_best"]
-        rows = {name: f"{v['mean']:.1%} [{v['low']:.1%}, {v['high']:.1%}]" for name, v in relative.items()}
         measured = f"""
 On test intents that were never trained on, commanded against achieved:
 
-{table(pandas.DataFrame(obeyed).T.astype(float).round(3).astype(object).fillna(""))}
+{table(obeyed.astype(object).fillna(""))}
 
-At its best commands, relative to the teacher, with 95% intervals: {", ".join(f"{k} {v}" for k, v in rows.items())}.
+At its best commands, relative to the teacher, with 95% intervals:
+{", ".join(f"{name} {written(value, '.1%')}" for name, value in relative.items())}.
 """
-    return f"""{own.partition(MADE)[0]}{MADE}
-Teacher: {teacher}; intents: `{made.intents}`; seed {made.seed}. A student of the embedded grammar teacher comes under
-the MIT licence of the workbook; one of a language model is bound by the terms of that model.
+    text = f"""{card.read_text(encoding="utf-8").partition(MADE)[0]}{MADE}
+Teacher: `{made.pairs or made.teacher_model or made.teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
+the embedded grammar teacher comes under the MIT licence of the workbook; one of a language model is bound by the terms
+of that model.
 {measured}"""
-
-
-def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> None:
-    """Complete the card of 03_student."""
-    card = student_card(run, metrics)
-    (run / "03_student" / "README.md").write_text(card, encoding="utf-8")
+    card.write_text(text, encoding="utf-8")
 
 
 def share_student(run: RunFolder, settings: TrainingSettings) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils import collection
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.images import LONGEST_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
-from udrl_utils.settings import RunError, SearchSettings, SettingsError
+from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import read_table
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A small model that writes prompts under reward commands: run the notebooks, build reports, compare runs.
 
-First steps: `udrl run --preset laptop` makes a whole run in about a quarter of an hour on two cores, prints its results
+First steps: `udrl run --preset laptop` makes a whole run in a quarter to half an hour on two cores, prints its results
 and names its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is set.
 """
 
@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
+from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, outputs_root
-from udrl_utils.settings import (
-    NOTEBOOKS,
-    ROOT,
-    SETTINGS,
-    STAGES,
-    SettingsError,
-    StageSettings,
-    UserError,
-    builds_on,
-    resolve,
-)
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
 
 if TYPE_CHECKING:
     import pandas

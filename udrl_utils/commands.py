@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.errors import RunError, UserError
 from udrl_utils.runs import write_json
-from udrl_utils.settings import RunError, UserError
 from udrl_utils.tasks import TASKS
 
 if TYPE_CHECKING:

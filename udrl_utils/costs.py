@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.figures import labelled, panels
+from udrl_utils.intervals import written
 
 if TYPE_CHECKING:
     import pandas
@@ -21,9 +22,7 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         rows[labelled([system])[system]] = {
             "parameters [M]": f"{cost['parameters'] / 1e6:.1f}" if cost["parameters"] else "on a server",
             "weights [MB]": f"{cost['weights_mb']:.0f}" if cost["weights_mb"] else "on a server",
-            "seconds per set": f"{seconds['mean']:.2f} [{seconds['low']:.2f}, {seconds['high']:.2f}]"
-            if seconds
-            else "",
+            "seconds per set": written(seconds, ".2f") if seconds else "",
         }
     return pandas.DataFrame(rows).T
 
@@ -36,14 +35,9 @@ def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     for name, found in metrics["quality"].items():
         obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
         within = found["calibration"].get("length", {}).get("within_1")
-        ratios = {f"{reward} relative": percent(ratio) for reward, ratio in found["relative"].items()}
+        ratios = {f"{reward} relative": written(ratio, ".1%") for reward, ratio in found["relative"].items()}
         rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
     return pandas.DataFrame(rows).T
-
-
-def percent(ratio: dict[str, float]) -> str:
-    """A ratio with its interval, in per cent."""
-    return f"{ratio['mean']:.1%} [{ratio['low']:.1%}, {ratio['high']:.1%}]"
 
 
 def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
+from udrl_utils.errors import RunError, extra
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import RunError, SettingsError
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:
@@ -100,15 +100,15 @@ class DeployedStudent(Engine):
 
 
 def fastest_engine(run: RunFolder) -> Engine:
-    """The deployed student of a run where one was exported, else the trained one. Raises: RunError without both."""
-    exported = run / "07_deployment" / "int8"
-    return DeployedStudent.load(exported) if exported.exists() else Student.load(run / "03_student")
+    """A run's deployed student, in the last of its precisions, else the trained one. Raises: RunError without both."""
+    found = run.read().get("stages", {}).get("07_deployment")  # which a run forgets when its student is trained anew
+    if found:
+        return DeployedStudent.load(run / "07_deployment" / found["settings"]["precisions"][-1])
+    return Student.load(run / "03_student")
 
 
 def import_ctranslate2() -> Any:
     """The inference library of the deploy extra. Raises: SettingsError when it is not installed."""
-    try:
+    with extra("deploy", "deployment"):
         import ctranslate2
-    except ImportError:
-        raise SettingsError("deployment needs the deploy extra: pip install 'udrl_utils[deploy]'") from None
     return ctranslate2

@@ -7,13 +7,15 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
 from udrl_utils.tasks import TASKS, assign_splits, clean_intent, load_intents, read_table, words
 from udrl_utils.teachers import Request, make_teacher
@@ -29,6 +31,13 @@ MARKUP = re.compile(r"</?[a-z!][^<>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", 
 ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
 WHOLE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])')
 LONGEST_WORD = 60  # characters
+
+
+def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
+    """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal."""
+    teacher = make_teacher(run.settings(DistillationSettings), Budget(None))
+    written = teacher.write(requests, Journal(replies))
+    return [parse_reply(reply, request.n) for request, reply in zip(requests, written, strict=True)]
 
 
 def parse_reply(reply: str, asked: int) -> list[str]:

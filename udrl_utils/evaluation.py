@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
+from udrl_utils.errors import RunError
+from udrl_utils.intervals import interval, ratio_interval
 from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import MeasuringSettings, RunError
+from udrl_utils.settings import MeasuringSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, words
 
@@ -80,6 +81,11 @@ def calibration_metrics(samples: pandas.DataFrame, settings: MeasuringSettings) 
     return metrics
 
 
+def without_levels(calibration: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Calibration by reward in single numbers: without the means per commanded value."""
+    return {name: {k: v for k, v in found.items() if k != "levels"} for name, found in calibration.items()}
+
+
 def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings) -> dict[str, Any]:
     rows = rows.dropna(subset=[name])
     commanded, achieved = rows[f"asked_{name}"], rows[name]
@@ -94,25 +100,6 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings)
     levels = rows.groupby(commanded)[name]
     result["levels"] = [{"asked": float(level), **interval(values, settings)} for level, values in levels]
     return result
-
-
-def interval(values: Sequence[float], settings: MeasuringSettings) -> dict[str, float]:
-    """Mean with its 95% bootstrap interval (percentiles of resampled means)."""
-    import numpy as np
-
-    values = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-
-
-def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: MeasuringSettings) -> dict[str, float]:
-    """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
-    import numpy as np
-
-    draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
-    low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
-    return {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
 
 
 def sample_systems(

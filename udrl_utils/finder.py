@@ -14,6 +14,7 @@ from udrl_utils.gallery import thumbnail
 from udrl_utils.images import BadImage, Describer, intent_of
 from udrl_utils.retrieval import PromptSearch
 from udrl_utils.tasks import clean_intent
+from udrl_utils.views import template
 
 if TYPE_CHECKING:
     import pandas
@@ -24,22 +25,15 @@ OPEN = "open"  # the stop of a slider that asks for nothing
 
 def results_page(catalog: pandas.DataFrame, intent: str, places: Sequence[int], prompts: Sequence[str]) -> str:
     """What was found, as HTML: the intent, its prompts, and thumbnails with titles. Every text is escaped."""
-    cells = "".join(
-        f'<figure style="margin:6px;width:150px"><img alt="" src="{data_url(item.image)}">'
-        f'<figcaption dir="auto" style="font-size:11px">{html.escape(item.title)}</figcaption></figure>'
-        for item in catalog.iloc[list(places)].itertuples()
-    )
-    written = "".join(f'<li dir="auto">{html.escape(prompt)}</li>' for prompt in prompts)
-    return (
-        f'<p><b dir="auto">{html.escape(intent)}</b></p><details><summary>{len(prompts)} prompts</summary>'
-        f'<ul>{written}</ul></details><div style="display:flex;flex-wrap:wrap;align-items:center">{cells}</div>'
-    )
+    shown = catalog.iloc[list(places)]
+    items = [{"title": item.title, "picture": data_url(item.image)} for item in shown.itertuples()]
+    return template("found.html").render(intent=intent, prompts=prompts, items=items)
 
 
 def data_url(path: str) -> str:
     """A thumbnail as a data URL; drawn anew, so that nothing of the file itself reaches the page."""
     buffer = io.BytesIO()
-    thumbnail(path, 150).save(buffer, "JPEG", quality=80)
+    thumbnail(path, 300).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -70,7 +64,7 @@ class Finder:
 
         text = ipywidgets.Text(intent, description="intent")
         upload = ipywidgets.FileUpload(accept="image/*", description="image")
-        sliders = {name: slider(name, self.finder) for name in self.finder.codec.rewards}
+        sliders = {name: slider(name, self.finder) for name in self.finder.writer.codec.rewards}
         button, shown = ipywidgets.Button(description="search"), ipywidgets.HTML()
 
         def search(_: Any = None) -> None:
@@ -97,7 +91,7 @@ def slider(reward: str, finder: PromptSearch) -> Any:
     """A slider over what can be asked of a reward, at what the settings ask for; its first stop leaves it open."""
     import ipywidgets
 
-    stops = range(3, finder.codec.longest + 1) if reward == "length" else [k / 20 for k in range(21)]
+    stops = range(3, finder.writer.codec.longest + 1) if reward == "length" else [k / 20 for k in range(21)]
     asked = finder.settings.asked().get(reward)
     at = OPEN if asked is None else min(stops, key=lambda stop: abs(stop - asked))
     options = [(OPEN, OPEN), *((str(stop), stop) for stop in stops)]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.settings import SettingsError, TrainingSettings
+from udrl_utils.errors import SettingsError, loading
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:
@@ -78,12 +79,9 @@ def pretrained_student(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = BASE if base == "embedded" else base
-    try:
+    with loading(f"parameter base={base!r} is neither embedded, a Hub id nor a folder"):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"parameter base={base!r} is neither embedded, a Hub id nor a folder: {reason}") from None
     if n_positions > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings
         raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from udrl_utils.errors import loading
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SearchSettings, SettingsError
+from udrl_utils.settings import SearchSettings
 
 if TYPE_CHECKING:
     import numpy
@@ -300,9 +301,6 @@ def load(name: str, processor: Any, model: Any, parameter: str) -> tuple[Any, An
     """Processor and model, in float32, on the machine's device. Raises: SettingsError when there is none."""
     import torch
 
-    try:
+    with loading(f"parameter {parameter}={name!r} is neither a Hub id nor a folder"):
         parts = processor.from_pretrained(name), model.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"parameter {parameter}={name!r} is neither a Hub id nor a folder: {reason}") from None
     return parts[0], parts[1].to(device_and_dtype()[0]).eval()

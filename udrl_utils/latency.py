@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
 from udrl_utils.engine import Engine
-from udrl_utils.evaluation import interval
+from udrl_utils.errors import loading
+from udrl_utils.intervals import interval
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import DeploymentSettings, SettingsError
+from udrl_utils.settings import DeploymentSettings
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:
@@ -179,11 +180,8 @@ def model_of(shape: str) -> PreTrainedModel:
 
     device, dtype, _ = device_and_dtype()
     if shape not in SHAPES:
-        try:
+        with loading(f"parameter shapes: {shape!r} is neither {', '.join(SHAPES)} nor a model"):
             return AutoModelForCausalLM.from_pretrained(shape, dtype=dtype).to(device).eval()
-        except (OSError, ValueError) as error:
-            known, reason = ", ".join(SHAPES), str(error).strip().splitlines()[0]
-            raise SettingsError(f"parameter shapes: {shape!r} is neither {known} nor a model: {reason}") from None
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]), dtype=dtype)
     if whole.num_parameters() < WHOLE:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deployment import fastest_engine
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import RunError
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError
+from udrl_utils.settings import AnnotationSettings, ProbeSettings
 from udrl_utils.tasks import TASKS, clean_intent, share
 
 if TYPE_CHECKING:

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.baselines import journal_of
-from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
-from udrl_utils.distillation import parse_reply
-from udrl_utils.evaluation import LENGTHS, calibration_metrics, interval, ratio_interval, sample_calibration
+from udrl_utils.distillation import ask_teacher
+from udrl_utils.evaluation import LENGTHS, calibration_metrics, sample_calibration, without_levels
 from udrl_utils.front import PATH, hypervolume, measure_front
-from udrl_utils.journal import Journal
+from udrl_utils.intervals import interval, ratio_interval
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
-from udrl_utils.teachers import Request, make_teacher
+from udrl_utils.teachers import Request
 
 if TYPE_CHECKING:
     import pandas
@@ -204,9 +203,8 @@ def outside_intents(
 
     tasks = list(sampler.student.codec.edges)
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
-    teacher, journal = make_teacher(run.settings(DistillationSettings), Budget(None)), journal_of(run, "outside")
-    replies = teacher.write([Request(task, intent, n) for task, intent in keys], Journal(journal))
-    rows = [(t, i, p) for (t, i), reply in zip(keys, replies, strict=True) for p in parse_reply(reply, n)]
+    written = ask_teacher(run, [Request(task, intent, n) for task, intent in keys], journal_of(run, "outside"))
+    rows = [(task, intent, prompt) for (task, intent), prompts in zip(keys, written, strict=True) for prompt in prompts]
     theirs = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
     ours = sampler.of(sampler.student, guidance=1.0).sample(best, n)
@@ -234,7 +232,7 @@ def quality(
         sets = sampler.sample(best, 4 * settings.samples_per_intent).groupby("set")[["relevance", "diversity"]].mean()
         first = sets if first is None else first
         found[name] = {
-            "calibration": {r: {k: v for k, v in values.items() if k != "levels"} for r, values in obeyed.items()},
+            "calibration": without_levels(obeyed),
             "sets": {reward: interval(sets[reward], settings) for reward in sets},
             "relative": {
                 reward: ratio_interval(*(t[reward].to_numpy() for t in (sets, first)), settings) for reward in sets

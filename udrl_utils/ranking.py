@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.collection import Judged
-from udrl_utils.evaluation import interval
+from udrl_utils.errors import extra
+from udrl_utils.intervals import interval, written
 from udrl_utils.retrieval import PAGE
-from udrl_utils.settings import SearchSettings, SettingsError
+from udrl_utils.settings import SearchSettings
 
 if TYPE_CHECKING:
     import numpy
@@ -43,10 +44,8 @@ def measure(ranked: Ranked, judged: Sequence[Judged], ids: Sequence[str], vector
 
 def evaluator(wanted: dict[str, dict[str, int]]) -> Any:
     """A trec_eval that knows what is relevant. Raises: SettingsError without the search extra."""
-    try:
+    with extra("search", "notebook 06"):
         import pytrec_eval
-    except ImportError:
-        raise SettingsError("notebook 06 needs the search extra: pip install 'udrl_utils[search]'") from None
     return pytrec_eval.RelevanceEvaluator(wanted, {"ndcg_cut.10", "recall.10,50", "recip_rank"})
 
 
@@ -106,7 +105,7 @@ def summary_table(summaries: dict[str, Any], form: str) -> pandas.DataFrame:
     import pandas
 
     rows = {
-        system: {name: f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in metrics.items()}
+        system: {name: written(value, ".3f") for name, value in metrics.items()}
         for system, metrics in summaries[form].items()
     }
     return pandas.DataFrame(rows).T

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils import views
 from udrl_utils.commands import CommandCodec
 from udrl_utils.costs import costs_table
+from udrl_utils.errors import RunError
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
+from udrl_utils.intervals import written
 from udrl_utils.prober import grid
 from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import NOTEBOOKS, RunError
+from udrl_utils.settings import NOTEBOOKS
 
 if TYPE_CHECKING:
     import pandas
@@ -66,7 +68,7 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         values = {name: metrics["systems"][system][name] for name in SET_METRICS if name in metrics["systems"][system]}
         ratios = metrics["relative_to_teacher"][system]
         row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
-        cells = {metric: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for metric, v in values.items()}
+        cells = {metric: written(value) for metric, value in values.items()}
         rows[label] = {**cells, **row}
     return pandas.DataFrame(rows).T
 
@@ -130,7 +132,7 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
         parts = [flat(part, f"{name} {key}".strip()) for key, part in value.items()]
         return {key: cell for part in parts for key, cell in part.items()}
     if isinstance(value, dict):
-        return {name: f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"}
+        return {name: written(value)}
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value)}
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.commands import Command
 from udrl_utils.engine import Engine
-from udrl_utils.settings import SearchSettings, SettingsError
+from udrl_utils.errors import extra
+from udrl_utils.settings import SearchSettings
 
 if TYPE_CHECKING:
     import numpy
@@ -34,12 +35,8 @@ class Index:
 
     @staticmethod
     def _cells(vectors: numpy.ndarray) -> Any:
-        try:
+        with extra("search", f"a catalogue of {len(vectors)} items"):
             import faiss
-        except ImportError:
-            raise SettingsError(
-                f"a catalogue of {len(vectors)} items needs the search extra: pip install 'udrl_utils[search]'"
-            ) from None
         count = int(2 * len(vectors) ** 0.5)
         cells = faiss.index_factory(vectors.shape[1], f"IVF{count},Flat", faiss.METRIC_INNER_PRODUCT)
         cells.train(vectors)
@@ -151,14 +148,15 @@ def write_prompts(
 class PromptSearch:
     """The whole path: intent -> commanded prompts -> search with each -> fused items."""
 
-    def __init__(self, search: Search, writer: Engine, codec: CommandCodec, settings: SearchSettings):
-        self.search, self.writer, self.codec, self.settings = search, writer, codec, settings
+    def __init__(self, search: Search, writer: Engine, settings: SearchSettings):
+        self.search, self.writer, self.settings = search, writer, settings
 
     def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
         """One command per task that was trained; what is not asked for, the settings say. None leaves a reward open."""
-        levels = {name: value for name, value in (self.settings.asked() | asked).items() if name in self.codec.rewards}
-        known = [task for task in tasks or self.settings.search_tasks if task in self.codec.edges]
-        return [Command(task, **levels) for task in known or self.codec.edges]
+        codec, wanted = self.writer.codec, self.settings.asked() | asked
+        levels = {name: value for name, value in wanted.items() if name in codec.rewards}
+        known = [task for task in tasks or self.settings.search_tasks if task in codec.edges]
+        return [Command(task, **levels) for task in known or codec.edges]
 
     def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
         """n prompts at most per intent, as many as the settings say without n."""

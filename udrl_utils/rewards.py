@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import ChatClient
 from udrl_utils.encoder import Embed, Encoder
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.judge import Judge
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
+from udrl_utils.settings import AnnotationSettings
 from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
 
 if TYPE_CHECKING:

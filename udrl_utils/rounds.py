@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.distillation import drop_near_duplicates, pair_id, reject_reason
+from udrl_utils.errors import RunError
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import DistillationSettings, RunError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import clean_intent
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
+from udrl_utils.errors import RunError
 from udrl_utils.machine import environment
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSettings, builds_on, resolve
+from udrl_utils.parameters import S, resolve
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, StageSettings, builds_on
 
 
 def outputs_root() -> Path:

@@ -1,16 +1,11 @@
-"""Settings of each stage, and the mistakes that are shown in one line.
-
-A notebook's parameters cell holds plain literals; `resolve` turns them into one strict, frozen settings
-object and refuses whatever it does not know, before any work starts.
-"""
+"""What each stage can be told: its fields, what they mean, and which values are allowed."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -18,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -44,21 +38,6 @@ TaskName = Literal["text_to_image", "text_to_template", "related_search"]
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; shown as one line, in notebooks too."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
-
-
-class SettingsError(UserError):
-    """A parameter is unknown, mistyped or outside its range."""
-
-
-class RunError(UserError):
-    """The run folder cannot be used: a stage is missing, or was made with other settings."""
 
 
 class StageSettings(BaseModel):
@@ -224,12 +203,17 @@ class SamplingSettings(StageSettings):
         return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
-class MeasuringSettings(StageSettings):
-    """What is measured on test intents, and how sure we are of it."""
+class IntervalSettings(StageSettings):
+    """How sure we are of a mean, in every stage that gives one."""
+
+    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+
+
+class MeasuringSettings(IntervalSettings):
+    """What is measured on test intents."""
 
     analysis_intents: int = Field(description="test intents per task", ge=2)
     samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
-    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
 
 class AnalysisSettings(SamplingSettings, MeasuringSettings):
@@ -254,7 +238,7 @@ class ProbeSettings(SamplingSettings):
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
 
 
-class SearchSettings(StageSettings):
+class SearchSettings(IntervalSettings):
     """06: the catalogue, how it is searched, and what the search is measured on."""
 
     catalog: str = Field(
@@ -273,7 +257,6 @@ class SearchSettings(StageSettings):
     search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
     raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
     search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
-    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
 
     @field_validator("n_items")
     @classmethod
@@ -319,44 +302,3 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "06_search": SearchSettings,
     "07_deployment": DeploymentSettings,
 }
-KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
-S = TypeVar("S", bound=StageSettings)
-
-
-def resolve(cls: type[S], namespace: dict[str, Any]) -> S:
-    """Settings of one stage out of a notebook's namespace (`globals()`) or a plain dict.
-
-    Parameters of other stages may be there, so that one preset drives all notebooks. Any other plain
-    literal is a mistyped parameter. A second call in the same kernel does not look for those again: by
-    then the names may be the user's own.
-
-    Raises: SettingsError, one line that names the parameter, its value and what is allowed.
-    """
-    literals = (str, int, float, bool, list, dict, type(None))
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if type(value) in literals and name.islower() and not name.startswith("_")
-    }
-    if "_settings_resolved" not in namespace:
-        for name in sorted(given.keys() - KNOWN):
-            close = difflib.get_close_matches(name, KNOWN, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(sorted(KNOWN))}"
-            raise SettingsError(f"unknown parameter {name}={given[name]!r}{hint}")
-    try:
-        settings = cls(**{name: value for name, value in given.items() if name in cls.model_fields})
-    except ValidationError as error:
-        raise SettingsError(explain(error, cls)) from None
-    settings._given = {name: value for name, value in given.items() if name in KNOWN}
-    namespace["_settings_resolved"] = True
-    return settings
-
-
-def explain(error: ValidationError, cls: type[StageSettings]) -> str:
-    """First problem of a validation error, in one line."""
-    problem = error.errors()[0]
-    name = str(problem["loc"][0])
-    if problem["type"] == "missing":
-        return f"missing parameter {name} ({cls.model_fields[name].description})"
-    what = problem["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
-    return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
+from udrl_utils.errors import RunError
 from udrl_utils.guidance import Draw, write
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -10,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils import collection, ranking
 from udrl_utils.catalog import read_judgements
-from udrl_utils.chat import Budget
 from udrl_utils.collection import Judged
-from udrl_utils.distillation import parse_reply
-from udrl_utils.journal import Journal
+from udrl_utils.distillation import ask_teacher
+from udrl_utils.latency import timed
 from udrl_utils.recommendation import next_searches, queries_of, unseen
 from udrl_utils.retrieval import PromptSearch, Search
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, SearchSettings
-from udrl_utils.teachers import Request, make_teacher
+from udrl_utils.teachers import Request
 
 if TYPE_CHECKING:
     import numpy
@@ -45,13 +43,11 @@ def intents_of(run: RunFolder, settings: SearchSettings, items: pandas.DataFrame
 
 def teacher_prompts(run: RunFolder, intents: Sequence[str], tasks: Sequence[str], n: int) -> list[list[str]] | None:
     """n prompts at most per intent by the run's teacher, tasks taking turns; None where its pairs came from a file."""
-    settings = run.settings(DistillationSettings)
-    if settings.pairs:
+    if run.settings(DistillationSettings).pairs:
         return None
     share = -(-n // len(tasks))
     requests = [Request(task, intent, share) for intent in intents for task in tasks]
-    replies = make_teacher(settings, Budget(None)).write(requests, Journal(run / "06_search" / "_teacher.jsonl"))
-    parsed = [parse_reply(reply, share) for reply in replies]
+    parsed = ask_teacher(run, requests, run / "06_search" / "_teacher.jsonl")
     sets = [parsed[k : k + len(tasks)] for k in range(0, len(parsed), len(tasks))]
     return [[prompt for turn in zip_longest(*texts) for prompt in turn if prompt][:n] for texts in sets]
 
@@ -133,9 +129,4 @@ def views_of(catalog: pandas.DataFrame, items: list[collection.Facts], seed: int
 
 def latencies(finder: PromptSearch, intents: Sequence[str]) -> list[float]:
     """Seconds from an intent to its items, prompts written on the way, one intent at a time; the first one warms up."""
-    seconds = []
-    for intent in [intents[0], *intents]:
-        began = time.perf_counter()
-        finder.find([intent], FOUND)
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+    return timed(lambda intent: finder.find([intent], FOUND), [intents[0], *intents])

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.settings import DistillationSettings, SettingsError
+from udrl_utils.errors import SettingsError
+from udrl_utils.settings import DistillationSettings
 
 if TYPE_CHECKING:
     import pandas

@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from udrl_utils.chat import Budget, ChatClient, Question
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.grammar import GrammarTeacher
 from udrl_utils.journal import Journal, key_of
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import messages
 
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SettingsError, TrainingSettings
+from udrl_utils.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

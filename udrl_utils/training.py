@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import SettingsError
 from udrl_utils.front import GRID, PATH, best_commands, front_volume, measure_front
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
 from udrl_utils.machine import seed_everything
@@ -23,7 +24,7 @@ from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.shards import write_shard
 from udrl_utils.student import Student
 from udrl_utils.trainer import make_trainer

@@ -23,8 +23,9 @@ import numpy as np
 import yaml
 
 from udrl_utils import rewards
+from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, TrainingSettings, resolve
+from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, TrainingSettings
 
 PER_INTENT = 8
 

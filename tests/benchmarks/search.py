@@ -1,17 +1,15 @@
 """Seconds and memory of the whole path, from an intent to items of a large catalogue, prompts written on the way.
 
-    python tests/benchmarks/search.py outputs/laptop/03_student --items 100000
+    python tests/benchmarks/search.py outputs/laptop --items 100000
 
-Rows are synthesised as the embedded collection is, without pictures. The student is loaded as it is, or by --engine:
-`--engine package.module:function` is called with the student's folder and returns what can `generate`.
+Rows are synthesised as the embedded collection is, without pictures. A run that exported its student is asked through
+that.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import resource
 import time
 from pathlib import Path
 
@@ -19,23 +17,20 @@ import numpy as np
 import yaml
 
 from udrl_utils import catalog, collection, study
-from udrl_utils.commands import CommandCodec
+from udrl_utils.deployment import fastest_engine
 from udrl_utils.encoder import Encoder
+from udrl_utils.machine import peak_memory
+from udrl_utils.parameters import resolve
 from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.settings import ROOT, SearchSettings, resolve
-
-
-def peak_gib() -> float:
-    """The most memory that this process has held [GiB]."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import ROOT, SearchSettings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("student", type=Path, help="folder of a student")
+    parser.add_argument("run", type=Path, help="folder of a run with a student")
     parser.add_argument("--items", type=int, default=100_000, help="rows of the catalogue")
     parser.add_argument("--intents", type=int, default=60, help="intents of each form")
-    parser.add_argument("--engine", default="udrl_utils.student:Student.load", help="module:function that loads it")
     arguments = parser.parse_args()
     preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
     settings = resolve(SearchSettings, preset | {"n_items": arguments.items, "search_intents": arguments.intents})
@@ -47,22 +42,16 @@ def main() -> None:
     items = catalog.as_table(catalog.collect(rows)[0])
     embed = Encoder("minilm")
     embed(["one text, so that the model is loaded"])
-    began, before = time.perf_counter(), peak_gib()
+    began, before = time.perf_counter(), peak_memory() / 2**30
     index = Index(embed(catalog.texts_of(items)))
     built = time.perf_counter() - began
     embed.forget()
 
-    module, _, path = arguments.engine.partition(":")
-    load = importlib.import_module(module)
-    for name in path.split("."):
-        load = getattr(load, name)
-    finder = PromptSearch(
-        Search([Space(embed, index)]), load(arguments.student), CommandCodec.load(arguments.student), settings
-    )
+    finder = PromptSearch(Search([Space(embed, index)]), fastest_engine(RunFolder(arguments.run.resolve())), settings)
     intents = [one.text for one in collection.judged_intents(facts, settings.seed, settings.search_intents, ())]
     half, most = np.percentile(study.latencies(finder, intents), [50, 95])
     figures = {"items": len(items), "index": round(built, 1), "p50": round(half, 3), "p95": round(most, 3)}
-    print(json.dumps(figures | {"GiB before": round(before, 2), "GiB at most": round(peak_gib(), 2)}))
+    print(json.dumps(figures | {"GiB before": round(before, 2), "GiB at most": round(peak_memory() / 2**30, 2)}))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer
 
-STEPS = 40  # optimiser steps of one turn of training
+STEPS = 40  # optimiser steps of one turn of training; the first one warms up
+ROWS = 4000  # training rows that they are drawn from
 WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
 
 
@@ -57,6 +58,7 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     settings, annotated = run.settings(TrainingSettings), read_annotated(run)
     codec = CommandCodec.load(run / "03_student")
     train, held = (annotated[annotated.split == split] for split in ("train", "validation"))
+    train = train.sample(min(ROWS, len(train)), random_state=settings.seed)
     rows, watched = command_pairs(train, codec, settings), command_pairs(held.head(256), codec, settings)
     brief = settings.model_copy(update={"epochs": STEPS * settings.batch_size / len(rows)})
     losses: dict[str, list[float]] = {}
@@ -105,28 +107,33 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
 
 
 def tokens_per_second(trainer: Any) -> float:
-    """Non-padding tokens that a trainer has trained on per second."""
-    seen, collate = [0], trainer.data_collator
+    """Non-padding tokens that a trainer trains on per second, from its second step on."""
+    from transformers import TrainerCallback
+
+    sizes, ends, collate = [], [], trainer.data_collator
 
     def counting(rows: list) -> Any:
         batch = collate(rows)
-        seen[0] += int(batch["attention_mask"].sum())
+        sizes.append(int(batch["attention_mask"].sum()))
         return batch
 
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
     trainer.data_collator = counting
-    began = time.perf_counter()
+    trainer.add_callback(Clock())
     trainer.train()
-    return seen[0] / (time.perf_counter() - began)
+    return sum(sizes[1 : len(ends)]) / (ends[-1] - ends[0])
 
 
 def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: TrainingSettings) -> float:
-    """Non-padding tokens per second of AdamW on batches, in the machine's number format."""
+    """Non-padding tokens per second of AdamW on batches, in the machine's number format, from its second step on."""
     from torch.nn.functional import cross_entropy
 
     device, dtype, _ = device_and_dtype()
-    model = model.to(device).train()
+    model, ends = model.to(device).train(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    began = time.perf_counter()
     for batch in batches:
         batch = {name: value.to(device) for name, value in batch.items()}
         labels = batch["labels"][:, 1:]
@@ -138,7 +145,8 @@ def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: Trai
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return sum(int(batch["attention_mask"].sum()) for batch in batches) / (time.perf_counter() - began)
+        ends.append(time.perf_counter())
+    return sum(int(batch["attention_mask"].sum()) for batch in batches[1:]) / (ends[-1] - ends[0])
 
 
 @torch.no_grad()

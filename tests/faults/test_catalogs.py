@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import struct
 import zlib
@@ -10,13 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 from PIL import Image, PngImagePlugin
 
 from udrl_utils.catalog import as_table, load_catalog, read_folder, read_items
 from udrl_utils.collection import xmp
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.finder import results_page
 from udrl_utils.images import LONGEST_TEXT
-from udrl_utils.settings import RunError, SearchSettings, SettingsError, resolve
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import SearchSettings
 
 SCRIPT = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 SVG = "<svg/onload=alert(3)>"
@@ -102,7 +104,7 @@ def test_nothing_runs_in_the_page(hostile: Path) -> None:
     }
     assert not re.search(r"<[^>]*\son\w+\s*=", page), "no element has an event handler"
     assert re.findall(r'src="(.{15})', page) == ["data:image/jpeg"] * len(items)
-    assert html.escape(SCRIPT) in page
+    assert escape(SCRIPT) in page
 
 
 def test_bad_rows_of_a_table_are_left_out_and_counted(hostile: Path, tmp_path: Path) -> None:

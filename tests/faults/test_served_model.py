@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from udrl_utils.distillation import distil, read_pairs
+from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, resolve
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import messages, words
 
 PROMPTS = ["a koi pond at dawn, oil painting", "tea house in the rain, seen from above", "paper lanterns over a river"]

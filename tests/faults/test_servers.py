@@ -11,9 +11,11 @@ from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
 from udrl_utils import chat, distillation
 from udrl_utils.chat import Budget, ChatClient
 from udrl_utils.distillation import cost, distil, parse_reply, read_pairs, reject_reason
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
+from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import OpenAITeacher, Request
 
 REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]

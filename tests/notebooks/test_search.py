@@ -32,7 +32,7 @@ def finder(smoke_run: Path) -> tuple[PromptSearch, pd.DataFrame]:
     items = pd.read_parquet(smoke_run / "06_search" / "catalog.parquet")
     embed, student = Encoder("minilm"), Student.load(smoke_run / "03_student")
     settings = RunFolder(smoke_run).settings(SearchSettings)
-    return PromptSearch(Search([Space(embed, Index(embed(texts_of(items))))]), student, student.codec, settings), items
+    return PromptSearch(Search([Space(embed, Index(embed(texts_of(items))))]), student, settings), items
 
 
 def test_metrics_hold_every_system_with_its_interval(smoke_run: Path) -> None:

@@ -7,9 +7,11 @@ import yaml
 
 from udrl_utils.base import exercises, held_out_words
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import stems
 from udrl_utils.gpt2 import BASE, pretrained_student
-from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import ROOT, DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
 

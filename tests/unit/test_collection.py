@@ -9,7 +9,9 @@ import pytest
 
 from udrl_utils import collection
 from udrl_utils.catalog import as_table, load_catalog, read_judgements, texts_of
-from udrl_utils.settings import SearchSettings, SettingsError, resolve
+from udrl_utils.errors import SettingsError
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import load_data, ontology
 
 

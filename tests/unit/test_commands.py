@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.settings import AnalysisSettings, RunError, SettingsError, TrainingSettings, resolve
+from udrl_utils.intervals import interval
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import AnalysisSettings, TrainingSettings
 from udrl_utils.student import Student
 
 NAMES = ["length", "relevance", "diversity"]
@@ -230,7 +233,7 @@ def test_calibration_by_hand(smoke: dict) -> None:
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
 def test_intervals_hold_their_mean(values: list[float]) -> None:
     settings = AnalysisSettings.model_construct(seed=0, bootstrap_samples=200)
-    found = evaluation.interval(values, settings)
+    found = interval(values, settings)
     assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
     assert found["mean"] == pytest.approx(np.mean(values))
 

@@ -12,7 +12,8 @@ from udrl_utils import dataset
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import WordSwaps, command_pairs, left_open, word_pieces
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.settings import TrainingSettings, resolve
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer
 
 NAMES = ["length", "relevance"]

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from udrl_utils import distillation
 from udrl_utils.chat import Budget
 from udrl_utils.distillation import distil, drop_near_duplicates, parse_reply, read_pairs, reject_reason
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
+from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import Request, TransformersTeacher, make_teacher
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)

@@ -17,8 +17,9 @@ from udrl_utils.collection import xmp
 from udrl_utils.commands import CommandCodec
 from udrl_utils.finder import Finder
 from udrl_utils.images import Plain
+from udrl_utils.parameters import resolve
 from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.settings import SearchSettings, resolve
+from udrl_utils.settings import SearchSettings
 
 NAMES = ["relevance", "diversity"]
 CODEC = CommandCodec(10, 40, {"related_search": {name: [] for name in NAMES}})
@@ -28,7 +29,7 @@ SCRIPT = "<script>alert(1)</script>"
 class Writer:
     """Repeats the intent, and remembers its last command."""
 
-    knows = ("seed", "guidance")
+    knows, codec = ("seed", "guidance"), CODEC
 
     def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.command = command[0]
@@ -46,7 +47,7 @@ def finder(smoke: dict) -> Finder:
     rows = [{"id": t, "kind": "image", "title": t, "keywords": "", "image": ""} for t in titles]
     search = Search([Space(letters, Index(letters(titles)))])
     settings = resolve(SearchSettings, smoke | {"search_tasks": ["related_search"]})
-    return Finder(PromptSearch(search, Writer(), CODEC, settings), as_table(rows), Plain())
+    return Finder(PromptSearch(search, Writer(), settings), as_table(rows), Plain())
 
 
 def parts(widget) -> tuple:

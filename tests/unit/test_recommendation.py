@@ -9,9 +9,10 @@ from udrl_utils import study
 from udrl_utils.catalog import as_table
 from udrl_utils.collection import Judged, invent, visits
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.parameters import resolve
 from udrl_utils.recommendation import next_searches, queries_of, unseen
 from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.settings import SearchSettings, resolve
+from udrl_utils.settings import SearchSettings
 
 CODEC = CommandCodec(10, 40, {task: {"diversity": []} for task in ("related_search", "text_to_image")})
 CATALOG = as_table(
@@ -22,7 +23,7 @@ CATALOG = as_table(
 class Writer:
     """Repeats what it is given, more often the higher diversity is commanded."""
 
-    knows = ("seed", "guidance")
+    knows, codec = ("seed", "guidance"), CODEC
 
     def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.asked = list(zip(intents, command, strict=True))
@@ -36,7 +37,7 @@ def embed(texts: list[str]) -> np.ndarray:
 
 def finder_of(smoke: dict, titles: list[str]) -> PromptSearch:
     settings = resolve(SearchSettings, smoke | {"search_prompts": 6, "search_command": ["diversity 0.5"]})
-    return PromptSearch(Search([Space(embed, Index(embed(titles)))]), Writer(), CODEC, settings)
+    return PromptSearch(Search([Space(embed, Index(embed(titles)))]), Writer(), settings)
 
 
 def test_next_searches_come_from_every_item_of_a_history(smoke: dict) -> None:

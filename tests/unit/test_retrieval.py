@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from udrl_utils import ranking
 from udrl_utils.collection import Judged
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.parameters import resolve
 from udrl_utils.retrieval import (
     Index,
     PromptSearch,
@@ -22,7 +23,7 @@ from udrl_utils.retrieval import (
     fuse,
     write_prompts,
 )
-from udrl_utils.settings import SearchSettings, resolve
+from udrl_utils.settings import SearchSettings
 
 
 def units(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
@@ -41,7 +42,7 @@ CODEC = CommandCodec(10, 60, {task: {"relevance": [], "diversity": []} for task 
 class Echo:
     """Writes the intent and a number, and remembers what it was asked."""
 
-    knows = ("seed", "guidance")
+    knows, codec = ("seed", "guidance"), CODEC
 
     def __init__(self):
         self.asked = []
@@ -114,7 +115,7 @@ def test_tasks_take_turns_and_share_the_prompts() -> None:
 def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
     values = {"search_prompts": 2, "search_tasks": ["text_to_image"], "search_command": ["length 7", "relevance 0.9"]}
     writer, settings = Echo(), resolve(SearchSettings, smoke | values)
-    finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, CODEC, settings)
+    finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, settings)
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
     assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
     assert len(ranked[0]) == 5 and len(prompts[0]) == 2

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation
 from udrl_utils.commands import SUPPORT, Command, CommandCodec, CommandError
+from udrl_utils.errors import RunError
 from udrl_utils.front import best_commands, hypervolume
+from udrl_utils.parameters import resolve
 from udrl_utils.rounds import bounded, exploratory_commands, hindsight_rows, practice_commands, returns
-from udrl_utils.settings import DistillationSettings, RunError, resolve
+from udrl_utils.settings import DistillationSettings
 
 NAMES = ["length", "relevance", "diversity"]
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.grammar import GrammarTeacher, understand
-from udrl_utils.settings import DistillationSettings, SettingsError, resolve
+from udrl_utils.parameters import resolve
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import (
     KINDS,
     TASKS,
