@@ -102,9 +102,8 @@ class DeployedStudent(Engine):
 def fastest_engine(run: RunFolder) -> Engine:
     """A run's deployed student, in the last of its precisions, else the trained one. Raises: RunError without both."""
     found = run.read().get("stages", {}).get("07_deployment")  # which a run forgets when its student is trained anew
-    if found:
-        return DeployedStudent.load(run / "07_deployment" / found["settings"]["precisions"][-1])
-    return Student.load(run / "03_student")
+    exported = found and run / "07_deployment" / found["settings"]["precisions"][-1]
+    return DeployedStudent.load(exported) if exported and exported.exists() else Student.load(run / "03_student")
 
 
 def import_ctranslate2() -> Any:

@@ -52,7 +52,9 @@ def test_ten_thousand_pairs_arrive_through_a_third_of_faults(smoke: dict) -> Non
     assert {"failed_429", "failed_500", "failed_503", "failed_timeout", "failed_connection", "failed_bad_reply"} <= (
         usage.keys()
     )
-    assert usage["requests"] == sum(server.kinds.values())
+    unseen = usage["requests"] - sum(server.kinds.values())  # sent into a connection that the server was just closing
+    lost = usage["failed_connection"] + usage["failed_timeout"] - server.kinds["cut"] - server.kinds["hang"]
+    assert 0 <= unseen <= lost
     assert sum(n for kind, n in server.kinds.items() if kind != "good") >= 0.3 * usage["requests"]
     assert cost(usage, [1.0, 10.0]) == pytest.approx((usage["tokens_in"] + 10 * usage["tokens_out"]) / 1e6)
     for file in run.path.rglob("*"):
