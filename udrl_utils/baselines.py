@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
-from udrl_utils.distillation import parse_reply, reject_reason
+from udrl_utils.dialogue import Request, parse_reply
+from udrl_utils.distillation import reject_reason
 from udrl_utils.errors import SettingsError
 from udrl_utils.intervals import interval
 from udrl_utils.journal import Journal
 from udrl_utils.latency import timed
+from udrl_utils.local_teacher import TransformersTeacher
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
-from udrl_utils.teachers import Request, Teacher, TransformersTeacher, make_teacher
+from udrl_utils.teachers import Teacher, make_teacher
 
 if TYPE_CHECKING:
     import pandas
@@ -67,7 +69,7 @@ def ask_baselines(
         ]
         tables[name] = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
         print(f"baseline {name}: {len(rows)} prompts of {sum(r.n for r in requests)} asked for", flush=True)
-        model = teacher.pipeline.model if isinstance(teacher, TransformersTeacher) else None
+        model = teacher.writer.pipeline.model if isinstance(teacher, TransformersTeacher) else None
         costs[name] = cost_of(model, seconds, settings)
     return tables, costs
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
+from udrl_utils.dialogue import Request, parse_reply
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
 from udrl_utils.tasks import TASKS, assign_splits, clean_intent, load_intents, read_table, words
-from udrl_utils.teachers import Request, make_teacher
+from udrl_utils.teachers import make_teacher
 
 if TYPE_CHECKING:
     import pandas
@@ -28,8 +29,6 @@ COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher"
 REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|as an ai|i won't)\b", re.I)
 CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
 MARKUP = re.compile(r"</?[a-z!][^<>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
-ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
-WHOLE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])')
 LONGEST_WORD = 60  # characters
 
 
@@ -38,39 +37,6 @@ def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> l
     teacher = make_teacher(run.settings(DistillationSettings), Budget(None))
     written = teacher.write(requests, Journal(replies))
     return [parse_reply(reply, request.n) for request, reply in zip(requests, written, strict=True)]
-
-
-def parse_reply(reply: str, asked: int) -> list[str]:
-    """Prompts of a raw reply: a JSON list, alone or within prose, or what is whole of a list that was cut off;
-    else a numbered or bulleted list; else its lines, where there are at least half as many as were asked for.
-
-    Never raises: what cannot be read gives an empty list.
-    """
-    for start in (match.start() for match in re.finditer(r"\[", reply[:2000])):
-        found = json_list(reply[start:])
-        if found:
-            return found
-    lines = [line.strip() for line in reply.splitlines() if line.strip() and not line.strip().startswith("```")]
-    items = [line for line in lines if ITEM.match(line)]
-    if not items and len(lines) < max(min(2, asked), asked / 2):
-        return []
-    return [ITEM.sub("", line).strip().strip("\"'“”").strip() for line in items or lines]
-
-
-def json_list(text: str) -> list[str]:
-    """Strings of the JSON list that a text begins with; of a list that is cut off, those that are whole."""
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        if not re.match(r'\[\s*"', text):
-            return []
-        try:
-            found = [json.loads(string) for string in WHOLE_STRING.findall(text)]
-        except ValueError:
-            return []
-    # some models wrap each prompt: [{"prompt": "..."}]
-    found = [next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item for item in found]
-    return [item.strip() for item in found] if all(isinstance(item, str) for item in found) else []
 
 
 def reject_reason(

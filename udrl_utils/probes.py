@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.baselines import journal_of
 from udrl_utils.commands import Command
+from udrl_utils.dialogue import Request
 from udrl_utils.distillation import ask_teacher
 from udrl_utils.evaluation import LENGTHS, calibration_metrics, sample_calibration, without_levels
 from udrl_utils.front import PATH, hypervolume, measure_front
@@ -17,7 +18,6 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
-from udrl_utils.teachers import Request
 
 if TYPE_CHECKING:
     import pandas

@@ -85,6 +85,7 @@ class DistillationSettings(StageSettings):
     teacher_model: str = Field(description="model id or path, for openai and transformers teachers")
     teacher_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers, asked in turn")
     teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
+    teacher_intents_per_request: int = Field(description="intents that a request to a server holds", ge=1, le=100)
     teacher_concurrency: int = Field(description="requests under way at once", ge=1, le=4096)
     teacher_timeout: float = Field(description="a request that takes longer is made again [s]", gt=0)
     teacher_budget: int = Field(description="requests that may be made in all, failed ones included; 0 for any", ge=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils import collection, ranking
 from udrl_utils.catalog import read_judgements
 from udrl_utils.collection import Judged
+from udrl_utils.dialogue import Request
 from udrl_utils.distillation import ask_teacher
 from udrl_utils.latency import timed
 from udrl_utils.recommendation import next_searches, queries_of, unseen
@@ -17,7 +18,6 @@ from udrl_utils.retrieval import PromptSearch, Search
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, SearchSettings
-from udrl_utils.teachers import Request
 
 if TYPE_CHECKING:
     import numpy

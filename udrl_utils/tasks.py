@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 import re
 import unicodedata
@@ -68,21 +67,6 @@ def _load_tasks() -> dict[str, Task]:
 
 
 TASKS: dict[str, Task] = _load_tasks()
-
-
-def messages(task: str, intent: str, n: int) -> list[dict[str, str]]:
-    """Chat messages that ask an LLM teacher for n prompts, few-shot examples included."""
-    form = "Answer with a JSON list of strings and nothing else."
-    chat = [{"role": "system", "content": f"{TASKS[task].instruction} {form}"}]
-    for example, prompts in TASKS[task].examples:
-        chat.append({"role": "user", "content": request_text(example, len(prompts))})
-        chat.append({"role": "assistant", "content": json.dumps(prompts)})
-    return [*chat, {"role": "user", "content": request_text(intent, n)}]
-
-
-def request_text(intent: str, n: int) -> str:
-    """The user's turn of a request."""
-    return f"Intent: {json.dumps(intent, ensure_ascii=False)}\nWrite {n} of them."
 
 
 def clean_intent(text: str) -> str:

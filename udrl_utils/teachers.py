@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from udrl_utils.chat import Budget, ChatClient, Question
+from udrl_utils.dialogue import Request, messages, reply_schema, split_reply
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.grammar import GrammarTeacher
-from udrl_utils.journal import Journal, key_of
-from udrl_utils.machine import device_and_dtype
+from udrl_utils.journal import Journal
+from udrl_utils.local_teacher import TransformersTeacher
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import messages
-
-
-@dataclass(frozen=True)
-class Request:
-    """n prompts of a task for an intent."""
-
-    task: str
-    intent: str
-    n: int
 
 
 class Teacher(Protocol):
@@ -36,87 +25,39 @@ class Teacher(Protocol):
 
 
 class OpenAITeacher:
-    """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones."""
+    """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
 
-    def __init__(self, client: ChatClient, temperature: float, seed: int, budget: Budget):
-        self.name, self.client, self.budget = client.model, client, budget
+    Up to `together` intents of a task share a question.
+    """
+
+    def __init__(self, client: ChatClient, temperature: float, seed: int, budget: Budget, together: int = 1):
+        self.name, self.client, self.budget, self.together = client.model, client, budget, together
         self.options = {"temperature": temperature, "seed": seed}
 
     def write(self, requests: list[Request], journal: Journal) -> list[str]:
         """Raw replies. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
-        replies = self.client.ask([self._question(request) for request in requests], journal, self.budget)
-        if requests and not any(replies):
+        groups = grouped(requests, self.together)
+        answers = self.client.ask([self._question(group) for group in groups], journal, self.budget)
+        if groups and not any(answers):
             faults = {name: n for name, n in journal.usage.items() if name.startswith("failed_")}
-            raise RunError(
-                f"teacher {self.name!r} answered none of {len(requests)} requests ({faults}); run again later"
-            )
-        return [reply or "" for reply in replies]
+            raise RunError(f"teacher {self.name!r} answered none of {len(groups)} requests ({faults}); run again later")
+        replies: dict[Request, str] = {}
+        for group, answer in zip(groups, answers, strict=True):
+            replies.update(zip(group, split_reply(answer or "", len(group)), strict=True))
+        return [replies[request] for request in requests]
 
-    def _question(self, request: Request) -> Question:
-        chat = messages(request.task, request.intent, request.n)
-        return Question(chat, {**self.options, "max_tokens": 120 * request.n}, reply_schema(request.n))
-
-
-def reply_schema(n: int) -> dict[str, Any]:
-    """JSON schema of a reply with n prompts, for servers that can be told one."""
-    prompts = {"type": "array", "items": {"type": "string"}, "minItems": n, "maxItems": n}
-    return {
-        "type": "object",
-        "properties": {"prompts": prompts},
-        "required": ["prompts"],
-        "additionalProperties": False,
-    }
+    def _question(self, group: list[Request]) -> Question:
+        task, n, intents = group[0].task, group[0].n, [request.intent for request in group]
+        options = {**self.options, "max_tokens": 120 * n * len(group)}
+        return Question(messages(task, intents, n), options, reply_schema(len(group), n))
 
 
-class TransformersTeacher:
-    """A local or Hub instruct model in this process, in left-padded batches."""
-
-    batch_size = 16
-
-    def __init__(self, model: str, temperature: float, seed: int):
-        self.name, self.temperature, self.seed = model, temperature, seed
-
-    @cached_property
-    def pipeline(self) -> Any:
-        from transformers import pipeline
-
-        device, dtype, reason = device_and_dtype()
-        print(f"teacher {self.name} on {device} in {dtype}: {reason}", flush=True)
-        writer = pipeline("text-generation", model=self.name, device=device, dtype=dtype)
-        writer.tokenizer.padding_side = "left"
-        writer.tokenizer.pad_token = writer.tokenizer.pad_token or writer.tokenizer.eos_token
-        return writer
-
-    def _chat_text(self, request: Request) -> str:
-        chat, tokenizer = messages(request.task, request.intent, request.n), self.pipeline.tokenizer
-        if tokenizer.chat_template:
-            return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return "\n\n".join(turn["content"] for turn in chat) + "\n\n"
-
-    def write(self, requests: list[Request], journal: Journal) -> list[str]:
-        """Raw replies; the same seed and batch give the same ones on the same machine, after a restart too."""
-        keys = [key_of(self.name, self.temperature, self.seed, vars(request)) for request in requests]
-        for start in range(0, len(requests), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            if not all(key in journal.replies for key in keys[batch]):
-                for key, (reply, tokens) in zip(keys[batch], self._batch(keys[start], requests[batch]), strict=True):
-                    journal.add_reply(key, reply, tokens_out=tokens)
-        return [journal.replies[key] for key in keys]
-
-    def _batch(self, key: str, requests: list[Request]) -> list[tuple[str, int]]:
-        from transformers import set_seed
-
-        set_seed(int(key[:8], 16))
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        replies = self.pipeline(
-            [self._chat_text(request) for request in requests],
-            max_new_tokens=120 * max(request.n for request in requests),
-            batch_size=self.batch_size,
-            return_full_text=False,
-            **sampling,
-        )
-        texts = [reply[0]["generated_text"] for reply in replies]
-        return [(text, len(self.pipeline.tokenizer(text)["input_ids"])) for text in texts]
+def grouped(requests: list[Request], most: int) -> list[list[Request]]:
+    """Distinct requests in groups of at most so many, each of one task and one number of prompts."""
+    kinds: dict[tuple[str, int], list[Request]] = {}
+    for request in dict.fromkeys(requests):
+        kinds.setdefault((request.task, request.n), []).append(request)
+    return [kind[start : start + most] for kind in kinds.values() for start in range(0, len(kind), most)]
 
 
 def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
@@ -132,5 +73,6 @@ def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
         client = ChatClient(
             settings.teacher_model, settings.teacher_base_urls, settings.teacher_concurrency, settings.teacher_timeout
         )
-        return OpenAITeacher(client, settings.teacher_temperature, settings.seed, budget)
+        together = settings.teacher_intents_per_request
+        return OpenAITeacher(client, settings.teacher_temperature, settings.seed, budget, together)
     return TransformersTeacher(settings.teacher_model, settings.teacher_temperature, settings.seed)

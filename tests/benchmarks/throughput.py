@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faults.servers import ScriptedServer
 
 from udrl_utils.chat import Budget, ChatClient
+from udrl_utils.dialogue import Request
 from udrl_utils.journal import Journal
-from udrl_utils.teachers import OpenAITeacher, Request
+from udrl_utils.teachers import OpenAITeacher
 
 
 def measured(requests: int, latency: float, concurrency: int, faulty: float) -> dict[str, float]:

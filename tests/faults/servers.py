@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -21,10 +22,14 @@ Answer = Callable[[dict[str, Any], int], str]
 
 
 def good_answer(body: dict[str, Any], number: int) -> str:
-    """Eight prompts about the intent that was asked for, no two alike."""
-    intent = json.loads(body["messages"][-1]["content"].splitlines()[0].removeprefix("Intent: "))
+    """Eight prompts about each intent that was asked for, no two alike."""
+    intents = [json.loads(text) for text in re.findall(r"^Intent.*: (.+)$", body["messages"][-1]["content"], re.M)]
     manners = ("oil painting", "photograph", "woodcut", "mosaic", "poster", "sketch", "fresco", "engraving")
-    return json.dumps([f"{manner} of {intent} number {number}{k} at dawn" for k, manner in enumerate(manners)])
+    written = {
+        str(place): [f"{manner} of {intent} number {number}{k} at dawn" for k, manner in enumerate(manners)]
+        for place, intent in enumerate(intents, 1)
+    }
+    return json.dumps(written if len(intents) > 1 else written["1"])
 
 
 def bad_answer(kind: str, body: dict[str, Any], number: int) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from udrl_utils.dialogue import messages
 from udrl_utils.distillation import distil, read_pairs
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import messages, words
+from udrl_utils.tasks import words
 
 PROMPTS = ["a koi pond at dawn, oil painting", "tea house in the rain, seen from above", "paper lanterns over a river"]
 TEMPLATE = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{% endfor %}<|assistant|>"
@@ -32,7 +33,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from udrl_utils.gpt2 import train_tokenizer
 
     folder, reply = tmp_path_factory.mktemp("parrot"), json.dumps({"prompts": PROMPTS})
-    chats = [messages("text_to_image", intent, 3) for intent in ("koi pond", "tea house", "an owl")]
+    chats = [messages("text_to_image", [intent], 3) for intent in ("koi pond", "tea house", "an owl")]
     texts = [turn["content"] for chat in chats for turn in chat]
     tokenizer = train_tokenizer([*texts, reply], 1200, ["<|system|>", "<|user|>", "<|assistant|>"])
     tokenizer.chat_template = TEMPLATE

@@ -10,13 +10,14 @@ from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
 
 from udrl_utils import chat, distillation
 from udrl_utils.chat import Budget, ChatClient
-from udrl_utils.distillation import cost, distil, parse_reply, read_pairs, reject_reason
+from udrl_utils.dialogue import Request, parse_reply
+from udrl_utils.distillation import cost, distil, read_pairs, reject_reason
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.teachers import OpenAITeacher, Request
+from udrl_utils.teachers import OpenAITeacher
 
 REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
 
@@ -59,6 +60,15 @@ def test_ten_thousand_pairs_arrive_through_a_third_of_faults(smoke: dict) -> Non
     assert cost(usage, [1.0, 10.0]) == pytest.approx((usage["tokens_in"] + 10 * usage["tokens_out"]) / 1e6)
     for file in run.path.rglob("*"):
         assert not file.is_file() or b"sk-secret" not in file.read_bytes()
+
+
+def test_intents_that_share_a_request_get_their_own_prompts(smoke: dict) -> None:
+    with ScriptedServer(faulty=0.35) as server:
+        settings, run = served(smoke, server.url, n_intents=120, teacher_intents_per_request=6, teacher_timeout=1.0)
+        distil(settings, run)
+    pairs = read_pairs(run)
+    assert pairs.intent.nunique() >= 70 and len(server.bodies) < 60
+    assert all(f" of {intent} number " in prompt for intent, prompt in zip(pairs.intent, pairs.prompt, strict=True))
 
 
 @pytest.mark.parametrize("kind", BAD_ANSWERS)

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import distillation
+from udrl_utils import distillation, local_teacher
 from udrl_utils.chat import Budget
-from udrl_utils.distillation import distil, drop_near_duplicates, parse_reply, read_pairs, reject_reason
+from udrl_utils.dialogue import Request, parse_reply, split_reply
+from udrl_utils.distillation import distil, drop_near_duplicates, read_pairs, reject_reason
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
+from udrl_utils.local_teacher import TransformersTeacher
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.teachers import Request, TransformersTeacher, make_teacher
+from udrl_utils.teachers import make_teacher
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)
 
@@ -38,6 +40,16 @@ def test_every_form_of_list_is_read_back(prompts: list[str]) -> None:
     ]
     for form in forms:
         assert parse_reply(form, len(prompts)) == prompts
+
+
+@given(st.lists(st.lists(plain, min_size=1, max_size=4), min_size=2, max_size=5), st.integers(0, 200))
+def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[str]], cut: int) -> None:
+    reply = json.dumps({str(k): prompts for k, prompts in enumerate(lists, 1)})
+    for form in (reply, f"Of course:\n```json\n{reply}\n```"):
+        assert [parse_reply(part, 4) for part in split_reply(form, len(lists))] == lists
+    for whole, part in zip(lists, split_reply(reply[:cut], len(lists)), strict=True):
+        found = parse_reply(part, 4) if part else []
+        assert found == whole[: len(found)]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +152,7 @@ def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
         make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}), Budget(None))
 
 
-def test_transformers_teacher_in_process(tmp_path) -> None:
+def test_transformers_teacher_in_one_process_and_in_two(tmp_path, monkeypatch) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from udrl_utils.gpt2 import train_tokenizer
@@ -149,7 +161,12 @@ def test_transformers_teacher_in_process(tmp_path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    requests = [Request("text_to_image", intent, 1) for intent in ("koi", "a much longer intent about tea")]
-    journals = [Journal(tmp_path / name) for name in ("first", "second")]
-    first, second = (TransformersTeacher(str(tmp_path), 1.0, 5).write(requests, journal) for journal in journals)
-    assert first == second and len(first) == 2 and all(isinstance(reply, str) for reply in first)
+    monkeypatch.setattr(local_teacher, "BATCH_SIZE", 2)
+    requests = [Request("text_to_image", intent, 1) for intent in ("koi", "a much longer intent about tea", "owl")]
+
+    def written(name: str, *devices: str) -> list[str]:
+        return TransformersTeacher(str(tmp_path), 1.0, 5, devices).write(requests, Journal(tmp_path / name))
+
+    first = written("first")
+    assert len(first) == 3 and all(isinstance(reply, str) for reply in first)
+    assert written("second") == first == written("side by side", "cpu", "cpu")

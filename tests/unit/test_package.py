@@ -19,7 +19,20 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat", "tasks"),
-    *("grammar", "teachers", "distillation", "judge", "encoder", "rewards", "commands", "engine", "guidance", "gpt2"),
+    *(
+        "grammar",
+        "dialogue",
+        "local_teacher",
+        "teachers",
+        "distillation",
+        "judge",
+        "encoder",
+        "rewards",
+        "commands",
+        "engine",
+        "guidance",
+        "gpt2",
+    ),
     *("student", "deployment", "samples", "front", "rounds", "dataset", "trainer", "training_log", "training", "base"),
     *("evaluation", "cards", "latency", "baselines", "probes", "ablations", "images", "canvas", "motifs", "drawing"),
     *("collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "study", "prober", "figures"),
