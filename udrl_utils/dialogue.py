@@ -67,7 +67,7 @@ def split_reply(reply: str, intents: int) -> list[str]:
         return [reply]
     marks = list(NUMBERED.finditer(reply))
     ends = [mark.start() for mark in marks[1:]] + [len(reply)]
-    parts = {int(mark[1]): reply[mark.end() : end] for mark, end in zip(marks, ends, strict=True)}
+    parts = {int(mark[1]): reply[mark.end() : end] for mark, end in zip(marks, ends, strict=False)}
     return [parts.get(k, "") for k in range(1, intents + 1)]
 
 

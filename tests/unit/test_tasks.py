@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udrl_utils.dialogue import messages, parse_reply, split_reply
 from udrl_utils.errors import SettingsError
 from udrl_utils.grammar import GrammarTeacher, understand
 from udrl_utils.parameters import resolve
@@ -19,7 +20,6 @@ from udrl_utils.tasks import (
     clean_intent,
     distinct,
     load_intents,
-    messages,
     ontology,
     ontology_intents,
     subjects_of,
@@ -91,9 +91,14 @@ def test_bad_sources_are_one_line(smoke: dict, tmp_path) -> None:
 
 def test_messages_hold_instruction_examples_and_request() -> None:
     for task in TASKS:
-        chat = messages(task, "koi pond", 4)
+        chat = messages(task, ["koi pond"], 4)
         assert [turn["role"] for turn in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
         assert '"koi pond"' in chat[-1]["content"] and "4" in chat[-1]["content"]
+        shared = messages(task, ["koi pond", "owl"], 4)
+        assert [turn["role"] for turn in shared] == ["system", "user", "assistant", "user"]
+        assert 'Intent 2: "owl"' in shared[-1]["content"]
+        answers = [parse_reply(part, 3) for part in split_reply(shared[2]["content"], 2)]
+        assert answers == [list(prompts) for _, prompts in TASKS[task].examples]
 
 
 def test_the_teacher_understands_topics() -> None:
