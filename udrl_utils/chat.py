@@ -128,12 +128,13 @@ class ChatClient:
         journal.add_reply(key, text, *usage)
 
     async def _post(self, question: Question, server: Any, shaped: bool) -> tuple[str, tuple[int, int]]:
+        from openai.types.chat import ChatCompletion
+
         form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": question.schema}}
-        reply = await server.chat.completions.create(
-            model=self.model,
-            messages=question.messages,
-            **question.options,
-            **({"response_format": form} if shaped else {}),
+        body = {"model": self.model, "messages": question.messages, **question.options}
+        # not chat.completions.create, which walks through every message and so costs more than the sending
+        reply = await server.post(
+            "/chat/completions", cast_to=ChatCompletion, body={**body, "response_format": form} if shaped else body
         )
         try:
             text, usage = (reply.choices[0].message.content or "")[:LONGEST_REPLY], reply.usage

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,11 +27,32 @@ from udrl_utils.journal import Journal
 from udrl_utils.teachers import OpenAITeacher
 
 
+def serve(latency: float, faulty: float, pipe) -> None:
+    """Say the address of a scripted server, and answer until told to end."""
+    with ScriptedServer(latency, faulty) as server:
+        pipe.send(server.url)
+        pipe.recv()
+
+
+@contextmanager
+def server_apart(latency: float, faulty: float) -> Iterator[str]:
+    """Address of a scripted server in a process of its own, as a real one would be."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(latency, faulty, theirs))
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        ours.send("end")
+        process.join()
+
+
 def measured(requests: int, latency: float, concurrency: int, faulty: float) -> dict[str, float]:
     """Requests per second, and their share of concurrency / latency."""
     asked = [Request("text_to_image", f"koi pond {k}", 8) for k in range(requests)]
-    with tempfile.TemporaryDirectory() as folder, ScriptedServer(latency, faulty) as server:
-        client = ChatClient("scripted", [server.url], concurrency, timeout=latency + 1.0)
+    with tempfile.TemporaryDirectory() as folder, server_apart(latency, faulty) as url:
+        client = ChatClient("scripted", [url], concurrency, timeout=latency + 1.0)
         teacher = OpenAITeacher(client, 1.0, 0, Budget(None))
         teacher.write(asked[:1], Journal(Path(folder) / "first"))  # imports the client
         journal = Journal(Path(folder) / "journal")
