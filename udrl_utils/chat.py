@@ -130,12 +130,12 @@ class ChatClient:
     async def _post(self, question: Question, server: Any, shaped: bool) -> tuple[str, tuple[int, int]]:
         from openai.types.chat import ChatCompletion
 
-        form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": question.schema}}
         body = {"model": self.model, "messages": question.messages, **question.options}
+        if shaped:
+            form = {"name": "reply", "strict": True, "schema": question.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         # not chat.completions.create, which walks through every message and so costs more than the sending
-        reply = await server.post(
-            "/chat/completions", cast_to=ChatCompletion, body={**body, "response_format": form} if shaped else body
-        )
+        reply = await server.post("/chat/completions", cast_to=ChatCompletion, body=body)
         try:
             text, usage = (reply.choices[0].message.content or "")[:LONGEST_REPLY], reply.usage
             return text, (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)

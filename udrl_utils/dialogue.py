@@ -65,10 +65,9 @@ def split_reply(reply: str, intents: int) -> list[str]:
     """A reply to several numbered intents as a reply to each, '' for those that it leaves out."""
     if intents == 1:
         return [reply]
-    marks = list(NUMBERED.finditer(reply))
-    ends = [mark.start() for mark in marks[1:]] + [len(reply)]
-    parts = {int(mark[1]): reply[mark.end() : end] for mark, end in zip(marks, ends, strict=False)}
-    return [parts.get(k, "") for k in range(1, intents + 1)]
+    _, *pieces = NUMBERED.split(reply)  # what comes before, then each number and its list
+    lists = dict(zip(map(int, pieces[::2]), pieces[1::2], strict=True))
+    return [lists.get(k, "") for k in range(1, intents + 1)]
 
 
 def parse_reply(reply: str, asked: int) -> list[str]:

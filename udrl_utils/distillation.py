@@ -86,13 +86,9 @@ def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
 
 
 def plan(intents: list[str], settings: DistillationSettings) -> list[Request]:
-    """Requests in order: each intent with its tasks, in turn."""
-    tasks, each = settings.tasks, min(settings.tasks_per_intent, len(settings.tasks))
-    return [
-        Request(tasks[(i + k) % len(tasks)], intent, settings.prompts_per_intent)
-        for i, intent in enumerate(intents)
-        for k in range(each)
-    ]
+    """A request per intent, tasks taking turns."""
+    tasks = settings.tasks
+    return [Request(tasks[k % len(tasks)], intent, settings.prompts_per_intent) for k, intent in enumerate(intents)]
 
 
 def pair_id(*parts: str) -> str:

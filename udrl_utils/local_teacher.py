@@ -17,68 +17,67 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 
-# The first key of a batch, which also seeds it, and its requests.
-Batch = tuple[str, list[Request]]
-Reply = tuple[str, int]
+Reply = tuple[str, int]  # and its number of tokens
 
 
 class TransformersTeacher:
-    """A local or Hub instruct model, in left-padded batches; whole batches go to `devices`, side by side."""
+    """A local or Hub instruct model, in left-padded batches; where there are several GPUs, each takes whole batches."""
 
-    def __init__(self, model: str, temperature: float, seed: int, devices: Sequence[str] = ()):
-        self.name, self.temperature, self.seed, self._devices = model, temperature, seed, devices
+    def __init__(self, model: str, temperature: float, seed: int):
+        self.name, self.temperature, self.seed = model, temperature, seed
 
     def write(self, requests: list[Request], journal: Journal) -> list[str]:
         """Raw replies; the same seed and batch give the same ones on the same machine, after a restart too."""
         keys = [key_of(self.name, self.temperature, self.seed, vars(request)) for request in requests]
-        batches = {}
-        for start in range(0, len(requests), BATCH_SIZE):
-            batch = slice(start, start + BATCH_SIZE)
-            if not all(key in journal.replies for key in keys[batch]):
-                batches[keys[start]] = keys[batch], requests[batch]
-        for first, replies in self._written([(first, asked) for first, (_, asked) in batches.items()]):
-            for key, (reply, tokens) in zip(batches[first][0], replies, strict=True):
+        slices = [slice(start, start + BATCH_SIZE) for start in range(0, len(requests), BATCH_SIZE)]
+        missing = [batch for batch in slices if not all(key in journal.replies for key in keys[batch])]
+        asked = [(keys[batch][0], requests[batch]) for batch in missing]
+        for number, replies in self._written(asked):
+            for key, (reply, tokens) in zip(keys[missing[number]], replies, strict=True):
                 journal.add_reply(key, reply, tokens_out=tokens)
         return [journal.replies[key] for key in keys]
 
-    def _written(self, batches: list[Batch]) -> Iterator[tuple[str, list[Reply]]]:
-        """Replies to each batch after its key, as they are done."""
-        places = list(self._devices or devices())
-        if len(places) == 1 or len(batches) < 2:
-            for key, requests in batches:
-                yield key, self.writer(key, requests)
-            return
-        context = multiprocessing.get_context("spawn")
-        free = context.SimpleQueue()
-        for place in places:
-            free.put(place)
-        with ProcessPoolExecutor(len(places), context, start_process, (self.name, self.temperature, free)) as pool:
-            asked = {pool.submit(write_batch, key, requests): key for key, requests in batches}
+    def _written(self, batches: list[tuple[str, list[Request]]]) -> Iterator[tuple[int, list[Reply]]]:
+        """Replies to each batch after its number, as they are done."""
+        if len(devices()) == 1 or len(batches) < 2:
+            for number, batch in enumerate(batches):
+                yield number, self.writer(*batch)
+        else:
+            asked = {self._processes.submit(write_batch, *batch): number for number, batch in enumerate(batches)}
             for done in as_completed(asked):
                 yield asked[done], done.result()
 
     @cached_property
     def writer(self) -> Writer:
         """The model in this process."""
-        return Writer(self.name, self.temperature, next(iter(self._devices), None))
+        return Writer(self.name, self.temperature, devices()[0])
+
+    @cached_property
+    def _processes(self) -> ProcessPoolExecutor:
+        """A process per GPU, each with the model loaded once."""
+        context, places = multiprocessing.get_context("spawn"), devices()
+        free = context.SimpleQueue()
+        for place in places:
+            free.put(place)
+        return ProcessPoolExecutor(len(places), context, start_process, (self.name, self.temperature, free))
 
 
 class Writer:
     """A model on one device, which answers batches of requests."""
 
-    def __init__(self, model: str, temperature: float, device: str | None = None):
+    def __init__(self, model: str, temperature: float, device: str):
         from transformers import pipeline
 
-        usual, dtype, reason = device_and_dtype()
-        print(f"teacher {model} on {device or usual} in {dtype}: {reason}", flush=True)
-        self.pipeline = pipeline("text-generation", model=model, device=device or usual, dtype=dtype)
+        _, dtype, reason = device_and_dtype()
+        print(f"teacher {model} on {device} in {dtype}: {reason}", flush=True)
+        self.pipeline = pipeline("text-generation", model=model, device=device, dtype=dtype)
         self.tokenizer = self.pipeline.tokenizer
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def __call__(self, key: str, requests: Sequence[Request]) -> list[Reply]:
-        """A raw reply to each request with its number of tokens; the key seeds the batch."""
+        """A raw reply to each request; the key seeds the batch."""
         from transformers import set_seed
 
         set_seed(int(key[:8], 16))

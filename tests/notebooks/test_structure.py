@@ -114,7 +114,7 @@ def test_cells_are_short(file):
     assert len(sizes) <= 20
     assert sum(sizes) <= 150
     assert median(sizes) <= 8
-    assert max(sizes) <= max(25, len(parameters_of(file)))
+    assert max(sizes) <= 25
 
 
 @each_notebook

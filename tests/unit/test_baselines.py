@@ -13,12 +13,13 @@ from udrl_utils.baselines import ask_baselines, baselines_of, cost_of, student_c
 from udrl_utils.commands import CommandCodec
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import pretrained_student
+from udrl_utils.local_teacher import TransformersTeacher
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS
-from udrl_utils.teachers import OpenAITeacher, TransformersTeacher
+from udrl_utils.teachers import OpenAITeacher
 
 INTENTS = {"text_to_image": ["koi pond", "tea house"], "related_search": ["owl"]}
 

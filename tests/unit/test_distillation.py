@@ -48,7 +48,7 @@ def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[
     for form in (reply, f"Of course:\n```json\n{reply}\n```"):
         assert [parse_reply(part, 4) for part in split_reply(form, len(lists))] == lists
     for whole, part in zip(lists, split_reply(reply[:cut], len(lists)), strict=True):
-        found = parse_reply(part, 4) if part else []
+        found = parse_reply(part, 4)
         assert found == whole[: len(found)]
 
 
@@ -165,8 +165,9 @@ def test_transformers_teacher_in_one_process_and_in_two(tmp_path, monkeypatch) -
     requests = [Request("text_to_image", intent, 1) for intent in ("koi", "a much longer intent about tea", "owl")]
 
     def written(name: str, *devices: str) -> list[str]:
-        return TransformersTeacher(str(tmp_path), 1.0, 5, devices).write(requests, Journal(tmp_path / name))
+        monkeypatch.setattr(local_teacher, "devices", lambda: list(devices))
+        return TransformersTeacher(str(tmp_path), 1.0, 5).write(requests, Journal(tmp_path / name))
 
-    first = written("first")
+    first = written("first", "cpu")
     assert len(first) == 3 and all(isinstance(reply, str) for reply in first)
-    assert written("second") == first == written("side by side", "cpu", "cpu")
+    assert written("second", "cpu") == first == written("side by side", "cpu", "cpu")
