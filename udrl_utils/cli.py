@@ -1,6 +1,6 @@
 """A small model that writes prompts under reward commands: run the notebooks, build reports, compare runs.
 
-First steps: `udrl run --preset laptop` makes a whole run in about a quarter of an hour on two cores, prints its results
+First steps: `udrl run --preset laptop` makes a whole run in 13 to 20 minutes on two cores, prints its results
 and names its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is set.
 """
 
