@@ -15,18 +15,17 @@ from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
-from udrl_utils.rewards import read_annotated
+from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_rounds, train_student
+from udrl_utils.workers import pool, quietly, shares
 
 if TYPE_CHECKING:
     import pandas
-
-    from udrl_utils.encoder import Embed
 
 INTENTS = 8  # test intents per task that a variant is measured on
 PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs
@@ -87,21 +86,27 @@ def variants_of(settings: AnalysisSettings) -> list[str]:
 
 
 def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
-    """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word."""
+    """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
+
+    On a CPU as many variants are trained side by side as it has threads.
+    """
     import pandas
 
-    rows, embed = [], Encoder(run.settings(AnnotationSettings).encoder)
-    for name in variants_of(settings):
-        for seed in range(settings.ablation_seeds):
-            rows.append({"variant": name, "seed": seed, **measure(run, settings, name, seed, embed)})
+    trials = [(name, seed) for name in variants_of(settings) for seed in range(settings.ablation_seeds)]
+    parts, rows = shares(len(trials)), []
+    with pool(len(parts), quietly, parts[0]) as processes:
+        jobs = [processes.submit(measure, run, settings, *trial) for trial in trials]
+        for (name, seed), job in zip(trials, jobs, strict=True):
+            rows.append({"variant": name, "seed": seed, **job.result()})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
     return pandas.DataFrame(rows)
 
 
-def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int, embed: Embed) -> dict[str, float]:
+def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
     import pandas
 
+    load_rewards(run)
     variant, annotation = VARIANTS[name], run.settings(AnnotationSettings)
     home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
     annotated, budget = read_annotated(run), settings.ablation_rows
@@ -122,7 +127,7 @@ def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int, em
     train_rounds(training, home)
     student = Student.load(home / "03_student")
     sampling = {**settings.sampling(), "seed": seed, **variant.sampling}
-    sampler = Sampler(student, annotation.rewards, embed, **sampling)
+    sampler = Sampler(student, annotation.rewards, Encoder(annotation.encoder), **sampling)
     few = {task: pool[:INTENTS] for task, pool in test_intents(annotated, settings).items()}
     found = calibration_metrics(sample_calibration(sampler, few, settings), settings)["all"]
     metrics = {f"{reward} Spearman": values["spearman"] for reward, values in found.items()}

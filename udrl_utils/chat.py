@@ -81,10 +81,11 @@ class ChatClient:
 
     async def _ask_all(self, questions: dict[str, Question], journal: Journal, budget: Budget) -> None:
         import anyio
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAioHttpClient
 
         secret, gate, refusals = os.environ.get("OPENAI_API_KEY", "none"), anyio.Semaphore(self.concurrency), []
-        servers = [AsyncOpenAI(base_url=u, api_key=secret, max_retries=0, timeout=self.timeout) for u in self.base_urls]
+        how = {"api_key": secret, "max_retries": 0, "timeout": self.timeout}
+        servers = [AsyncOpenAI(base_url=url, http_client=DefaultAioHttpClient(), **how) for url in self.base_urls]
         turns = itertools.cycle(servers)
 
         async def once(key: str, question: Question) -> None:

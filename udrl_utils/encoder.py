@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
     import numpy as np
     import torch
 
+    workers = torch.get_num_threads()
     try:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
@@ -81,7 +83,8 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             TransformersConverter(model[0].auto_model.name_or_path).convert(folder, force=True)
-            encoder = ctranslate2.Encoder(folder, compute_type="float32", intra_threads=torch.get_num_threads())
+            how = {"compute_type": "float32", "inter_threads": workers, "intra_threads": 1}
+            encoder = ctranslate2.Encoder(folder, **how)
         except (AttributeError, OSError, RuntimeError, ValueError):
             return None
 
@@ -89,11 +92,16 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
         ids = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length).input_ids
         order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
         vectors = np.empty((len(ids), model.get_embedding_dimension()), dtype=np.float32)
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
+        size = min(BATCH, -(-len(ids) // workers))
+
+        def fill(start: int) -> None:
+            rows = order[start : start + size]
             states = np.asarray(encoder.forward_batch([ids[k] for k in rows]).last_hidden_state)
             for k, state in zip(rows, states, strict=True):
                 vectors[k] = state[: len(ids[k])].mean(0)
+
+        with ThreadPoolExecutor(workers) as side_by_side:
+            list(side_by_side.map(fill, range(0, len(order), size)))
         return vectors
 
     theirs, ours = slower(PROBES), embed(PROBES)

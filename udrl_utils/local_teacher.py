@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.dialogue import Request, messages
 from udrl_utils.journal import Journal, key_of
 from udrl_utils.machine import device_and_dtype, devices
+from udrl_utils.workers import pool
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -55,11 +56,10 @@ class TransformersTeacher:
     @cached_property
     def _processes(self) -> ProcessPoolExecutor:
         """A process per GPU, each with the model loaded once."""
-        context, places = multiprocessing.get_context("spawn"), devices()
-        free = context.SimpleQueue()
+        places, free = devices(), multiprocessing.get_context("spawn").SimpleQueue()
         for place in places:
             free.put(place)
-        return ProcessPoolExecutor(len(places), context, start_process, (self.name, self.temperature, free))
+        return pool(len(places), start_process, self.name, self.temperature, free)
 
 
 class Writer:

@@ -29,6 +29,7 @@ from udrl_utils.shards import write_shard
 from udrl_utils.student import Student
 from udrl_utils.trainer import make_trainer
 from udrl_utils.training_log import TrainingLog, callback
+from udrl_utils.workers import pool, quietly, shares
 
 if TYPE_CHECKING:
     import pandas
@@ -97,6 +98,28 @@ def train_student(
             (rounds / "unfinished").write_text(mark)
     processes.wait_for_everyone()
     return log
+
+
+def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> list[TrainingLog]:
+    """Train the student and, where the settings want it, the plain baseline; on a CPU side by side, on half of it each.
+
+    Returns their logs in this order. `live` shows the student's.
+    """
+    if not settings.plain_sft:
+        return [train_student(settings, run, live=live)]
+    first, *second = shares(2)
+    if not second:
+        return [train_student(settings, run, live=live), train_student(settings, run, commanded=False)]
+    import torch
+
+    before = torch.get_num_threads()
+    with pool(1, quietly, *second) as beside:
+        plain = beside.submit(train_student, settings, run, commanded=False)
+        torch.set_num_threads(first)
+        try:
+            return [train_student(settings, run, live=live), plain.result()]
+        finally:
+            torch.set_num_threads(before)
 
 
 def fit(

@@ -1,0 +1,62 @@
+"""Processes beside this one: they share its threads, and end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from udrl_utils import workers
+
+SLEEPER = """
+import os, time
+from udrl_utils.workers import pool
+
+if __name__ == "__main__":
+    with pool(1, os.getpid) as processes:
+        print(processes.submit(os.getpid).result(), flush=True)
+        processes.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+
+
+def test_a_process_that_works_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    parent = subprocess.Popen([sys.executable, tmp_path / "sleeper.py"], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    worker.wait(timeout=20)
+    assert not worker.is_running()
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "most", "expected"),
+    [
+        ("cpu", 2, 2, [1, 1]),
+        ("cpu", 8, 2, [4, 4]),
+        ("cpu", 16, 48, [1] * 16),
+        ("cpu", 1, 2, [1]),
+        ("cuda", 16, 2, [16]),
+    ],
+)
+def test_threads_are_shared_out_on_a_cpu_only(
+    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, most: int, expected: list[int]
+) -> None:
+    monkeypatch.setattr(workers, "device_and_dtype", lambda: (device, torch.float32, "as this test says"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert workers.shares(most) == expected
+
+
+def test_a_process_is_told_its_threads_and_prints_nothing(capfd: pytest.CaptureFixture) -> None:
+    with workers.pool(1, workers.quietly, 1) as processes:
+        assert processes.submit(torch.get_num_threads).result() == 1
+        assert processes.submit(os.getpid).result() != os.getpid()
+        processes.submit(print, "what nobody should see").result()
+    assert capfd.readouterr().out == ""
