@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 LONGEST_REPLY = 200_000  # characters; what comes beyond is not a reply but a fault
+LONGEST_BODY = 2_000_000  # bytes; a server that announces more is not listened to
 LONGEST_WAIT = 120.0  # seconds; what a server may ask for with Retry-After
 
 
@@ -84,8 +85,11 @@ class ChatClient:
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
         secret, gate, refusals = os.environ.get("OPENAI_API_KEY", "none"), anyio.Semaphore(self.concurrency), []
-        how = {"api_key": secret, "max_retries": 0, "timeout": self.timeout}
-        servers = [AsyncOpenAI(base_url=url, http_client=DefaultAioHttpClient(), **how) for url in self.base_urls]
+        how, hooks = {"api_key": secret, "max_retries": 0, "timeout": self.timeout}, {"response": [refuse_huge]}
+        servers = [
+            AsyncOpenAI(base_url=url, http_client=DefaultAioHttpClient(event_hooks=hooks), **how)
+            for url in self.base_urls
+        ]
         turns = itertools.cycle(servers)
 
         async def once(key: str, question: Question) -> None:
@@ -157,6 +161,12 @@ async def patiently(once: Callable[..., Awaitable[None]], key: str, question: Qu
     await tries(once, key, question)
 
 
+async def refuse_huge(response: Any) -> None:
+    """Raises: BadReply for a response that announces more than LONGEST_BODY, before it is read."""
+    if int(response.headers.get("content-length", 0)) > LONGEST_BODY:
+        raise BadReply
+
+
 class TryAgain(Exception):
     """A fault that passes; `pause` is how long the server asked to wait [s]."""
 
@@ -188,6 +198,7 @@ def name_of(error: Exception) -> str:
 
     if isinstance(error, openai.APIStatusError):
         return str(error.status_code)
-    if isinstance(error, openai.APITimeoutError):
+    # what the transport calls a ConnectTimeout is also a server that hangs up
+    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
         return "timeout"
     return "connection" if isinstance(error, openai.APIConnectionError) else "bad_reply"

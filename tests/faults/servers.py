@@ -50,6 +50,9 @@ class Loopback(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def handle_error(self, *_: object) -> None:
+        """A client that hung up is not worth a word."""
+
 
 class ScriptedServer:
     """Answers on loopback, each after `latency` seconds; `faulty` is the share of requests that go wrong.
