@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.errors import extra
 from udrl_utils.machine import device_and_dtype
+from udrl_utils.workers import side_by_side
 
 if TYPE_CHECKING:
     import numpy
@@ -92,7 +92,7 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
         ids = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length).input_ids
         order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
         vectors = np.empty((len(ids), model.get_embedding_dimension()), dtype=np.float32)
-        size = min(BATCH, -(-len(ids) // workers))
+        size = max(1, min(BATCH, -(-len(ids) // workers)))
 
         def fill(start: int) -> None:
             rows = order[start : start + size]
@@ -100,8 +100,8 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
             for k, state in zip(rows, states, strict=True):
                 vectors[k] = state[: len(ids[k])].mean(0)
 
-        with ThreadPoolExecutor(workers) as side_by_side:
-            list(side_by_side.map(fill, range(0, len(order), size)))
+        for _ in side_by_side(fill, range(0, len(order), size)):
+            pass
         return vectors
 
     theirs, ours = slower(PROBES), embed(PROBES)

@@ -96,7 +96,8 @@ class Engine:
         longest = [self._longest(c) for c in commands]
         # Alike prompts share a batch: it pads and runs as long as its longest.
         order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
-        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        count = -(-len(order) // batch_size)  # of batches, all of about one size
+        parts = [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
         batches = (
             Batch([asked[k] for k in p], {i: opened[k] for i, k in enumerate(p) if k in opened}, longest[p[-1]])
             for p in parts

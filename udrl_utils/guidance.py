@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
 
 class Draw:
-    """Draws tokens on a device as `sampling` says, one after the other from one seed."""
+    """Draws tokens on a device as `sampling` says, one after the other; each part of the work has a seed of its own."""
 
-    def __init__(self, sampling: Sampling, device: Any):
+    def __init__(self, sampling: Sampling, device: Any, part: int = 0):
         import torch
 
-        self.sampling, self.random = sampling, torch.Generator(device).manual_seed(sampling.seed)
+        seed = random.Random(f"tokens {sampling.seed} {part}").getrandbits(32)
+        self.sampling, self.random = sampling, torch.Generator(device).manual_seed(seed)
 
     def next_tokens(self, logits: torch.Tensor, opened: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
         """One token per row of `logits`, shape (rows, vocabulary) -> (rows,).
@@ -40,9 +42,10 @@ class Draw:
         if how.top_p < 1:
             ordered, places = scores.masked_fill(unlikely, -torch.inf).softmax(-1).sort(-1, descending=True)
             unlikely |= torch.zeros_like(unlikely).scatter(-1, places, ordered.cumsum(-1) - ordered > how.top_p)
-        # dividing by exponential noise and taking the largest draws from the distribution, without normalising it
-        noise = torch.empty_like(scores).exponential_(generator=self.random)
-        return (scores.masked_fill_(unlikely, -torch.inf) - noise.log_()).argmax(-1)
+        summed = scores.masked_fill_(unlikely, -torch.inf).exp_().cumsum(-1)
+        # a number from [0, sum): the first token whose sum is above it, which none of probability 0 is
+        drawn = torch.rand(len(summed), 1, generator=self.random, device=summed.device) * summed[:, -1:]
+        return (summed > drawn).int().argmax(-1)
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.errors import RunError
 from udrl_utils.guidance import Draw, write
 from udrl_utils.machine import device_and_dtype
+from udrl_utils.workers import side_by_side
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 
 class Student(Engine):
@@ -53,40 +55,47 @@ class Student(Engine):
 
     def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str], batch_size: int = 64) -> list[float]:
         """Log-probability of each prompt, its end included, after its prefix [nats]; of what fits the context."""
-        import torch
-
-        found: list[float] = []
+        batches = []
         for start in range(0, len(prefixes), batch_size):
             rows = slice(start, start + batch_size)
             pairs = [f"{a}{b}{self.tokenizer.eos_token}" for a, b in zip(prefixes[rows], prompts[rows], strict=True)]
             fits = {"truncation": True, "max_length": self.model.config.max_position_embeddings}
             batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False, **fits)
-            batch = batch.to(self.model.device)
             sizes = [len(ids) for ids in self.tokenizer(list(prefixes[rows]), add_special_tokens=False).input_ids]
-            position = batch.attention_mask.cumsum(-1)
-            with torch.inference_mode():
-                logits = self.model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    position_ids=(position - 1).clamp(min=0),
-                ).logits
-            each = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
-            written = position[:, 1:] > torch.tensor(sizes, device=position.device)[:, None]
-            found += (each * written).sum(-1).tolist()
-        return found
+            batches.append((batch, sizes))
+        return [score for scores in side_by_side(self._scores, batches) for score in scores]
+
+    def _scores(self, batch: tuple[BatchEncoding, list[int]]) -> list[float]:
+        """Log-probability of what follows the prefix, of each row of a batch; `sizes`: tokens of the prefixes."""
+        import torch
+
+        ids, sizes = batch[0].to(self.model.device), batch[1]
+        position = ids.attention_mask.cumsum(-1)
+        with torch.inference_mode():
+            logits = self.model(
+                input_ids=ids.input_ids,
+                attention_mask=ids.attention_mask,
+                position_ids=(position - 1).clamp(min=0),
+            ).logits
+        each = logits[:, :-1].float().log_softmax(-1).gather(-1, ids.input_ids[:, 1:, None])[..., 0]
+        written = position[:, 1:] > torch.tensor(sizes, device=position.device)[:, None]
+        return (each * written).sum(-1).tolist()
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
-        draw = Draw(how, self.model.device)
-        for batch in batches:
-            written: list[list[int]] = [[] for _ in batch.prefixes]
-            for rows, tokens in self._steps(batch, draw):
-                for row, token in zip(rows, tokens, strict=True):
-                    written[row].append(token)
-            yield self._texts(written)
+        batches = list(batches)
+        steps = [self._steps(batch, Draw(how, self.model.device, part)) for part, batch in enumerate(batches)]
+        with self._evaluating():
+            for batch, each in zip(batches, side_by_side(list, steps), strict=True):
+                written: list[list[int]] = [[] for _ in batch.prefixes]
+                for rows, tokens in each:
+                    for row, token in zip(rows, tokens, strict=True):
+                        written[row].append(token)
+                yield self._texts(written)
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[int]:
-        for _, tokens in self._steps(batch, Draw(how, self.model.device)):
-            yield from tokens
+        with self._evaluating():
+            for _, tokens in self._steps(batch, Draw(how, self.model.device)):
+                yield from tokens
 
     def _steps(self, batch: Batch, draw: Draw) -> Iterator[tuple[list[int], list[int]]]:
         import torch
@@ -94,11 +103,15 @@ class Student(Engine):
         prefixes = [*batch.prefixes, *batch.opened.values()]
         ids = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False)
         most, end = self._most(ids.input_ids.shape[1], batch.words), self.tokenizer.eos_token_id
-        training = self.model.training
         # wrapped, and not a `with` around the loop: what the caller does between two steps is none of its business
-        steps = torch.inference_mode()(write)
+        return torch.inference_mode()(write)(self.model, ids.to(self.model.device), list(batch.opened), draw, most, end)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
         try:
-            yield from steps(self.model.eval(), ids.to(self.model.device), list(batch.opened), draw, most, end)
+            yield
         finally:
             self.model.train(training)
 

@@ -1,4 +1,7 @@
-"""Processes that work beside this one: on a CPU small models gain more from another process than from more threads."""
+"""Work side by side: on a CPU a small model gains little from more threads, and much from work on something else.
+
+Threads of one product wait for each other at its end, and where other programs take turns on the cores they wait long.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,26 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 from udrl_utils.machine import device_and_dtype
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """What `work` returns for each item, in order; on a CPU as many at once as it has threads, each on one of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if len(items) < 2 or threads < 2 or device_and_dtype()[0] != "cpu":
+        yield from map(work, items)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield from workers.map(work, items)
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets, later ones start with
 
 
 def shares(most: int) -> list[int]:
