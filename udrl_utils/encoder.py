@@ -85,6 +85,7 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
             TransformersConverter(model[0].auto_model.name_or_path).convert(folder, force=True)
             how = {"compute_type": "float32", "inter_threads": workers, "intra_threads": 1}
             encoder = ctranslate2.Encoder(folder, **how)
+            torch.set_num_threads(workers)  # the engine has set its own number, for PyTorch too
         except (AttributeError, OSError, RuntimeError, ValueError):
             return None
 

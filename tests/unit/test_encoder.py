@@ -38,8 +38,10 @@ def test_the_machines_own_way_agrees(plain) -> None:
 
 
 def test_ctranslate2_agrees_to_the_fifth_digit(plain, float32: None, capsys: pytest.CaptureFixture) -> None:
+    threads = torch.get_num_threads()
     assert cosines(Encoder("minilm")(TEXTS), plain.encode(TEXTS)).min() > 0.99999
     assert "by CTranslate2" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads, "PyTorch computes on as many threads as before"
 
 
 def test_without_the_extra_it_is_pytorch(
