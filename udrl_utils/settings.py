@@ -252,7 +252,7 @@ class SearchSettings(IntervalSettings):
     search_prompts: int = Field(description="prompts written for an intent", ge=1, le=64)
     search_tasks: list[TaskName] = Field(description="kinds of prompt that are searched with, in turn", min_length=1)
     search_command: list[str] = Field(
-        description="what those prompts are commanded, such as 'length 8'; [] for nothing"
+        description="what those prompts are commanded, such as 'length 5'; [] for nothing"
     )
     search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
     raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
