@@ -100,7 +100,10 @@ class DistillationSettings(StageSettings):
     )
     validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
-    shard_size: int = Field(description="requests per shard; a finished shard is never made again", ge=1)
+    shard_size: int = Field(
+        description="requests per shard, best many times teacher_concurrency; a finished shard is never made again",
+        ge=1,
+    )
 
     _urls = field_validator("teacher_base_urls")(without_secrets)
 
