@@ -35,8 +35,8 @@ class Draw:
         scores = logits.float().log_softmax(-1)
         if len(guided):
             scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], how.guidance)
-        scores /= how.temperature
-        unlikely = scores < scores.amax(-1, keepdim=True) + math.log(max(how.min_p, 1e-30))
+        scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature
+        unlikely = scores < math.log(max(how.min_p, 1e-30))
         if how.top_k:
             unlikely |= scores < scores.topk(min(how.top_k, scores.shape[-1])).values[:, -1:]
         if how.top_p < 1:

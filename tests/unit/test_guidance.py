@@ -48,6 +48,7 @@ def test_the_likeliest_are_drawn_from() -> None:
 
 def test_temperature_sharpens() -> None:
     assert shares([0.6, 0.4], [0.6, 0.4], temperature=0.5) == pytest.approx([9 / 13, 4 / 13], abs=0.015)
+    assert shares([0.2, 0.5, 0.3], [0.2, 0.5, 0.3], temperature=0.001) == [0, 1, 0]
 
 
 def test_rows_that_are_not_guided_stay_as_they_are() -> None:
