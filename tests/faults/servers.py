@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +18,7 @@ PASSING = ("429", "500", "503", "hang", "cut", "torn_json", "no_choices", "html_
 # What is wrong with an answer that arrives; no row of it should be admitted.
 BAD_ANSWERS = ("prose", "refusal", "huge", "control", "chinese", "markup", "half_list")
 HANG = 1.5  # seconds
+HUGE = "koi " * 2_500_000
 
 Answer = Callable[[dict[str, Any], int], str]
 
@@ -38,7 +40,7 @@ def bad_answer(kind: str, body: dict[str, Any], number: int) -> str:
     return {
         "prose": "What a lovely subject! One could imagine a quiet scene, painted with care, and much more besides.",
         "refusal": "I'm sorry, but I can't help with that.",
-        "huge": "koi " * 2_500_000,
+        "huge": HUGE,
         "control": json.dumps([f"a koi\x07 pond \x1b[31m number {number} {k}" for k in range(8)]),
         "chinese": json.dumps([f"清晨 的 锦鲤 池塘 {number} {k}" for k in range(8)], ensure_ascii=False),
         "markup": json.dumps([f"<img src=x onerror=alert({k})> a koi pond {number}" for k in range(8)]),
@@ -121,6 +123,8 @@ def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(200, b'{"id": "1", "object": "chat.completion", "choices": []}')
             elif kind == "html_page":
                 self.reply(200, b"<html>maintenance</html>", **{"Content-Type": "text/html"})
+            elif kind == "huge":
+                self.reply(200, huge_completion())
             else:
                 good = kind == "good"
                 self.reply(200, completion(script.answer(body, number) if good else bad_answer(kind, body, number)))
@@ -152,3 +156,9 @@ def completion(content: str) -> bytes:
             "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
         }
     ).encode()
+
+
+@cache
+def huge_completion() -> bytes:
+    """Ten megabytes, made once: the machine's time belongs to the client that is tested."""
+    return completion(HUGE)
