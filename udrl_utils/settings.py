@@ -101,7 +101,7 @@ class DistillationSettings(StageSettings):
     validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(
-        description="requests per shard, best many times teacher_concurrency; a finished shard is never made again",
+        description="requests per shard, many times teacher_concurrency; never made twice",
         ge=1,
     )
 

@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
@@ -23,6 +25,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import NOTEBOOKS, ROOT, AnalysisSettings, AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
+from udrl_utils.workers import shares
 
 
 def test_every_contract_file_is_there(smoke_run: Path) -> None:
@@ -102,8 +105,17 @@ def test_the_report_is_self_contained_and_escaped(smoke_run: Path, tmp_path: Pat
     assert page.count("data:image/png;base64,") >= 8
 
 
+@pytest.fixture
+def half_of_the_threads() -> Iterator[None]:
+    """As many as the notebook's training has beside that of the baseline: sums of more parts round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(shares(2)[0])
+    yield
+    torch.set_num_threads(before)
+
+
 def test_training_is_seeded_and_resumes_exactly(
-    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half_of_the_threads: None
 ) -> None:
     from safetensors.numpy import load_file
     from transformers import Trainer
