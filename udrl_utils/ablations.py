@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
@@ -93,11 +94,13 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
     import pandas
 
     trials = [(name, seed) for name in variants_of(settings) for seed in range(settings.ablation_seeds)]
-    parts, rows = shares(len(trials)), []
-    with pool(len(parts), quietly, parts[0]) as processes:
-        jobs = [processes.submit(measure, run, settings, *trial) for trial in trials]
-        for (name, seed), job in zip(trials, jobs, strict=True):
-            rows.append({"variant": name, "seed": seed, **job.result()})
+    count, threads = shares(len(trials))
+    rows: list[dict[str, Any]] = []
+    with pool(count, quietly, threads) as processes:
+        # the first that fails is the last: what waits behind it is not begun
+        measured = processes.map(partial(measure, run, settings), *zip(*trials, strict=True))
+        for (name, seed), found in zip(trials, measured, strict=True):
+            rows.append({"variant": name, "seed": seed, **found})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
     return pandas.DataFrame(rows)
 

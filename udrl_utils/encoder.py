@@ -95,14 +95,14 @@ def by_ctranslate2(model: Any, slower: Embed) -> Embed | None:
         vectors = np.empty((len(ids), model.get_embedding_dimension()), dtype=np.float32)
         size = max(1, min(BATCH, -(-len(ids) // workers)))
 
-        def fill(start: int) -> None:
-            rows = order[start : start + size]
-            states = np.asarray(encoder.forward_batch([ids[k] for k in rows]).last_hidden_state)
-            for k, state in zip(rows, states, strict=True):
-                vectors[k] = state[: len(ids[k])].mean(0)
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
 
-        for _ in side_by_side(fill, range(0, len(order), size)):
-            pass
+        def averages(rows: list[int]) -> list[numpy.ndarray]:
+            states = np.asarray(encoder.forward_batch([ids[k] for k in rows]).last_hidden_state)
+            return [state[: len(ids[k])].mean(0) for k, state in zip(rows, states, strict=True)]
+
+        for rows, found in zip(parts, side_by_side(averages, parts), strict=True):
+            vectors[rows] = found
         return vectors
 
     theirs, ours = slower(PROBES), embed(PROBES)

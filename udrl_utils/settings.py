@@ -101,8 +101,7 @@ class DistillationSettings(StageSettings):
     validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
     test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
     shard_size: int = Field(
-        description="requests per shard, many times teacher_concurrency; never made twice",
-        ge=1,
+        description="requests per shard, which is never made again; best many times teacher_concurrency", ge=1
     )
 
     _urls = field_validator("teacher_base_urls")(without_secrets)

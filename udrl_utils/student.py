@@ -63,13 +63,14 @@ class Student(Engine):
             batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False, **fits)
             sizes = [len(ids) for ids in self.tokenizer(list(prefixes[rows]), add_special_tokens=False).input_ids]
             batches.append((batch, sizes))
-        return [score for scores in side_by_side(self._scores, batches) for score in scores]
+        scored = side_by_side(lambda batch: self._scores(*batch), batches)
+        return [score for scores in scored for score in scores]
 
-    def _scores(self, batch: tuple[BatchEncoding, list[int]]) -> list[float]:
+    def _scores(self, ids: BatchEncoding, sizes: list[int]) -> list[float]:
         """Log-probability of what follows the prefix, of each row of a batch; `sizes`: tokens of the prefixes."""
         import torch
 
-        ids, sizes = batch[0].to(self.model.device), batch[1]
+        ids = ids.to(self.model.device)
         position = ids.attention_mask.cumsum(-1)
         with torch.inference_mode():
             logits = self.model(

@@ -107,15 +107,15 @@ def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = N
     """
     if not settings.plain_sft:
         return [train_student(settings, run, live=live)]
-    first, *second = shares(2)
-    if not second:
+    count, threads = shares(2)
+    if count == 1:
         return [train_student(settings, run, live=live), train_student(settings, run, commanded=False)]
     import torch
 
     before = torch.get_num_threads()
-    with pool(1, quietly, *second) as beside:
+    with pool(1, quietly, threads) as beside:
         plain = beside.submit(train_student, settings, run, commanded=False)
-        torch.set_num_threads(first)
+        torch.set_num_threads(threads)
         try:
             return [train_student(settings, run, live=live), plain.result()]
         finally:

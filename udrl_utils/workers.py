@@ -31,13 +31,13 @@ def side_by_side(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[A
         torch.set_num_threads(threads)  # what a thread sets, later ones start with
 
 
-def shares(most: int) -> list[int]:
-    """Threads for each of at most so many trainings side by side: all of a CPU's, in equal parts; one on a GPU."""
+def shares(most: int) -> tuple[int, int]:
+    """How many of at most so many trainings to run side by side, on how many threads each: one at a time on a GPU."""
     import torch
 
     threads = torch.get_num_threads()
-    count = min(most, threads) if device_and_dtype()[0] == "cpu" else 1
-    return [threads // count] * count
+    count = max(1, min(most, threads)) if device_and_dtype()[0] == "cpu" else 1
+    return count, threads // count
 
 
 def pool(count: int, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:

@@ -3,8 +3,8 @@
     python tests/benchmarks/scale.py 100000 1000000
 
 Each stage runs in a process of its own, whose peak memory and CPU minutes, which do not depend on what else the machine
-does, are read when it ends. Hashed words stand in for sentence
-embeddings, which take the same memory at any size; the speed of the real encoder is measured by `--embed 100000`.
+does, are read when it ends. Hashed words stand in for sentence embeddings, which take the same memory at any size; the
+speed of the real encoder is measured by `--embed 100000`.
 """
 
 from __future__ import annotations

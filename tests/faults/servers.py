@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -52,8 +53,10 @@ class Loopback(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def handle_error(self, *_: object) -> None:
-        """A client that hung up is not worth a word."""
+    def handle_error(self, *where: Any) -> None:
+        """A client that hung up is not worth a word; all else is."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*where)
 
 
 class ScriptedServer:

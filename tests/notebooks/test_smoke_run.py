@@ -109,7 +109,7 @@ def test_the_report_is_self_contained_and_escaped(smoke_run: Path, tmp_path: Pat
 def half_of_the_threads() -> Iterator[None]:
     """As many as the notebook's training has beside that of the baseline: sums of more parts round otherwise."""
     before = torch.get_num_threads()
-    torch.set_num_threads(shares(2)[0])
+    torch.set_num_threads(shares(2)[1])
     yield
     torch.set_num_threads(before)
 

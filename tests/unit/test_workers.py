@@ -39,15 +39,15 @@ def test_a_process_that_works_ends_with_the_one_that_started_it(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("device", "threads", "most", "expected"),
     [
-        ("cpu", 2, 2, [1, 1]),
-        ("cpu", 8, 2, [4, 4]),
-        ("cpu", 16, 48, [1] * 16),
-        ("cpu", 1, 2, [1]),
-        ("cuda", 16, 2, [16]),
+        ("cpu", 2, 2, (2, 1)),
+        ("cpu", 8, 2, (2, 4)),
+        ("cpu", 16, 48, (16, 1)),
+        ("cpu", 1, 2, (1, 1)),
+        ("cuda", 16, 2, (1, 16)),
     ],
 )
 def test_threads_are_shared_out_on_a_cpu_only(
-    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, most: int, expected: list[int]
+    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, most: int, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(workers, "device_and_dtype", lambda: (device, torch.float32, "as this test says"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -60,3 +60,15 @@ def test_a_process_is_told_its_threads_and_prints_nothing(capfd: pytest.CaptureF
         assert processes.submit(os.getpid).result() != os.getpid()
         processes.submit(print, "what nobody should see").result()
     assert capfd.readouterr().out == ""
+
+
+def test_work_side_by_side_comes_in_order_on_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "device_and_dtype", lambda: ("cpu", torch.float32, "as this test says"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = list(workers.side_by_side(lambda k: (k, torch.get_num_threads()), range(5)))
+        assert found == [(k, 1) for k in range(5)]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
