@@ -14,7 +14,7 @@ from udrl_utils.dataset import WordSwaps, command_pairs, left_open, word_pieces
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.parameters import resolve
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.trainer import AlikeLengths, make_trainer
+from udrl_utils.trainer import AlikeLengths, make_trainer, tokenized
 
 NAMES = ["length", "relevance"]
 PAIRS = pd.DataFrame(
@@ -123,6 +123,21 @@ def trainer_of(settings: TrainingSettings, tmp_path):
         return trainer, [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
 
     return made
+
+
+@pytest.mark.parametrize("longest", [64, 24])
+def test_tokens_and_labels_are_those_that_trl_makes(settings: TrainingSettings, tmp_path, longest: int) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    wordy = PAIRS.head(40).assign(intent="heron " * 30, prompt="far too long for a context of so few tokens")
+    rows, tokenizer = pd.concat([PAIRS, wordy]), train_tokenizer([*PAIRS.intent, *PAIRS.prompt], 400, CODEC.tokens())
+    data, how = command_pairs(rows, CODEC, settings), {"use_cpu": True, "bf16": False, "report_to": "none"}
+    config = SFTConfig(str(tmp_path), max_length=longest, completion_only_loss=True, **how)
+    stock = SFTTrainer(new_student(settings, tokenizer), config, train_dataset=data, processing_class=tokenizer)
+    ours = tokenized(data, tokenizer, longest)
+    assert ours["input_ids"][:] == stock.train_dataset["input_ids"][:]
+    assert ours["labels"][:] == stock.train_dataset["labels"][:]
+    assert len(ours) < len(data) or longest == 64, "prefixes that leave no room are dropped"
 
 
 def test_a_token_weighs_the_same_in_short_and_long_batches(trainer_of) -> None:
