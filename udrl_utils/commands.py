@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +132,17 @@ class CommandCodec:
 
         return int(np.searchsorted(self.edges[task][name][1:-1], value, side="right"))
 
+    def bin_near_value(self, task: str, name: str, value: float, draw: float) -> int:
+        """Level token of an achieved reward or the one next to it, the nearer the likelier; `draw` is uniform, 0..1.
+
+        Neighbours are then trained on some of the same pairs, and what they ask for differs by degrees.
+        """
+        edges, own = self.edges[task][name], self.bin_of_value(task, name, value)
+        low, high = edges[own], edges[own + 1]
+        place = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+        near = min(max(own + math.floor(place + draw - 0.5), 0), self.bins - 1)
+        return own if near == own else self.bin_of_value(task, name, (edges[near] + edges[near + 1]) / 2)
+
     def bin_of_level(self, task: str, name: str, level: float) -> int:
         """Level token of a commanded quantile level; where quantiles coincide, the one that was trained."""
         return self.bin_of_value(task, name, self.edges[task][name][min(int(level * self.bins), self.bins - 1)])
@@ -197,10 +210,15 @@ class CommandCodec:
         bins = {name: self.bin_of_level(command.task, name, level) for name, level in command.levels.items()}
         return self._write(command.task, command.length, bins)
 
-    def encode_achieved(self, row: dict[str, Any], left_open: frozenset[str] = frozenset()) -> str:
-        """Tokens of the rewards that an annotated pair achieved, less those left open."""
+    def encode_achieved(
+        self, row: dict[str, Any], left_open: frozenset[str] = frozenset(), draw: Callable[[str], float] = lambda _: 0.5
+    ) -> str:
+        """Tokens of the rewards that an annotated pair achieved, less those left open.
+
+        `draw` gives a number from 0 to 1 for each reward: 0.5 is the level that it is in, others may be the next.
+        """
         bins = {
-            name: self.bin_of_value(row["task"], name, row[name])
+            name: self.bin_near_value(row["task"], name, row[name], draw(name))
             for name in self.rewards
             if name not in left_open and name != "length" and row[name] == row[name]
         }

@@ -52,7 +52,8 @@ def command_pairs(
         intent, prompt = swapped(row)
         if commanded and settings.horizon and "length" in names:
             prompt = codec.count_down(prompt, settings.horizon)
-        return {"prompt": codec.prefix(codec.encode_achieved(row, opened), intent), "completion": prompt}
+        draw = lambda name: share(f"{name} {row['pair_id']}", settings.seed)  # noqa: E731
+        return {"prompt": codec.prefix(codec.encode_achieved(row, opened, draw), intent), "completion": prompt}
 
     def pairs() -> Iterator[dict[str, str]]:
         for start in range(0, len(annotated), CHUNK):

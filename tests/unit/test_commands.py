@@ -60,6 +60,23 @@ def test_a_two_valued_reward_only_uses_trained_levels() -> None:
     assert {codec.bin_of_level("text_to_image", "diversity", level / 20) for level in range(21)} <= trained
 
 
+@given(st.floats(0, 1))
+def test_drawn_levels_are_the_achieved_one_on_average(level: float) -> None:
+    task, draws = "text_to_image", (np.arange(200) + 0.5) / 200
+    edges = CODEC.edges[task]["relevance"]
+    value = float(np.interp(level * 10, range(11), edges))
+    drawn = [CODEC.bin_near_value(task, "relevance", value, draw) for draw in draws]
+    assert max(drawn) - min(drawn) <= 1 and CODEC.bin_of_value(task, "relevance", value) in drawn
+    assert np.mean(drawn) == pytest.approx(min(max(level * 10 - 0.5, 0), 9), abs=0.01)
+
+
+@given(st.sampled_from([0.0, 1.0]), st.floats(0, 1, exclude_max=True))
+def test_levels_of_a_two_valued_reward_are_never_drawn_apart(value: float, draw: float) -> None:
+    codec = CommandCodec.fit(table().assign(diversity=[0.0, 0.0, 1.0, 1.0] * 100), NAMES, bins=10)
+    own = codec.bin_of_value("text_to_image", "diversity", value)
+    assert codec.bin_near_value("text_to_image", "diversity", value, draw) == own
+
+
 def test_forms_and_places_of_a_command() -> None:
     command = Command("text_to_image", length=18, relevance=0.95)
     forms = {form: replace(CODEC, form=form).encode(command) for form in ("tokens", "text", "none")}
