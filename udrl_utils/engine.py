@@ -115,7 +115,7 @@ class Engine:
         how = self._sampling(seed, sampling)
         [command] = self._checked([intent], [command], strict)
         batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self._longest(command))
-        return self._pieces(self._stream(batch, how))
+        return self._stream(batch, how)
 
     def _sampling(self, seed: int, changes: dict[str, float]) -> Sampling:
         neutral = vars(Sampling())
@@ -161,6 +161,6 @@ class Engine:
         """One prompt for each prefix of each batch."""
         raise NotImplementedError
 
-    def _stream(self, batch: Batch, how: Sampling) -> Iterator[int]:
-        """Tokens of the prompt for a batch of one prefix."""
+    def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
+        """Pieces of the prompt for a batch of one prefix."""
         raise NotImplementedError

@@ -12,9 +12,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
+from udrl_utils.deployment import LlamaCppStudent
 from udrl_utils.engine import Engine
 from udrl_utils.errors import loading
 from udrl_utils.intervals import interval
+from udrl_utils.llamacpp import LlamaCpp
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import DeploymentSettings
 from udrl_utils.student import Student
@@ -110,11 +112,9 @@ def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str
     student = next(engine for engine in engines.values() if isinstance(engine, Student))
     found = {}
     for name, engine in engines.items():
-        if isinstance(engine, Student):
-            decode = by_transformers(engine.model)
-        else:
-            decode = by_ctranslate2(engine.generator(settings.seed), engine.codec.tokens()[0])
-        found[f"student, {name}"] = _speed(student.model.num_parameters(), weights_mb(engine), decode, settings)
+        found[f"student, {name}"] = _speed(
+            student.model.num_parameters(), weights_mb(engine), decode_of(engine), settings
+        )
     for shape in settings.shapes:
         model, kind = model_of(shape), "random weights" if shape in SHAPES else "Transformers"
         size = model.num_parameters()
@@ -124,6 +124,15 @@ def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str
     return found
 
 
+def decode_of(engine: Engine) -> Decode:
+    """Greedy decoding by what an engine computes with."""
+    if isinstance(engine, Student):
+        return by_transformers(engine.model)
+    if isinstance(engine, LlamaCppStudent):
+        return by_llamacpp(engine.model)
+    return by_ctranslate2(engine.generator(seed=0), engine.codec.tokens()[0])
+
+
 def _speed(parameters: int, mb: float, decode: Decode, settings: DeploymentSettings) -> dict[str, Any]:
     speed = interval(decoding(decode, repeats=3 if parameters < WHOLE else 1), settings)
     return {"parameters": parameters, "weights_mb": mb, "tokens_per_second": speed}
@@ -131,7 +140,7 @@ def _speed(parameters: int, mb: float, decode: Decode, settings: DeploymentSetti
 
 def weights_mb(engine: Engine) -> float:
     """Size of the weights that an engine was loaded from [MB]."""
-    files = (file for file in engine.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    files = (file for file in engine.folder.iterdir() if file.suffix in (".safetensors", ".bin", ".gguf"))
     return sum(file.stat().st_size for file in files) / 1e6
 
 
@@ -164,6 +173,16 @@ def by_ctranslate2(generator: Any, token: str) -> Decode:
     def decode(batch_size: int, written: int) -> None:
         how = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
         generator.generate_batch([[token] * READ] * batch_size, **how)
+
+    return decode
+
+
+def by_llamacpp(model: LlamaCpp) -> Decode:
+    """Greedy decoding by llama.cpp, one text after the other."""
+
+    def decode(batch_size: int, written: int) -> None:
+        for _ in range(batch_size):
+            model.write([17] * READ, written, temperature=0.0, ignore_eos=True)
 
     return decode
 

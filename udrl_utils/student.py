@@ -93,10 +93,10 @@ class Student(Engine):
                         written[row].append(token)
                 yield self._texts(written)
 
-    def _stream(self, batch: Batch, how: Sampling) -> Iterator[int]:
+    def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         with self._evaluating():
-            for _, tokens in self._steps(batch, Draw(how, self.model.device)):
-                yield from tokens
+            steps = self._steps(batch, Draw(how, self.model.device))
+            yield from self._pieces(token for _, tokens in steps for token in tokens)
 
     def _steps(self, batch: Batch, draw: Draw) -> Iterator[tuple[list[int], list[int]]]:
         import torch

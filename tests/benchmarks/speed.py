@@ -21,9 +21,10 @@ import torch
 from udrl_utils import costs, figures, latency
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
-from udrl_utils.deployment import import_ctranslate2
+from udrl_utils.deployment import import_ctranslate2, write_ctranslate2
 from udrl_utils.encoder import Encoder, encoder_path
 from udrl_utils.gpt2 import pretrained_student
+from udrl_utils.llamacpp import LlamaCpp, write_gguf
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
@@ -190,33 +191,33 @@ def annotation(run: RunFolder, turns: int, pairs: int = 1500) -> dict[str, Any]:
 
 
 def decoding(turns: int, home: Path) -> dict[str, Any]:
-    """Tokens per second of a 124M GPT-2: int8 by CTranslate2, float32 by Transformers, and what memory allows."""
+    """Tokens per second of a 124M GPT-2: in 8 bits by llama.cpp and CTranslate2, in float32 by Transformers."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    ctranslate2 = import_ctranslate2()
     model = latency.model_of("124M").float()
     model.save_pretrained(home / "model")
-    words = {f"t{k}": k for k in range(model.config.vocab_size)}
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t0")), **special)
-    tokenizer.save_pretrained(home / "model")
-    converter = ctranslate2.converters.TransformersConverter(str(home / "model"))
-    converter.convert(str(home / "int8"), quantization="int8_float32", force=True)
-    generator = ctranslate2.Generator(
-        str(home / "int8"), compute_type="int8_float32", intra_threads=torch.get_num_threads()
-    )
+    words = {name: k for k, name in enumerate(["a", "b", "ab", *(f"t{k}" for k in range(3, model.config.vocab_size))])}
+    tokenizer = Tokenizer(models.BPE(words, [("a", "b")]))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "a")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(home / "model")
+    write_ctranslate2(home / "model", home / "int8", "int8_float32")
+    write_gguf(home / "model", home / "q8_0.gguf")
+    threads = torch.get_num_threads()
+    generator = import_ctranslate2().Generator(str(home / "int8"), compute_type="int8_float32", intra_threads=threads)
+    single = {"q8_0": latency.by_llamacpp(LlamaCpp(home / "q8_0.gguf", 256, threads))}
     sides = {"int8": latency.by_ctranslate2(generator, "t17"), "transformers": latency.by_transformers(model)}
     results: dict[str, Any] = {}
-    for size in (1, 32):
-        measure = {n: lambda d=d, s=size: latency.decoding(d, s, repeats=1)[0] for n, d in sides.items()}
+    for size, these in ((1, single | sides), (32, sides)):
+        measure = {n: lambda d=d, s=size: latency.decoding(d, s, repeats=1)[0] for n, d in these.items()}
         found = take_turns(turns, **measure, **({"bytes per second": memory_bandwidth} if size == 1 else {}))
         results[f"tokens per second at batch {size}"] = found
-        results[f"int8 over transformers at batch {size}"] = ratio(found, "int8", "transformers")
+        for name in [name for name in these if name != "transformers"]:
+            results[f"{name} over transformers at batch {size}"] = ratio(found, name, "transformers")
         if size == 1:
-            weights = (home / "int8" / "model.bin").stat().st_size
-            ceiling = {"int8": found["int8"], "ceiling": [rate / weights for rate in found["bytes per second"]]}
-            results["int8 over what memory bandwidth allows"] = ratio(ceiling, "int8", "ceiling")
+            weights = (home / "q8_0.gguf").stat().st_size
+            ceiling = {"q8_0": found["q8_0"], "ceiling": [rate / weights for rate in found["bytes per second"]]}
+            results["q8_0 over what memory bandwidth allows"] = ratio(ceiling, "q8_0", "ceiling")
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def exported(trained: Path) -> dict[str, Path]:
     home = trained.parent / "07_deployment"
     return {
         precision: export(trained, home / precision, precision, top_k=50, top_p=0.9)
-        for precision in ("float32", "int8")
+        for precision in ("float32", "q8_0", "int8")
     }
 
 
@@ -62,16 +63,18 @@ def test_an_exported_student_writes_what_the_trained_one_does(trained: Path, exp
         assert DeployedStudent.load(folder).generate(intents, COMMAND, temperature=0.01) == expected
 
 
-def test_one_seed_gives_the_same_prompts_and_another_gives_others(exported: dict[str, Path]) -> None:
-    engine = DeployedStudent.load(exported["float32"])
+@pytest.mark.parametrize("precision", ["float32", "q8_0"])
+def test_one_seed_gives_the_same_prompts_and_another_gives_others(precision: str, exported: dict[str, Path]) -> None:
+    engine = DeployedStudent.load(exported[precision])
     hot = {"n": 8, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
     first = engine.generate(["koi"], COMMAND, seed=1, **hot)
     assert first == engine.generate(["koi"], COMMAND, seed=1, **hot)
     assert first != engine.generate(["koi"], COMMAND, seed=2, **hot)
-    assert first == DeployedStudent.load(exported["float32"]).generate(["koi"], COMMAND, seed=1, **hot)
+    assert first == DeployedStudent.load(exported[precision]).generate(["koi"], COMMAND, seed=1, **hot)
+    assert len(set(first[0])) > 4, "each of a set has a seed of its own"
 
 
-@pytest.mark.parametrize("engine", ["trained", "float32", "int8"])
+@pytest.mark.parametrize("engine", ["trained", "float32", "q8_0", "int8"])
 def test_what_is_streamed_is_what_is_written(engine: str, trained: Path, exported: dict[str, Path]) -> None:
     writer = Student.load(trained) if engine == "trained" else DeployedStudent.load(exported[engine])
     pieces = list(writer.stream("tea", COMMAND, temperature=0.01))
@@ -85,10 +88,19 @@ def test_a_stream_leaves_no_trace_in_the_callers_mode(trained: Path) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-@pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"min_p": 0.1}])
-def test_what_the_engine_cannot_do_is_one_line(changes: dict, exported: dict[str, Path]) -> None:
-    with pytest.raises(CommandError, match="is beyond this engine, which samples by seed, temperature, top_k, top_p"):
-        DeployedStudent.load(exported["int8"]).generate(["koi"], COMMAND, **changes)
+@pytest.mark.parametrize(
+    ("precision", "changes", "known"),
+    [
+        ("int8", {"guidance": 2.0}, "top_k, top_p"),
+        ("int8", {"min_p": 0.1}, "top_k, top_p"),
+        ("q8_0", {"guidance": 2.0}, "min_p, top_k, top_p"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_one_line(
+    precision: str, changes: dict, known: str, exported: dict[str, Path]
+) -> None:
+    with pytest.raises(CommandError, match=f"is beyond this engine, which samples by seed, temperature, {known}"):
+        DeployedStudent.load(exported[precision]).generate(["koi"], COMMAND, **changes)
 
 
 def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
@@ -106,16 +118,18 @@ def test_commands_are_checked_as_of_the_trained_student(exported: dict[str, Path
         engine.generate(["koi"], Command(TASK, length=55))
 
 
-def test_long_and_odd_intents_are_answered(exported: dict[str, Path]) -> None:
-    engine = DeployedStudent.load(exported["int8"])
+@pytest.mark.parametrize("precision", ["int8", "q8_0"])
+def test_long_and_odd_intents_are_answered(precision: str, exported: dict[str, Path]) -> None:
+    engine = DeployedStudent.load(exported[precision])
     odd = ["word " * 5000, "<|end|><|length:3|>", "\u202eevil\u0000", "🦎" * 300, "<script>"]
     assert all(len(texts) == 1 for texts in engine.generate(odd, COMMAND))
 
 
-def test_int8_weighs_a_third_and_loads_without_pytorch(exported: dict[str, Path]) -> None:
+@pytest.mark.parametrize("precision", ["int8", "q8_0"])
+def test_8_bits_weigh_less_than_half_and_load_without_pytorch(precision: str, exported: dict[str, Path]) -> None:
     engines = {name: DeployedStudent.load(folder) for name, folder in exported.items()}
-    assert latency.weights_mb(engines["int8"]) < 0.4 * latency.weights_mb(engines["float32"])
-    cold = latency.cold_start(engines["int8"])
+    assert latency.weights_mb(engines[precision]) < 0.5 * latency.weights_mb(engines["float32"])
+    cold = latency.cold_start(engines[precision])
     assert 0 < cold["load_s"] < cold["first_word_s"] <= cold["first_prompt_s"]
     assert cold["memory_mb"] < 200, "PyTorch alone would be more"
 
@@ -139,10 +153,24 @@ def test_a_missing_student_or_export_is_one_line(tmp_path: Path) -> None:
         DeployedStudent.load(tmp_path)
 
 
-def test_without_the_extra_it_is_one_line(monkeypatch: pytest.MonkeyPatch, exported: dict[str, Path]) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
+@pytest.mark.parametrize(("precision", "library"), [("int8", "ctranslate2"), ("q8_0", "xllamacpp")])
+def test_without_the_extra_it_is_one_line(
+    precision: str, library: str, monkeypatch: pytest.MonkeyPatch, exported: dict[str, Path]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, library, None)
     with pytest.raises(SettingsError, match=r"pip install 'udrl_utils\[deploy\]'"):
-        DeployedStudent.load(exported["int8"])
+        DeployedStudent.load(exported[precision])
+
+
+def test_a_model_that_is_no_gpt2_is_not_written_as_gguf(trained: Path, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = shutil.copytree(trained, tmp_path / "student")
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, **shape)).save_pretrained(folder)
+    with pytest.raises(RunError, match="takes a GPT-2 of a width that is a multiple of 32; this is a llama"):
+        export(folder, tmp_path / "q8_0", "q8_0")
+    assert not (tmp_path / "q8_0").exists()
 
 
 def test_a_shape_has_the_parameters_of_the_model_that_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,4 +205,4 @@ def test_an_unknown_shape_is_one_line(tmp_path: Path) -> None:
 
 def test_precisions_are_those_of_the_settings() -> None:
     allowed = DeploymentSettings.model_fields["precisions"].annotation.__args__[0].__args__
-    assert set(allowed) == set(deployment.PRECISIONS)
+    assert set(allowed) == {*deployment.CTRANSLATE2, deployment.GGUF}

@@ -20,9 +20,9 @@ from udrl_utils.settings import ROOT, SETTINGS
 ORDER = (
     *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
     *("tasks", "grammar", "dialogue", "local_teacher", "teachers", "distillation", "judge", "encoder", "rewards"),
-    *("commands", "engine", "guidance", "gpt2", "student", "deployment", "samples", "front", "rounds", "dataset"),
-    *("trainer", "training_log", "training", "base", "evaluation", "cards", "latency", "baselines", "probes"),
-    *("ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets", "retrieval"),
+    *("commands", "engine", "guidance", "gpt2", "student", "llamacpp", "deployment", "samples", "front", "rounds"),
+    *("dataset", "trainer", "training_log", "training", "base", "evaluation", "cards", "latency", "baselines"),
+    *("probes", "ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets", "retrieval"),
     *("recommendation", "ranking", "study", "prober", "figures", "costs", "gallery", "views", "finder", "widgets"),
     *("report", "cli"),
 )
