@@ -97,8 +97,11 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings)
             "within_1": float((error <= 1).mean()),
             "within_2": float((error <= 2).mean()),
         }
-    levels = rows.groupby(commanded)[name]
-    result["levels"] = [{"asked": float(level), **interval(values, settings)} for level, values in levels]
+    # prompts of one set are not independent of each other: sets are resampled, not prompts
+    sets = rows.groupby([commanded, "task", "set"])[name].mean()
+    result["levels"] = [
+        {"asked": float(level), **interval(values, settings)} for level, values in sets.groupby(level=0)
+    ]
     return result
 
 

@@ -242,9 +242,17 @@ def test_set_metrics_by_hand() -> None:
 
 def test_calibration_by_hand(smoke: dict) -> None:
     settings = resolve(AnalysisSettings, smoke)
-    rows = pd.DataFrame({"task": "t", "reward": "length", "asked_length": [4, 5, 6, 7], "length": [4, 6, 8, 10]})
-    result = evaluation.calibration_metrics(rows, settings)["all"]["length"]
+    given = {"task": "t", "reward": "length", "set": range(4), "asked_length": [4, 5, 6, 7], "length": [4, 6, 8, 10]}
+    result = evaluation.calibration_metrics(pd.DataFrame(given), settings)["all"]["length"]
     assert (result["spearman"], result["mae"], result["within_1"], result["within_2"]) == (1, 1.5, 0.5, 0.75)
+
+
+def test_a_set_of_prompts_counts_once_in_an_interval(smoke: dict) -> None:
+    settings = resolve(AnalysisSettings, smoke)
+    given = {"task": "t", "reward": "diversity", "set": [0] * 50 + [1] * 50, "asked_diversity": 0.5}
+    rows = pd.DataFrame({**given, "diversity": [0.2] * 50 + [0.6] * 50})
+    [level] = evaluation.calibration_metrics(rows, settings)["all"]["diversity"]["levels"]
+    assert level["mean"] == pytest.approx(0.4) and level["low"] == pytest.approx(0.2) and level["high"] > 0.59
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
