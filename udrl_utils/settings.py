@@ -285,7 +285,7 @@ class DeploymentSettings(MeasuringSettings):
     """07: what is exported, and what its speed is compared with."""
 
     precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = Field(
-        description="how exported weights are stored: float32, bfloat16, int8, or q8_0 for llama.cpp", min_length=1
+        description="how exported weights are stored: float32, bfloat16, int8; q8_0: llama.cpp", min_length=1
     )
     threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
     top_k: int = Field(description="likeliest tokens that the deployed student draws from; 0 for all", ge=0)
