@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 ATTEMPTS = 8
+BEGUN = 4  # times `concurrency`: questions that are begun and unanswered at once, those that wait to be asked again too
 LONGEST_REPLY = 200_000  # characters; what comes beyond is not a reply but a fault
 LONGEST_BODY = 2_000_000  # bytes; a server that announces more is not listened to
 LONGEST_WAIT = 120.0  # seconds; what a server may ask for with Retry-After
@@ -91,6 +92,8 @@ class ChatClient:
             for url in self.base_urls
         ]
         turns = itertools.cycle(servers)
+        # what failed comes again after a few others, and not after all: the last to be answered would be asked alone
+        begun = anyio.Semaphore(BEGUN * self.concurrency)
 
         async def once(key: str, question: Question) -> None:
             async with gate:
@@ -102,9 +105,13 @@ class ChatClient:
                 except RunError as error:
                     refusals.append(error)
 
+        async def answered(key: str, question: Question) -> None:
+            async with begun:
+                await patiently(once, key, question)
+
         async with anyio.create_task_group() as group:
             for key, question in questions.items():
-                group.start_soon(patiently, once, key, question)
+                group.start_soon(answered, key, question)
         for server in servers:
             await server.close()
         if refusals:

@@ -91,6 +91,17 @@ def test_requests_go_out_side_by_side_and_no_more_than_allowed(tmp_path) -> None
     assert took < ideal / 0.5  # the benchmark says how near it really comes
 
 
+def test_what_failed_is_asked_again_before_all_others_had_their_turn(tmp_path) -> None:
+    class Stumbling(ScriptedServer):
+        def kind(self, body: dict) -> str:
+            return "500" if self.bodies.count(body) == 1 and body == self.bodies[0] else "good"
+
+    with Stumbling(latency=0.1) as server:
+        assert all(teacher_at(server.url, concurrency=2).write(REQUESTS, Journal(tmp_path / "journal")))
+    assert len(server.bodies) == len(REQUESTS) + 1
+    assert server.bodies.index(server.bodies[0], 1) < len(REQUESTS) / 2
+
+
 def test_several_servers_share_the_work_and_one_that_is_down_costs_nothing(tmp_path) -> None:
     with ScriptedServer() as first, ScriptedServer() as second:
         replies = teacher_at(first.url, second.url).write(REQUESTS, Journal(tmp_path / "journal"))
