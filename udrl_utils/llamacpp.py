@@ -108,8 +108,9 @@ class LlamaCpp:
         def ask() -> None:
             try:
                 self._server.handle_completions(asked, pieces.put)
-            finally:
-                pieces.put(None)
+            except Exception as error:  # of the library, in a thread of its own: told where the pieces are read
+                pieces.put({"error": str(error)})
+            pieces.put(None)
 
         threading.Thread(target=ask, daemon=True).start()
         for piece in iter(pieces.get, None):
