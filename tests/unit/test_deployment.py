@@ -163,10 +163,10 @@ def test_without_the_extra_it_is_one_line(
 
 
 def test_what_llama_cpp_refuses_is_said(exported: dict[str, Path]) -> None:
-    model = DeployedStudent.load(exported["q8_0"]).model
+    engine = DeployedStudent.load(exported["q8_0"])
     with pytest.raises(RunError, match=r"llama\.cpp cannot go on"):
-        model.write([0] * 5000, 4)
-    assert model.write([0] * 5, 4, temperature=0.0), "and it goes on with what it can"
+        engine.model.write([0] * 5000, 4)
+    assert engine.generate(["tea"], COMMAND, temperature=0.01) == [[TEXTS[1]]], "and what it can do, it does"
 
 
 def test_a_model_that_is_no_gpt2_is_not_written_as_gguf(trained: Path, tmp_path: Path) -> None:
