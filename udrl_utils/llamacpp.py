@@ -57,8 +57,8 @@ def write_gguf(student: Path, file: Path) -> None:
 
 
 def _add_vocabulary(writer: Any, tokenizer: Any, size: int) -> None:
-    gguf, special = import_gguf(), set(tokenizer.get_added_vocab())
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    gguf, vocabulary, special = import_gguf(), tokenizer.get_vocab(), set(tokenizer.get_added_vocab())
+    tokens = sorted(vocabulary, key=vocabulary.get)
     tokens += [f"<|unused:{k}|>" for k in range(len(tokens), size)]
     kinds = (gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]

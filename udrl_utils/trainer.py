@@ -177,12 +177,10 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         bf16=str(dtype) == "torch.bfloat16",
         fp16=str(dtype) == "torch.float16",
         use_cpu=device == "cpu",
-        max_length=settings.n_positions,
-        # they are `tokenized`
+        # rows are `tokenized`, cut to their length and labelled
         dataset_kwargs={"skip_prepare_dataset": True},
         # memory is not short at this size, and recomputing activations costs a third of the speed
         gradient_checkpointing=False,
-        completion_only_loss=True,
         eval_strategy="steps",
         eval_steps=max(1, steps // 3),
         save_strategy="steps",
@@ -192,5 +190,4 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         disable_tqdm=True,
         report_to=settings.report_to,
         seed=settings.seed,
-        dataset_num_proc=None,
     )

@@ -125,10 +125,10 @@ def test_long_and_odd_intents_are_answered(precision: str, exported: dict[str, P
     assert all(len(texts) == 1 for texts in engine.generate(odd, COMMAND))
 
 
-@pytest.mark.parametrize("precision", ["int8", "q8_0"])
-def test_8_bits_weigh_less_than_half_and_load_without_pytorch(precision: str, exported: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.4), ("q8_0", 0.5)])  # a GGUF file holds the vocabulary too
+def test_8_bits_weigh_less_and_load_without_pytorch(precision: str, share: float, exported: dict[str, Path]) -> None:
     engines = {name: DeployedStudent.load(folder) for name, folder in exported.items()}
-    assert latency.weights_mb(engines[precision]) < 0.5 * latency.weights_mb(engines["float32"])
+    assert latency.weights_mb(engines[precision]) < share * latency.weights_mb(engines["float32"])
     cold = latency.cold_start(engines[precision])
     assert 0 < cold["load_s"] < cold["first_word_s"] <= cold["first_prompt_s"]
     assert cold["memory_mb"] < 200, "PyTorch alone would be more"

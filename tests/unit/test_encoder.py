@@ -34,12 +34,14 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 def test_the_machines_own_way_agrees(plain) -> None:
     vectors = Encoder("minilm")(TEXTS)
     assert vectors.dtype == np.float32 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert cosines(vectors, plain.encode(TEXTS)).mean() > 0.98, "odd texts among them"
+    near = cosines(vectors, plain.encode(TEXTS))
+    assert min(cosine for cosine, text in zip(near, TEXTS, strict=True) if text) > 0.99
+    assert cosines(Encoder("minilm")(PROBES), plain.encode(list(PROBES))).mean() > 0.995
 
 
 def test_ctranslate2_agrees_in_8_bits(plain, float32: None, capsys: pytest.CaptureFixture) -> None:
     threads = torch.get_num_threads()
-    assert cosines(Encoder("minilm")(PROBES), plain.encode(list(PROBES))).mean() > 0.995
+    assert cosines(Encoder("minilm")(PROBES), plain.encode(list(PROBES))).min() > 0.995
     assert "by CTranslate2 in int8_float32, mean cosine 0.99" in capsys.readouterr().out
     assert torch.get_num_threads() == threads, "PyTorch computes on as many threads as before"
 
