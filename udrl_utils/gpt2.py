@@ -100,12 +100,21 @@ def keep_embeddings(model: PreTrainedModel, trained: int) -> None:
     with them the student's hold on words that it meets only later.
     """
     import torch
+    from torch.nn.functional import linear
 
     def of_new_tokens(gradient: torch.Tensor) -> torch.Tensor:
         new = torch.arange(len(gradient), device=gradient.device) >= trained
         return gradient * new[:, None]
 
-    model.get_input_embeddings().weight.register_hook(of_new_tokens)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings.weight.register_hook(of_new_tokens)
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        kept, new = head.weight[:trained].detach(), head.weight[trained:]
+        return torch.cat([linear(hidden, kept), linear(hidden, new)], dim=-1)
+
+    if head.weight is embeddings.weight and head.bias is None:  # what the hook would drop is not even computed
+        head.forward = logits
 
 
 def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import pandas
 
     Live = Callable[[pandas.DataFrame], None]
+
+# Share of the student's steps after which the baseline beside it is done: its rows have neither commands nor horizon.
+BASELINE_DONE = 0.83
 
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
@@ -63,13 +66,17 @@ def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
 
 
 def train_student(
-    settings: TrainingSettings, run: RunFolder, commanded: bool = True, live: Live | None = None
+    settings: TrainingSettings,
+    run: RunFolder,
+    commanded: bool = True,
+    live: Live | None = None,
+    last_threads: int | None = None,
 ) -> TrainingLog:
     """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
 
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
     to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete. A student whose
-    rounds were cut off is not trained again.
+    rounds were cut off is not trained again. `last_threads`: how many its last steps get, the baseline being done.
     """
     rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
     if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
@@ -89,7 +96,8 @@ def train_student(
     with processes.main_process_first():  # the others find the rows that it has laid out
         data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log)
+    watch = [more_threads(last_threads)] if last_threads else []
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log, watch)
     if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
         if settings.rounds:
@@ -117,13 +125,36 @@ def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = N
         plain = beside.submit(train_student, settings, run, commanded=False)
         torch.set_num_threads(threads)
         try:
-            return [train_student(settings, run, live=live), plain.result()]
+            return [train_student(settings, run, live=live, last_threads=before), plain.result()]
         finally:
             torch.set_num_threads(before)
 
 
+def more_threads(threads: int) -> Any:
+    """A trainer callback that takes so many threads for the last steps.
+
+    From a fixed step on, not when the baseline ends: sums of other parts round otherwise, and a run must repeat itself.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    class MoreThreads(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step >= BASELINE_DONE * state.max_steps:
+                torch.set_num_threads(threads)
+
+    return MoreThreads()
+
+
 def fit(
-    student: Student, settings: TrainingSettings, folder: Path, train: Any, held: Any, log: TrainingLog, **anchor: Any
+    student: Student,
+    settings: TrainingSettings,
+    folder: Path,
+    train: Any,
+    held: Any,
+    log: TrainingLog,
+    callbacks: Sequence[Any] = (),
+    **anchor: Any,
 ) -> None:
     """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
     from accelerate import PartialState
@@ -132,7 +163,8 @@ def fit(
     processes, work = PartialState(), folder / "checkpoints"
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
-    trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
+    for each in (callback(log, Student(trainer.model, student.tokenizer, student.codec)), *callbacks):
+        trainer.add_callback(each)
     with processes.main_process_first():
         checkpoint = last_checkpoint(work, settings)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -106,16 +106,16 @@ def test_the_report_is_self_contained_and_escaped(smoke_run: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def half_of_the_threads() -> Iterator[None]:
-    """As many as the notebook's training has beside that of the baseline: sums of more parts round otherwise."""
+def all_threads() -> Iterator[int]:
+    """How many there are; a test has as many as the notebook's training has beside that of the baseline."""
     before = torch.get_num_threads()
     torch.set_num_threads(shares(2)[1])
-    yield
+    yield before
     torch.set_num_threads(before)
 
 
 def test_training_is_seeded_and_resumes_exactly(
-    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half_of_the_threads: None
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_threads: int
 ) -> None:
     from safetensors.numpy import load_file
     from transformers import Trainer
@@ -134,10 +134,11 @@ def test_training_is_seeded_and_resumes_exactly(
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", dies_after_saving)
     with pytest.raises(KeyboardInterrupt):
-        train_student(settings, run)
+        train_student(settings, run, last_threads=all_threads)
     assert Student.load(copy / "03_student"), "the last good student stays loadable"
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
-    log = train_student(settings, run)
+    log = train_student(settings, run, last_threads=all_threads)
+    assert torch.get_num_threads() == all_threads, "sums of other parts round otherwise"
     assert min(entry["step"] for entry in log.entries) > saved[0]
     after = load_file(copy / "03_student" / "model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)

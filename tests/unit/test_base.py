@@ -60,12 +60,21 @@ def test_a_base_that_does_not_fit_is_one_line() -> None:
 
 def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained() -> None:
     import torch
+    from transformers import AutoModelForCausalLM
 
     model, tokenizer = pretrained_student(BASE, CODEC)
     weights, command = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids("<|relevance:1|>")
     before = weights.detach().clone()
     ids = torch.tensor([[command, *tokenizer(" koi pond")["input_ids"]]])
-    model(ids, labels=ids).loss.backward()
+    loss = model(ids, labels=ids).loss
+    whole = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    whole.resize_token_embeddings(len(tokenizer))
+    whole.load_state_dict(model.state_dict())
+    assert torch.allclose(loss, whole(ids, labels=ids).loss), "what is not trained still counts"
+    loss.backward()
     torch.optim.AdamW([weights], lr=0.1, weight_decay=0).step()
+    whole(ids, labels=ids).loss.backward()
+    trained = slice(tokenizer.convert_tokens_to_ids("<|relevance:0|>"), None)  # the base knows tasks and lengths
+    assert torch.allclose(weights.grad[trained], whole.get_input_embeddings().weight.grad[trained], atol=1e-6)
     moved = (weights.detach() != before).any(dim=1)
     assert moved[command] and not moved[: len(tokenizer) - len(CODEC.tokens())].any()
