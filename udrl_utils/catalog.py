@@ -6,6 +6,7 @@ collection. What cannot be shown is left out, and counted by its reason.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections import Counter
@@ -20,9 +21,13 @@ from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import read_table
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
 
+    from udrl_utils.encoder import Embed
+
 COLUMNS = ("id", "kind", "title", "keywords", "image")
+KEYWORDS = 2  # weight of an item's keywords together, beside its title
 Row = dict[str, Any]
 
 
@@ -138,8 +143,26 @@ def split_keywords(value: Any) -> tuple[str, ...]:
 
 
 def texts_of(catalog: pandas.DataFrame) -> list[str]:
-    """What is embedded of each item: its title and keywords."""
+    """Each item in words: its title and keywords."""
     return (catalog.title + ", " + catalog.keywords).str.strip(" ,").tolist()
+
+
+def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
+    """Unit vectors of the items, shape (items, width), float32: of their title, and of their keywords' mean.
+
+    As one text, title and keywords take longer, each keyword being embedded with every item that carries it, and less
+    is found by them: many words at once have no clear direction.
+    """
+    import numpy as np
+
+    keywords = [words.split(", ") if words else [] for words in catalog.keywords]
+    vectors, distinct = embed(catalog.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
+    known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
+    for vector, words in zip(vectors, keywords, strict=True):
+        if words:
+            mean = of_words[[known[word] for word in words]].sum(axis=0)
+            vector += KEYWORDS * mean / np.linalg.norm(mean)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def common_keywords(catalog: pandas.DataFrame, most: int = 500) -> list[str]:

@@ -26,13 +26,13 @@ def next_searches(
 
 
 def queries_of(
-    catalog: pandas.DataFrame, histories: Histories, searches: Sequence[Sequence[str]], raw_weight: float
+    catalog: pandas.DataFrame, histories: Histories, searches: Sequence[Sequence[str]], own: float
 ) -> list[dict[str, float]]:
-    """A query per history: its items' own texts, which share `raw_weight`, and the next searches, which share 1."""
+    """A query per history: its items' texts, which share the weight `own`, and the next searches, which share 1."""
     texts, queries = texts_of(catalog), []
     for history, written in zip(histories, searches, strict=True):
-        own = (raw_weight if written else 1.0) / len(history)
-        queries.append({**{text: 1 / len(written) for text in written}, **{texts[place]: own for place in history}})
+        each = (own if written else 1.0) / len(history)
+        queries.append({**{text: 1 / len(written) for text in written}, **{texts[place]: each for place in history}})
     return queries
 
 

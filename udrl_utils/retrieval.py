@@ -126,9 +126,10 @@ class Search:
         return ranked
 
 
-def expanded(intent: str, prompts: Sequence[str], raw_weight: float) -> dict[str, float]:
-    """A query of an intent and its prompts, which share a weight of 1."""
-    return {**{prompt: 1 / len(prompts) for prompt in prompts}, intent: raw_weight if prompts else 1.0}
+def expanded(intent: str, prompts: Sequence[str], near: Sequence[bool], own: float) -> dict[str, float]:
+    """A query of an intent, of weight `own`, and its prompts, which share 1; those that are not near lose theirs."""
+    kept = {prompt: 1 / len(prompts) for prompt, close in zip(prompts, near, strict=True) if close}
+    return {**kept, intent: own if kept else 1.0}
 
 
 def write_prompts(
@@ -165,11 +166,27 @@ class PromptSearch:
         return write_prompts(self.writer, intents, commands, n or settings.search_prompts, settings.seed, **how)
 
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
-        """Places of the n best items per intent, and the prompts that they were found with."""
+        """Places of the n best items per intent, and the prompts that were written for it."""
         prompts = self.write(intents, self.commands(**asked))
-        return self.search.rank(self.queries(intents, prompts), n), prompts
+        return self.search.rank(self.queries(intents, prompts, asked.get("diversity")), n), prompts
 
-    def queries(self, intents: Sequence[str], prompts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        """Intents and their prompts, weighted."""
-        pairs = zip(intents, prompts, strict=True)
-        return [expanded(intent, written, self.settings.raw_weight) for intent, written in pairs]
+    def queries(
+        self, intents: Sequence[str], prompts: Sequence[Sequence[str]], diversity: float | None = None
+    ) -> list[dict[str, float]]:
+        """Intents and their prompts, weighted. The more diversity is asked for, the further prompts may stray: one is
+        searched with while its cosine to the intent is 1 - diversity or more.
+        """
+        floor, own = 1 - self.diversity(diversity), self.own_weight(diversity)
+        embed, queries = self.search.spaces[0].embed, []
+        for intent, written in zip(intents, prompts, strict=True):
+            vectors = embed([intent, *written])
+            queries.append(expanded(intent, written, vectors[1:] @ vectors[0] >= floor, own))
+        return queries
+
+    def own_weight(self, diversity: float | None = None) -> float:
+        """Weight of what is searched for itself beside its prompts: the less, the more diversity is asked for."""
+        return self.settings.raw_weight * (1 - self.diversity(diversity))
+
+    def diversity(self, asked: float | None = None) -> float:
+        """The diversity that is asked for; else what the settings say, and 0.5 where they do not."""
+        return self.settings.asked().get("diversity", 0.5) if asked is None else asked

@@ -257,7 +257,9 @@ class SearchSettings(IntervalSettings):
         description="what those prompts are commanded, such as 'length 5'; [] for nothing"
     )
     search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
-    raw_weight: float = Field(description="weight of the intent itself beside its prompts, which share 1", ge=0)
+    raw_weight: float = Field(
+        description="weight of the intent beside its prompts, which share 1, times 1 - the diversity asked for", ge=0
+    )
     search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
 
     @field_validator("n_items")

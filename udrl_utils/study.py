@@ -108,7 +108,7 @@ def recommend_for(
     search, nothing = finder.search, [()] * len(visits)
 
     def queries(searches: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        return queries_of(catalog, histories, searches, finder.settings.raw_weight)
+        return queries_of(catalog, histories, searches, finder.own_weight())
 
     most = FOUND + collection.HISTORY
     ranked = {"raw": search.rank(queries(nothing), most), "mmr": search.diversified(queries(nothing), most)}

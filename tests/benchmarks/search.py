@@ -43,7 +43,7 @@ def main() -> None:
     embed = Encoder("minilm")
     embed(["one text, so that the model is loaded"])
     began, before = time.perf_counter(), peak_memory() / 2**30
-    index = Index(embed(catalog.texts_of(items)))
+    index = Index(catalog.vectors_of(items, embed))
     built = time.perf_counter() - began
     embed.forget()
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from udrl_utils import ranking
-from udrl_utils.catalog import texts_of
+from udrl_utils.catalog import vectors_of
 from udrl_utils.finder import Finder
 from udrl_utils.images import Plain
 from udrl_utils.retrieval import Index, PromptSearch, Search, Space
@@ -32,7 +32,7 @@ def finder(smoke_run: Path) -> tuple[PromptSearch, pd.DataFrame]:
     items = pd.read_parquet(smoke_run / "06_search" / "catalog.parquet")
     embed, student = Encoder("minilm"), Student.load(smoke_run / "03_student")
     settings = RunFolder(smoke_run).settings(SearchSettings)
-    return PromptSearch(Search([Space(embed, Index(embed(texts_of(items))))]), student, settings), items
+    return PromptSearch(Search([Space(embed, Index(vectors_of(items, embed)))]), student, settings), items
 
 
 def test_metrics_hold_every_system_with_its_interval(smoke_run: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from udrl_utils import collection
-from udrl_utils.catalog import as_table, load_catalog, read_judgements, texts_of
+from udrl_utils.catalog import as_table, load_catalog, read_judgements, texts_of, vectors_of
 from udrl_utils.errors import SettingsError
 from udrl_utils.parameters import resolve
 from udrl_utils.settings import SearchSettings
@@ -41,6 +42,24 @@ def test_the_drawn_catalogue_is_read_back_from_its_files(
         assert (row.id, row.kind, row.title) == (facts.id, facts.kind, facts.title)
         assert row.keywords == ", ".join(facts.keywords)
     assert texts_of(table)[0] == f"{items[0].title}, {', '.join(items[0].keywords)}"
+
+
+def test_keywords_weigh_twice_as_much_as_a_title() -> None:
+    known = {"": (0, 0, 0), "koi": (1, 0, 0), "pond": (0, 1, 0), "calm": (0, 0, 1)}
+    asked = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.array([known[text] for text in texts], dtype=np.float32).reshape(-1, 3)
+
+    rows = [("koi", "pond, calm"), ("koi", "pond"), ("pond", "")]
+    table = as_table(
+        {"id": k, "kind": "image", "title": t, "keywords": w, "image": ""} for k, (t, w) in enumerate(rows)
+    )
+    wanted = np.array([(1, 2**0.5, 2**0.5), (1, 2, 0), (0, 1, 0)])
+    assert vectors_of(table, embed) == pytest.approx(wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
+    assert asked == ["koi", "koi", "pond", "pond", "calm"], "each keyword is embedded once"
+    assert vectors_of(table[2:], embed).shape == (1, 3)
 
 
 def test_every_theme_has_tags_and_ways_to_ask() -> None:

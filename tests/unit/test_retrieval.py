@@ -102,8 +102,21 @@ def test_re_ranking_makes_lists_more_diverse() -> None:
 
 
 def test_an_intent_without_prompts_is_searched_alone() -> None:
-    assert expanded("koi", [], 0.0) == {"koi": 1.0}
-    assert expanded("koi", ["koi pond", "pond"], 2.0) == {"koi pond": 0.5, "pond": 0.5, "koi": 2.0}
+    assert expanded("koi", [], [], 0.0) == {"koi": 1.0} == expanded("koi", ["pond"], [False], 0.0)
+    assert expanded("koi", ["koi pond", "pond"], [True] * 2, 2.0) == {"koi pond": 0.5, "pond": 0.5, "koi": 2.0}
+
+
+def test_the_more_diversity_the_further_prompts_stray_and_the_less_the_intent_weighs(smoke: dict) -> None:
+    known = {"koi": (1, 0), "carp": (0.8, 0.6), "shop": (0.28, 0.96), "sale": (-0.6, 0.8)}
+    embed = lambda texts: np.array([known[text] for text in texts], dtype=np.float32)  # noqa: E731
+    settings = resolve(SearchSettings, smoke | {"search_command": ["diversity 0.3"], "raw_weight": 2.0})
+    finder = PromptSearch(Search([Space(embed, Index(units(40)))]), Echo(), settings)
+    prompts = ["carp", "shop", "sale"]
+    for diversity, kept, own in ((0.0, 0, 1.0), (0.5, 1, 1.0), (0.75, 2, 0.5), (1.0, 2, 0.0), (None, 1, 1.4)):
+        [query] = finder.queries(["koi"], [prompts], diversity)
+        assert query == pytest.approx(dict.fromkeys(prompts[:kept], 1 / 3) | {"koi": own})
+    free = PromptSearch(finder.search, Echo(), resolve(SearchSettings, smoke | {"search_command": []}))
+    assert free.diversity() == 0.5
 
 
 def test_tasks_take_turns_and_share_the_prompts() -> None:
@@ -119,7 +132,7 @@ def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
     assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
     assert len(ranked[0]) == 5 and len(prompts[0]) == 2
-    assert ranked == finder.search.rank([expanded("koi", prompts[0], settings.raw_weight)], 5)
+    assert ranked == finder.search.rank(finder.queries(["koi"], prompts, 0.2), 5)
 
 
 def test_metrics_are_those_of_their_definitions() -> None:
