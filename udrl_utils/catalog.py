@@ -160,8 +160,8 @@ def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
     for vector, words in zip(vectors, keywords, strict=True):
         if words:
-            mean = of_words[[known[word] for word in words]].sum(axis=0)
-            vector += KEYWORDS * mean / np.linalg.norm(mean)
+            together = of_words[[known[word] for word in words]].sum(axis=0)
+            vector += KEYWORDS * together / np.linalg.norm(together)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

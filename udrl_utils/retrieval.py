@@ -176,11 +176,13 @@ class PromptSearch:
         """Intents and their prompts, weighted. The more diversity is asked for, the further prompts may stray: one is
         searched with while its cosine to the intent is 1 - diversity or more.
         """
-        floor, own = 1 - self.diversity(diversity), self.own_weight(diversity)
-        embed, queries = self.search.spaces[0].embed, []
+        floor, own, queries = 1 - self.diversity(diversity), self.own_weight(diversity), []
+        texts = [text for intent, written in zip(intents, prompts, strict=True) for text in (intent, *written)]
+        vectors = iter(self.search.spaces[0].embed(texts))  # all at once
         for intent, written in zip(intents, prompts, strict=True):
-            vectors = embed([intent, *written])
-            queries.append(expanded(intent, written, vectors[1:] @ vectors[0] >= floor, own))
+            center = next(vectors)
+            near = [next(vectors) @ center >= floor for _ in written]
+            queries.append(expanded(intent, written, near, own))
         return queries
 
     def own_weight(self, diversity: float | None = None) -> float:

@@ -92,9 +92,9 @@ def pull_lever(
 
 
 def rises(curve: pandas.DataFrame) -> dict[str, Any]:
-    """Mean diversity at each level of the command, and whether it never falls from one to the next [0.001]."""
+    """Mean diversity at each level of the command, and whether it never falls from one to the next."""
     means = curve.groupby("level").diversity.mean()
-    return {"levels": means.to_dict(), "monotonic": bool(means.round(3).is_monotonic_increasing)}
+    return {"levels": means.to_dict(), "monotonic": bool(means.is_monotonic_increasing)}
 
 
 def recommend_for(

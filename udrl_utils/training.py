@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,7 @@ def train_student(
     with processes.main_process_first():  # the others find the rows that it has laid out
         data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    watch = [more_threads(last_threads)] if last_threads else []
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log, watch)
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log, last_threads)
     if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
         if settings.rounds:
@@ -153,7 +152,7 @@ def fit(
     train: Any,
     held: Any,
     log: TrainingLog,
-    callbacks: Sequence[Any] = (),
+    last_threads: int | None = None,
     **anchor: Any,
 ) -> None:
     """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
@@ -163,8 +162,9 @@ def fit(
     processes, work = PartialState(), folder / "checkpoints"
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
-    for each in (callback(log, Student(trainer.model, student.tokenizer, student.codec)), *callbacks):
-        trainer.add_callback(each)
+    trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
+    if last_threads:
+        trainer.add_callback(more_threads(last_threads))
     with processes.main_process_first():
         checkpoint = last_checkpoint(work, settings)
     trainer.train(resume_from_checkpoint=checkpoint)
