@@ -150,8 +150,7 @@ def texts_of(catalog: pandas.DataFrame) -> list[str]:
 def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
     """Unit vectors of the items, shape (items, width), float32: of their title, and of their keywords' mean.
 
-    As one text, title and keywords take longer, each keyword being embedded with every item that carries it, and less
-    is found by them: many words at once have no clear direction.
+    A keyword is embedded once, however many items carry it, and no title is lost among many keywords.
     """
     import numpy as np
 
