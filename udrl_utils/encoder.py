@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy
 
 Embed = Callable[[Sequence[str]], "numpy.ndarray"]
-BATCH = 16  # texts that are computed at once, alike lengths together
+BATCH, GPU_BATCH = 16, 512  # texts that are computed at once, alike lengths together
 # How CTranslate2 may compute, fastest first, and the mean cosine to Sentence-Transformers that it must reach on PROBES.
 FASTER = {"int8_float32": 0.995, "float32": 0.9999}
 PROBES = (
@@ -57,8 +57,10 @@ class Encoder:
         device, dtype, reason = device_and_dtype()
         model = SentenceTransformer(encoder_path(self.name), device=device, model_kwargs={"dtype": dtype})
 
+        size = GPU_BATCH if device == "cuda" else BATCH
+
         def by_pytorch(texts: Sequence[str]) -> numpy.ndarray:
-            vectors = model.encode(list(texts), batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True)
+            vectors = model.encode(list(texts), batch_size=size, show_progress_bar=False, convert_to_tensor=True)
             return vectors.float().cpu().numpy()
 
         faster = fastest(model, by_pytorch) if (device, str(dtype)) == ("cpu", "torch.float32") else None

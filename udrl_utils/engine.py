@@ -49,6 +49,7 @@ class Engine:
 
     sampling = Sampling()
     knows = tuple(vars(Sampling()))  # of sampling; other values than the neutral ones are refused
+    batch_size = 128  # prompts that are written at once
     folder: Path | None = None  # that it was loaded from
 
     def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
@@ -76,12 +77,13 @@ class Engine:
         n: int = 1,
         seed: int = 0,
         strict: bool = False,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         **sampling: float,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all or one command each.
 
         strict: refuse a command that the train split does not support; else the nearest is asked for, with a warning.
+        batch_size: prompts written at once, in place of the engine's own number.
         sampling: temperature and others of `Sampling`, in place of the engine's own.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
@@ -96,7 +98,7 @@ class Engine:
         longest = [self._longest(c) for c in commands]
         # Alike prompts share a batch: it pads and runs as long as its longest.
         order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
-        count = -(-len(order) // batch_size)  # of batches, all of about one size
+        count = -(-len(order) // (batch_size or self.batch_size))  # of batches, all of about one size
         parts = [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
         batches = (
             Batch([asked[k] for k in p], {i: opened[k] for i, k in enumerate(p) if k in opened}, longest[p[-1]])

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "git_revision": git_revision(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": ", ".join([processor(), f"{os.cpu_count()} cores", *gpus()]),
         "system": platform.platform(terse=True),
     }
 
@@ -46,6 +47,15 @@ def processor() -> str:
     """Name of the processor, as the system gives it."""
     found = re.search(r"model name\s*:\s*(.+)", cpu_facts())
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs; none where nothing was computed with torch, which is not loaded just to ask it."""
+    if "torch" not in sys.modules:
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
 
 
 def peak_memory() -> float:

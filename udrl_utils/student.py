@@ -26,6 +26,8 @@ class Student(Engine):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, codec: CommandCodec):
         super().__init__(tokenizer.backend_tokenizer, codec, model.config.max_position_embeddings)
         self.model, self.tokenizer = model, tokenizer
+        if device_and_dtype()[0] == "cuda":
+            self.batch_size = 512
 
     @classmethod
     def load(cls, folder: str | Path) -> Student:

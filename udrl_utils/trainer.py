@@ -15,6 +15,7 @@ from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
 
 
@@ -70,16 +71,12 @@ def make_trainer_class() -> type:
         ) -> Any:
             ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"][:, 1:]
             wanted = labels != -100
-            core = self.accelerator.unwrap_model(model)
-            if core is model:
-                hidden = core.base_model(ids, attention_mask=mask, use_cache=False)[0]
-                logits = core.get_output_embeddings()(hidden[:, :-1][wanted])
-            else:  # wrapped for several processes: gradients must pass through the wrapper
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
+            with self.accelerator.autocast():  # Accelerate casts in the forward call alone, which is not what is called
+                logits = self._logits(model, ids, mask, wanted)
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
             if self.weight and model.training:
-                with torch.no_grad():
-                    before = self.anchor(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
+                with torch.no_grad(), self.accelerator.autocast():
+                    before = self._logits(self.anchor, ids, mask, wanted)
                 now, before = logits.float().log_softmax(-1), before.float().log_softmax(-1)
                 total = total + self.weight * kl_div(now, before, reduction="sum", log_target=True)
             if model.training:
@@ -88,6 +85,14 @@ def make_trainer_class() -> type:
             else:
                 loss = total / wanted.sum()
             return (loss, {"logits": logits}) if return_outputs else loss
+
+        def _logits(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            """Logits of the wanted tokens, from what precedes each: shape (wanted tokens, vocabulary)."""
+            core = self.accelerator.unwrap_model(model)
+            if core is not model:  # wrapped for several processes: gradients must pass through the wrapper
+                return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][wanted]
+            hidden = core.base_model(ids, attention_mask=mask, use_cache=False)[0]
+            return core.get_output_embeddings()(hidden[:, :-1][wanted])
 
         @cached_property
         def usual_tokens(self) -> float:
@@ -174,6 +179,8 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         warmup_steps=max(1, min(200, steps // 20)),
         adam_beta2=0.98,
         weight_decay=0.01,
+        # a GPU is not to wait while rows are collated
+        dataloader_num_workers=2 if device == "cuda" else 0,
         bf16=str(dtype) == "torch.bfloat16",
         fp16=str(dtype) == "torch.float16",
         use_cpu=device == "cpu",

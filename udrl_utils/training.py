@@ -86,11 +86,7 @@ def train_student(
     processes = PartialState()
     seed_everything(settings.seed)
     codec, train, held = fit_codec(settings, run), train_rows(settings, run), read_annotated(run, "validation")
-    if settings.base:
-        model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
-    else:
-        tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
-        model = new_student(settings, tokenizer)
+    model, tokenizer = untrained(settings, codec, train)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
     tables, place = (train, held), folder / "rows"
     with processes.main_process_first():  # the others find the rows that it has laid out
@@ -105,6 +101,14 @@ def train_student(
             (rounds / "unfinished").write_text(mark)
     processes.wait_for_everyone()
     return log
+
+
+def untrained(settings: TrainingSettings, codec: CommandCodec, train: pandas.DataFrame) -> tuple[Any, Any]:
+    """The model and the tokenizer that training starts from: the base, or a new GPT-2 with the words of the rows."""
+    if settings.base:
+        return pretrained_student(settings.base, codec, settings.n_positions)
+    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
+    return new_student(settings, tokenizer), tokenizer
 
 
 def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> list[TrainingLog]:

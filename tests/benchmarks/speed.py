@@ -23,16 +23,16 @@ from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.deployment import import_ctranslate2, write_ctranslate2
 from udrl_utils.encoder import Encoder, encoder_path
-from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.llamacpp import LlamaCpp, write_gguf
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer
+from udrl_utils.training import untrained
 
 STEPS = 40  # optimiser steps of one turn of training; the first one warms up
-ROWS = 4000  # training rows that they are drawn from
+ROWS = 4000  # training rows that they are drawn from, where steps do not take more
 WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
 
 
@@ -59,7 +59,7 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     settings, annotated = run.settings(TrainingSettings), read_annotated(run)
     codec = CommandCodec.load(run / "03_student")
     train, held = (annotated[annotated.split == split] for split in ("train", "validation"))
-    train = train.sample(min(ROWS, len(train)), random_state=settings.seed)
+    train = train.sample(min(max(ROWS, STEPS * settings.batch_size), len(train)), random_state=settings.seed)
     rows, watched = command_pairs(train, codec, settings), command_pairs(held.head(256), codec, settings)
     brief = settings.model_copy(update={"epochs": STEPS * settings.batch_size / len(rows)})
     losses: dict[str, list[float]] = {}
@@ -67,7 +67,7 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     def side(name: str, make: Callable[..., Any]) -> Callable[[], float]:
         def measure() -> float:
             seed_everything(settings.seed)
-            model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
+            model, tokenizer = untrained(settings, codec, train)
             rate = make(model, tokenizer)
             losses.setdefault(name, []).append(loss_of(model, tokenizer, watched))
             return rate
@@ -111,21 +111,29 @@ def tokens_per_second(trainer: Any) -> float:
     """Non-padding tokens that a trainer trains on per second, from its second step on."""
     from transformers import TrainerCallback
 
-    sizes, ends, collate = [], [], trainer.data_collator
+    sizes, ends, loss_of_batch = [], [], trainer.compute_loss
 
-    def counting(rows: list) -> Any:
-        batch = collate(rows)
-        sizes.append(int(batch["attention_mask"].sum()))
-        return batch
+    def counting(model: Any, inputs: dict, **how: Any) -> Any:
+        if model.training:
+            sizes.append(inputs["attention_mask"].sum())
+        return loss_of_batch(model, inputs, **how)
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step in (1, state.max_steps):
+                ends.append(now())
 
-    trainer.data_collator = counting
+    trainer.compute_loss = counting
     trainer.add_callback(Clock())
     trainer.train()
-    return sum(sizes[1 : len(ends)]) / (ends[-1] - ends[0])
+    return int(sum(sizes[1:])) / (ends[-1] - ends[0])
+
+
+def now() -> float:
+    """Seconds on a clock, all that a GPU was given to do being done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: TrainingSettings) -> float:
@@ -134,7 +142,8 @@ def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: Trai
 
     device, dtype, _ = device_and_dtype()
     model, ends = model.to(device).train(), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    how = {"lr": settings.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.01, "fused": device == "cuda"}
+    optimizer = torch.optim.AdamW(model.parameters(), **how)
     for batch in batches:
         batch = {name: value.to(device) for name, value in batch.items()}
         labels = batch["labels"][:, 1:]
@@ -146,8 +155,9 @@ def bare_loop(model: Any, batches: list[dict[str, torch.Tensor]], settings: Trai
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        ends.append(time.perf_counter())
-    return sum(int(batch["attention_mask"].sum()) for batch in batches[1:]) / (ends[-1] - ends[0])
+        if not ends:
+            ends.append(now())
+    return sum(int(batch["attention_mask"].sum()) for batch in batches[1:]) / (now() - ends[0])
 
 
 @torch.no_grad()

@@ -157,6 +157,23 @@ def test_a_token_weighs_the_same_in_short_and_long_batches(trainer_of) -> None:
     assert weights == pytest.approx([1 / np.mean(sizes)] * len(weights), rel=0.01)
 
 
+def test_the_model_computes_in_the_number_format_of_the_machine(trainer_of, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr("udrl_utils.trainer.device_and_dtype", lambda: ("cpu", torch.bfloat16, "as a test wants it"))
+    trainer, batches = trainer_of(anchor=True, kl_anchor=1.0)
+    formats = set()
+    for model in (trainer.model, trainer.anchor):
+        block = model.transformer.h[0]
+        for layer in (block.attn.c_attn, block.mlp.c_fc):
+            layer.register_forward_hook(lambda _layer, _inputs, output: formats.add(output.dtype))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batches[0])
+    loss.backward()
+    assert formats == {torch.bfloat16} and loss.dtype == torch.float32
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}, "weights keep all their digits"
+
+
 def test_an_anchor_costs_what_the_models_differ_by(trainer_of) -> None:
     trainer, batches = trainer_of(anchor=True, kl_anchor=2.0)
     trainer.model.train()
