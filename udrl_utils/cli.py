@@ -38,7 +38,7 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Option(help="smoke, laptop, paper, or the path of a YAML file")] = "laptop",
+    preset: Annotated[str, typer.Option(help="smoke, laptop, gpu, paper, or the path of a YAML file")] = "laptop",
     name: Annotated[str | None, typer.Option("--run", help="name of the run, in place of the preset's")] = None,
     first: Annotated[int, typer.Option("--from", help="first notebook, by number")] = 1,
     last: Annotated[int | None, typer.Option("--to", help="last notebook; without it 4, or the first if later")] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ PAGE = 10  # items that a person sees at first
 # Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find is
 # first, which lies between them; with 0 the first find of each text is, and lists differ as much as prompts do.
 RANK_OFFSET = 0
+# What being unlike the other items of the first page weighs beside the fused score, when all diversity is asked for.
+UNLIKENESS = 0.15
 
 
 class Index:
@@ -66,33 +68,33 @@ class Space:
     index: Index
 
 
-def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], n: int) -> list[int]:
-    """Items by their summed weight / (RANK_OFFSET + rank) over the rankings, the best n."""
+def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], n: int) -> dict[int, float]:
+    """The best n items, best first, with their summed weight / (RANK_OFFSET + rank) over the rankings."""
     scores: dict[int, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         for rank, place in enumerate(ranking, 1):
             if place >= 0:  # faiss fills up with -1
                 scores[int(place)] = scores.get(int(place), 0.0) + weight / (RANK_OFFSET + rank)
-    return sorted(scores, key=lambda place: (-scores[place], place))[:n]
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:n])
 
 
-def diversify(
-    places: Sequence[int], cosines: Sequence[float], vectors: numpy.ndarray, n: int, keep: float
-) -> list[int]:
-    """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): the best n, each the one with the largest
-    keep * cosine to the query - (1 - keep) * largest cosine to those already chosen.
+def diversify(scores: dict[int, float], vectors: numpy.ndarray, n: int, keep: float) -> list[int]:
+    """Items with the first n chosen anew, by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+
+    Each is the one with the largest keep * score - (1 - keep) * largest cosine to those already chosen. Scores are
+    given best first; `vectors`: unit vectors of all items.
     """
     import numpy as np
 
-    places, cosines = np.asarray(places), np.asarray(cosines)
-    own, nearest = vectors[places], np.zeros(len(places))
-    left, chosen = np.ones(len(places), dtype=bool), []
+    places = list(scores)
+    values, own, nearest = np.array(list(scores.values())), vectors[places], np.zeros(len(places))
+    left, page = np.ones(len(places), dtype=bool), []
     for _ in range(min(n, len(places))):
-        best = int(np.where(left, keep * cosines - (1 - keep) * nearest, -np.inf).argmax())
+        best = int(np.where(left, keep * values - (1 - keep) * nearest, -np.inf).argmax())
         left[best] = False
-        nearest = np.maximum(nearest, own @ own[best]) if chosen else own @ own[best]
-        chosen.append(int(places[best]))
-    return chosen
+        nearest = np.maximum(nearest, own @ own[best]) if page else own @ own[best]
+        page.append(places[best])
+    return page + [place for place, other in zip(places, left, strict=True) if other]
 
 
 class Search:
@@ -101,29 +103,37 @@ class Search:
     def __init__(self, spaces: Sequence[Space]):
         self.spaces = spaces
 
-    def rank(self, queries: Sequence[dict[str, float]], n: int) -> list[list[int]]:
-        """Places of the n best items per query: the rankings of its texts, fused by their weights."""
-        texts = [text for query in queries for text in query]
-        found = [space.index.nearest(space.embed(texts), DEPTH)[1] for space in self.spaces]
-        ranked, start = [], 0
-        for query in queries:
-            rows = slice(start, start + len(query))
-            rankings = [ranking for places in found for ranking in places[rows]]
-            ranked.append(fuse(rankings, list(query.values()) * len(found), n))
-            start = rows.stop
+    def rank(self, queries: Sequence[dict[str, float]], n: int, keep: float = 1.0) -> list[list[int]]:
+        """Places of the n best items per query: the rankings of its texts, fused by their weights.
+
+        keep: share of an item's fused score, next to how unlike the others it is, in the choice of the first PAGE.
+        """
+        vectors, ranked = self.spaces[0].index.vectors, []
+        for scores in self._fused(queries, n):
+            best = max(scores.values(), default=1.0)
+            ranked.append(diversify({place: s / best for place, s in scores.items()}, vectors, PAGE, keep))
         return ranked
 
     def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
-        """The same with the first PAGE items chosen anew among all n by maximal marginal relevance: a baseline."""
+        """The n best with their first PAGE chosen anew by cosine to the query and to each other: a baseline."""
         import numpy as np
 
         space, ranked = self.spaces[0], []
-        for query, best in zip(queries, self.rank(queries, n), strict=True):
-            center = np.array(list(query.values())) @ space.embed(list(query))
-            cosines = space.index.vectors[best] @ (center / np.linalg.norm(center))
-            page = diversify(best, cosines, space.index.vectors, PAGE, keep)
-            ranked.append(page + [place for place in best if place not in set(page)])
+        for query, scores in zip(queries, self._fused(queries, n), strict=True):
+            center, vectors = np.array(list(query.values())) @ space.embed(list(query)), space.index.vectors
+            cosines = vectors[list(scores)] @ (center / np.linalg.norm(center))
+            ranked.append(diversify(dict(zip(scores, cosines, strict=True)), vectors, PAGE, keep))
         return ranked
+
+    def _fused(self, queries: Sequence[dict[str, float]], n: int) -> Iterator[dict[int, float]]:
+        texts = [text for query in queries for text in query]
+        found = [space.index.nearest(space.embed(texts), DEPTH)[1] for space in self.spaces]
+        start = 0
+        for query in queries:
+            rows = slice(start, start + len(query))
+            rankings = [ranking for places in found for ranking in places[rows]]
+            yield fuse(rankings, list(query.values()) * len(found), n)
+            start = rows.stop
 
 
 def expanded(intent: str, prompts: Sequence[str], near: Sequence[bool], own: float) -> dict[str, float]:
@@ -167,8 +177,12 @@ class PromptSearch:
 
     def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
         """Places of the n best items per intent, and the prompts that were written for it."""
-        prompts = self.write(intents, self.commands(**asked))
-        return self.search.rank(self.queries(intents, prompts, asked.get("diversity")), n), prompts
+        prompts, diversity = self.write(intents, self.commands(**asked)), asked.get("diversity")
+        return self.rank(self.queries(intents, prompts, diversity), n, diversity), prompts
+
+    def rank(self, queries: Sequence[dict[str, float]], n: int, diversity: float | None = None) -> list[list[int]]:
+        """Places of the n best items per query; the more diversity is asked for, the less alike the first of them."""
+        return self.search.rank(queries, n, keep=1 - UNLIKENESS * self.diversity(diversity))
 
     def queries(
         self, intents: Sequence[str], prompts: Sequence[Sequence[str]], diversity: float | None = None

@@ -60,7 +60,7 @@ def compare(
     alone = [{intent: 1.0} for intent in intents]
     ranked = {"raw": search.rank(alone, FOUND), "mmr": search.diversified(alone, FOUND)}
     if teacher:
-        ranked["teacher"] = search.rank(finder.queries(intents, teacher), FOUND)
+        ranked["teacher"] = finder.rank(finder.queries(intents, teacher), FOUND)
     ranked["student_open"] = finder.find(intents, FOUND, **OPEN)[0]
     ranked["student"] = finder.find(intents, FOUND)[0]
     return measured(ranked, judged, ids, search)

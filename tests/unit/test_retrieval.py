@@ -14,6 +14,7 @@ from udrl_utils.collection import Judged
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.parameters import resolve
 from udrl_utils.retrieval import (
+    UNLIKENESS,
     Index,
     PromptSearch,
     Search,
@@ -71,34 +72,39 @@ def test_cells_find_nearly_what_an_exact_index_finds() -> None:
 
 
 def test_fusion_is_reciprocal_rank_fusion() -> None:
-    assert fuse([[1, 2], [2, 3]], [1, 1], 3) == [2, 1, 3]
-    assert fuse([[1, 2], [2, 3]], [0, 1], 3)[:2] == [2, 3]
-    assert fuse([[1, 2, 3], [4, 3, 5]], [1, 0.6], 3) == [1, 3, 4], "1; 1/3 + 0.6/2; 0.6"
-    assert fuse([[4, -1, -1]], [1], 3) == [4], "what faiss fills up with is no item"
+    assert fuse([[1, 2], [2, 3]], [1, 1], 3) == {2: 1.5, 1: 1, 3: 0.5}
+    assert list(fuse([[1, 2, 3], [4, 3, 5]], [1, 0.6], 3)) == [1, 3, 4], "1; 1/3 + 0.6/2; 0.6"
+    assert list(fuse([[1, 2], [2, 3]], [0, 1], 3))[:2] == [2, 3]
+    assert fuse([[4, -1, -1]], [1], 3) == {4: 1}, "what faiss fills up with is no item"
 
 
 @given(st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.integers(1, 8))
-def test_fused_rankings_hold_each_item_once(rankings: list[list[int]], n: int) -> None:
+def test_fused_rankings_hold_each_item_once_and_the_best_first(rankings: list[list[int]], n: int) -> None:
     fused = fuse(rankings, [1.0] * len(rankings), n)
-    assert len(fused) == n == len(set(fused))
+    assert len(fused) == n and list(fused.values()) == sorted(fused.values(), reverse=True)
     if all(ranking == rankings[0] for ranking in rankings):
-        assert fused == rankings[0][:n]
+        assert list(fused) == rankings[0][:n]
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
-def test_re_ranking_starts_with_the_nearest_and_repeats_nothing(seed: int, keep: float) -> None:
-    vectors, query = units(30, seed=seed), units(1, seed=seed + 1)
-    cosines, places = Index(vectors).nearest(query, 20)
-    chosen = diversify(places[0], cosines[0], vectors, 10, keep)
-    assert len(set(chosen)) == 10 and (keep == 0 or chosen[0] == places[0][0])
-    assert diversify(places[0], cosines[0], vectors, 10, 1.0) == places[0][:10].tolist()
+def test_re_ranking_starts_with_the_best_and_loses_nothing(seed: int, keep: float) -> None:
+    vectors = units(30, seed=seed)
+    cosines, places = Index(vectors).nearest(units(1, seed=seed + 1), 20)
+    scores = dict(zip(places[0].tolist(), cosines[0].tolist(), strict=True))
+    chosen = diversify(scores, vectors, 10, keep)
+    assert sorted(chosen) == sorted(scores) and (keep == 0 or chosen[0] == places[0][0])
+    assert [place for place in scores if place in chosen[10:]] == chosen[10:], "only the first ten are chosen anew"
+    assert diversify(scores, vectors, 10, 1.0) == list(scores)
 
 
 def test_re_ranking_makes_lists_more_diverse() -> None:
     vectors = np.repeat(units(20), 5, axis=0)  # every item five times
     search = Search([Space(hashed, Index(vectors))])
-    plain, diverse = (rank([{"a": 1.0}], 60)[0][:10] for rank in (search.rank, search.diversified))
-    assert ranking.spread(vectors, diverse) > ranking.spread(vectors, plain)
+    plain, thinned = (search.rank([{"a": 1.0}], 60, keep)[0] for keep in (1.0, 0.7))
+    diverse = search.diversified([{"a": 1.0}], 60)[0]
+    assert set(plain) == set(thinned) == set(diverse)
+    spreads = [ranking.spread(vectors, found[:10]) for found in (plain, thinned, diverse)]
+    assert spreads[0] < min(spreads[1:])
 
 
 def test_an_intent_without_prompts_is_searched_alone() -> None:
@@ -132,7 +138,7 @@ def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
     assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
     assert len(ranked[0]) == 5 and len(prompts[0]) == 2
-    assert ranked == finder.search.rank(finder.queries(["koi"], prompts, 0.2), 5)
+    assert ranked == finder.search.rank(finder.queries(["koi"], prompts, 0.2), 5, keep=1 - 0.2 * UNLIKENESS)
 
 
 def test_metrics_are_those_of_their_definitions() -> None:

@@ -36,8 +36,8 @@ def test_a_preset_holds_every_setting_and_resolves(preset):
         assert resolved == {name: values[name] for name in cls.model_fields}
 
 
-def test_there_are_three_presets():
-    assert [preset.stem for preset in PRESETS] == ["laptop", "paper", "smoke"]
+def test_there_are_four_presets():
+    assert [preset.stem for preset in PRESETS] == ["gpu", "laptop", "paper", "smoke"]
 
 
 @pytest.mark.parametrize(
