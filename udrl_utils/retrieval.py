@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
-PAGE = 10  # items that a person sees at first
+PAGE, CHOICE = 10, 50  # items that a person sees at first, and best ones that they are chosen from
 # Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). With 60, as published, what many texts find is
 # first, which lies between them; with 0 the first find of each text is, and lists differ as much as prompts do.
 RANK_OFFSET = 0
@@ -78,23 +78,23 @@ def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], n: int) ->
     return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:n])
 
 
-def diversify(scores: dict[int, float], vectors: numpy.ndarray, n: int, keep: float) -> list[int]:
-    """Items with the first n chosen anew, by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+def diversify(scores: dict[int, float], vectors: numpy.ndarray, keep: float) -> list[int]:
+    """Items with the first PAGE chosen anew out of the best CHOICE, by maximal marginal relevance (Carbonell and
+    Goldstein, SIGIR 1998): each the one with the largest keep * score - (1 - keep) * largest cosine to those chosen.
 
-    Each is the one with the largest keep * score - (1 - keep) * largest cosine to those already chosen. Scores are
-    given best first; `vectors`: unit vectors of all items.
+    Scores are given best first; `vectors`: unit vectors of all items.
     """
     import numpy as np
 
     places = list(scores)
-    values, own, nearest = np.array(list(scores.values())), vectors[places], np.zeros(len(places))
-    left, page = np.ones(len(places), dtype=bool), []
-    for _ in range(min(n, len(places))):
+    values = np.array([scores[place] for place in places[:CHOICE]])
+    own, left, nearest, page = vectors[places[:CHOICE]], np.ones(len(values), dtype=bool), np.zeros(len(values)), []
+    for _ in range(min(PAGE, len(values))):
         best = int(np.where(left, keep * values - (1 - keep) * nearest, -np.inf).argmax())
         left[best] = False
         nearest = np.maximum(nearest, own @ own[best]) if page else own @ own[best]
         page.append(places[best])
-    return page + [place for place, other in zip(places, left, strict=True) if other]
+    return page + [place for place in places if place not in page]
 
 
 class Search:
@@ -109,9 +109,10 @@ class Search:
         keep: share of an item's fused score, next to how unlike the others it is, in the choice of the first PAGE.
         """
         vectors, ranked = self.spaces[0].index.vectors, []
-        for scores in self._fused(queries, n):
+        for scores in self._fused(queries, max(n, CHOICE)):
             best = max(scores.values(), default=1.0)
-            ranked.append(diversify({place: s / best for place, s in scores.items()}, vectors, PAGE, keep))
+            shares = {place: score / best for place, score in scores.items()}
+            ranked.append(diversify(shares, vectors, keep)[:n])
         return ranked
 
     def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
@@ -122,7 +123,7 @@ class Search:
         for query, scores in zip(queries, self._fused(queries, n), strict=True):
             center, vectors = np.array(list(query.values())) @ space.embed(list(query)), space.index.vectors
             cosines = vectors[list(scores)] @ (center / np.linalg.norm(center))
-            ranked.append(diversify(dict(zip(scores, cosines, strict=True)), vectors, PAGE, keep))
+            ranked.append(diversify(dict(zip(scores, cosines, strict=True)), vectors, keep))
         return ranked
 
     def _fused(self, queries: Sequence[dict[str, float]], n: int) -> Iterator[dict[int, float]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from udrl_utils.machine import environment
 from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
@@ -118,3 +119,12 @@ def test_the_readme_tree_names_every_module_and_notebook():
     tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## ")[0]
     for path in (*MODULES, *(ROOT / "notebooks").glob("*.ipynb")):
         assert path.name in tree
+
+
+def test_the_machine_is_told_with_its_gpus(monkeypatch) -> None:
+    import torch
+
+    assert "cores" in environment()["machine"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: f"GPU {k}")
+    assert environment()["machine"].endswith("cores, GPU 0, GPU 1")

@@ -91,10 +91,10 @@ def test_re_ranking_starts_with_the_best_and_loses_nothing(seed: int, keep: floa
     vectors = units(30, seed=seed)
     cosines, places = Index(vectors).nearest(units(1, seed=seed + 1), 20)
     scores = dict(zip(places[0].tolist(), cosines[0].tolist(), strict=True))
-    chosen = diversify(scores, vectors, 10, keep)
+    chosen = diversify(scores, vectors, keep)
     assert sorted(chosen) == sorted(scores) and (keep == 0 or chosen[0] == places[0][0])
     assert [place for place in scores if place in chosen[10:]] == chosen[10:], "only the first ten are chosen anew"
-    assert diversify(scores, vectors, 10, 1.0) == list(scores)
+    assert diversify(scores, vectors, 1.0) == list(scores)
 
 
 def test_re_ranking_makes_lists_more_diverse() -> None:
@@ -103,6 +103,7 @@ def test_re_ranking_makes_lists_more_diverse() -> None:
     plain, thinned = (search.rank([{"a": 1.0}], 60, keep)[0] for keep in (1.0, 0.7))
     diverse = search.diversified([{"a": 1.0}], 60)[0]
     assert set(plain) == set(thinned) == set(diverse)
+    assert search.rank([{"a": 1.0}], 5, 0.7)[0] == thinned[:5], "a short list is the beginning of a long one"
     spreads = [ranking.spread(vectors, found[:10]) for found in (plain, thinned, diverse)]
     assert spreads[0] < min(spreads[1:])
 
