@@ -167,6 +167,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         raise SettingsError(f"parameter batch_size={settings.batch_size} should be a multiple of {processes} processes")
     print(f"training on {device} in {dtype}: {reason}", flush=True)
     steps = math.ceil(rows / settings.batch_size * settings.epochs)
+    renamed = hasattr(SFTConfig, "activation_checkpointing")  # in Transformers 5, which warns of the old name
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=settings.epochs,
@@ -187,7 +188,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         # rows are `tokenized`, cut to their length and labelled
         dataset_kwargs={"skip_prepare_dataset": True},
         # memory is not short at this size, and recomputing activations costs a third of the speed
-        gradient_checkpointing=False,
+        **{"activation_checkpointing" if renamed else "gradient_checkpointing": False},
         eval_strategy="steps",
         eval_steps=max(1, steps // 3),
         save_strategy="steps",

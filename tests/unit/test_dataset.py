@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,9 @@ def trainer_of(settings: TrainingSettings, tmp_path):
         data = command_pairs(rows, CODEC, plain)
         torch.manual_seed(0)
         models = [new_student(plain, tokenizer) for _ in range(2)]
-        trainer = make_trainer(models[0], tokenizer, plain, tmp_path, data, data, models[1] if anchor else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            trainer = make_trainer(models[0], tokenizer, plain, tmp_path, data, data, models[1] if anchor else None)
         return trainer, [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
 
     return made
