@@ -1,10 +1,11 @@
 """Ablations: what each part of the training is worth, at an equal number of training rows, over several seeds.
 
-Every variant is a small run of its own, in 04_analysis/ablations/<variant>-<seed>.
+Every trial is a small run of its own, in 04_analysis/ablations/<variant>-<seed>, and is not made again once measured.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -18,16 +19,17 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
-from udrl_utils.runs import RunFolder
+from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.training import train_rounds, train_student
+from udrl_utils.training import fingerprint, train_rounds, train_student
 from udrl_utils.workers import pool, quietly, shares
 
 if TYPE_CHECKING:
     import pandas
 
+MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
 PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs
 
@@ -106,12 +108,26 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
 
 
 def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
+    """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
+    home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
+    file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
+    variant = VARIANTS[name]
+    made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, variant.training, variant.sampling]
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("made_from") != made_from:
+        known = {"made_from": made_from, "metrics": try_out(run, settings, variant, seed, home)}
+        write_json(file, known)
+    return known["metrics"]
+
+
+def try_out(
+    run: RunFolder, settings: AnalysisSettings, variant: Variant, seed: int, home: RunFolder
+) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
     import pandas
 
     load_rewards(run)
-    variant, annotation = VARIANTS[name], run.settings(AnnotationSettings)
-    home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
+    annotation = run.settings(AnnotationSettings)
     annotated, budget = read_annotated(run), settings.ablation_rows
     train = annotated[annotated.split == "train"]
     train = variant.change(train.sample(min(len(train), budget), random_state=seed), annotation)

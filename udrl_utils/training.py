@@ -247,12 +247,13 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
     with processes.main_process_first():
         if not file.exists():
             print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-            buffer = pandas.concat([train, *earlier])
+            buffer = pandas.concat([train, *earlier], ignore_index=True)
             samples = collect(sampler.of(student), buffer, settings.round_sets, settings.seed + number)
             rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
             home.mkdir(parents=True, exist_ok=True)
             write_shard(file, pyarrow.Table.from_pandas(rows, preserve_index=False))
-    hindsight = bounded(pandas.concat([*earlier, pandas.read_parquet(file)]), codec, len(train) // 2)
+    hindsight = pandas.concat([*earlier, pandas.read_parquet(file)], ignore_index=True)
+    hindsight = bounded(hindsight, codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     hindsight = seen(hindsight, settings)
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})

@@ -33,6 +33,9 @@ def test_variants_train_on_equal_rows_and_leave_the_run_alone(smoke_run: Path, t
     assert Student.load(homes["no_commands-0"] / "03_student").codec.form == "none"
     assert (homes["one_round-0"] / "03_student" / "rounds" / "1" / "hindsight.parquet").exists()
     assert (copy / "03_student" / "model.safetensors").read_bytes() == before
+    written = {file: file.stat().st_mtime_ns for file in copy.rglob("*.safetensors")}
+    pd.testing.assert_frame_equal(ablate(run, settings), table)
+    assert {file: file.stat().st_mtime_ns for file in copy.rglob("*.safetensors")} == written, "measured is measured"
 
 
 def test_an_unknown_variant_is_named_before_any_work(smoke_run: Path) -> None:

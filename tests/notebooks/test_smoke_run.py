@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -170,6 +171,21 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
     assert {file: (rounds / file).read_bytes() for file in whole} == whole
     assert not (rounds / "unfinished").exists()
+
+
+def test_a_second_round_learns_from_the_first_too(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run, volumes = RunFolder(copy), itertools.count(1)
+    monkeypatch.setattr(training, "front_volume", lambda _: float(next(volumes)))  # each round gains
+    settings = run.settings(TrainingSettings).model_copy(update={"rounds": 2})
+    assert training.train_rounds(settings, run)["round"].unique().tolist() == [0, 1, 2]
+    written = [pd.read_parquet(copy / "03_student" / "rounds" / str(k) / "hindsight.parquet") for k in (1, 2)]
+    assert set(written[1].teacher) == {"round 2"} and not set(written[0].pair_id) & set(written[1].pair_id)
+    student, last = (copy / "03_student" / at / "model.safetensors" for at in ("", "rounds/2"))
+    assert student.read_bytes() == last.read_bytes()
 
 
 def test_rounds_without_their_rewards_are_refused_before_any_training(smoke_run: Path, tmp_path: Path) -> None:
