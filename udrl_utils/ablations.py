@@ -112,7 +112,8 @@ def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) ->
     home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
     variant = VARIANTS[name]
-    made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, variant.training, variant.sampling]
+    differs = [variant.training, variant.sampling, variant.share]
+    made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, differs]
     known = json.loads(file.read_text()) if file.exists() else {}
     if known.get("made_from") != made_from:
         known = {"made_from": made_from, "metrics": try_out(run, settings, variant, seed, home)}

@@ -26,7 +26,7 @@ class Student(Engine):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, codec: CommandCodec):
         super().__init__(tokenizer.backend_tokenizer, codec, model.config.max_position_embeddings)
         self.model, self.tokenizer = model, tokenizer
-        if device_and_dtype()[0] == "cuda":
+        if model.device.type == "cuda":  # which is not busy with fewer
             self.batch_size = 512
 
     @classmethod

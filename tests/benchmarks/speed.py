@@ -77,9 +77,8 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     def ours(model: Any, tokenizer: Any) -> float:
         trainer = make_trainer(model, tokenizer, brief, home / "ours", rows, watched)
         trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-        trainer.args.logging_steps = (
-            10  # TRL's default; a whole training logs 60 times, which is each step of a brief one
-        )
+        # TRL's default: a whole training logs 60 times, which would be at every step of a brief one
+        trainer.args.logging_steps = 10
         return tokens_per_second(trainer)
 
     def stock(model: Any, tokenizer: Any) -> float:
