@@ -167,7 +167,7 @@ def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
         raise SettingsError(f"parameter batch_size={settings.batch_size} should be a multiple of {processes} processes")
     print(f"training on {device} in {dtype}: {reason}", flush=True)
     steps = math.ceil(rows / settings.batch_size * settings.epochs)
-    renamed = hasattr(SFTConfig, "activation_checkpointing")  # in Transformers 5, which warns of the old name
+    renamed = hasattr(SFTConfig, "activation_checkpointing")  # since Transformers 5.23, which warns of the old name
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=settings.epochs,
