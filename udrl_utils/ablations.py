@@ -139,7 +139,10 @@ def try_out(
     shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
     kept = annotated[annotated.split != "train"]
     pandas.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
-    training = run.settings(TrainingSettings).model_copy(update={"rounds": 0, **variant.training, "seed": seed})
+    training = run.settings(TrainingSettings)
+    if training.base == "commanded":  # what a base knows of commands would hide what is learnt here
+        training = training.model_copy(update={"base": "copying"})
+    training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
     sets = min(training.round_sets, budget // (4 * PER_SET))
     rest = budget - training.rounds * sets * PER_SET
     training = training.model_copy(update={"round_sets": sets, "epochs": rest / len(train)})

@@ -1,23 +1,30 @@
-"""The embedded base: a small GPT-2 that can copy, count words and keep the manner of each task.
+"""The embedded bases: small GPT-2s that can copy and count; one of them has been under commands before.
 
-`udrl base` trains it on exercises that are made on the way, from the ontology and from coined words,
-with length commands only: what rewards mean, a student learns from its own run. No held-out noun and no test intent
-occurs in any exercise or in the tokenizer's training text.
+`udrl base` trains them the way a student is trained, on exercises that are made on the way: intents out of the
+ontology, intents in disguise and coined words, with what the grammar writes for them. No held-out noun and no test
+intent occurs in any exercise or in the tokenizer's training text, and no length that a task's students are not to see.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.dataset import command_pairs
+from udrl_utils.distillation import pair_id
+from udrl_utils.encoder import Encoder
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.grammar import GrammarTeacher
 from udrl_utils.machine import seed_everything
+from udrl_utils.rewards import annotate
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import (
     SPLIT_SEED,
@@ -31,15 +38,53 @@ from udrl_utils.tasks import (
     words,
 )
 from udrl_utils.trainer import make_trainer
+from udrl_utils.training import seen
+from udrl_utils.workers import pool, quietly
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    import pandas
     from datasets import Dataset
 
 LONGEST = 64
-# What differs from a student's training from scratch.
-RECIPE = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3}
 # Kept out of every exercise: more than any preset holds out, so that a larger test_fraction stays clean as well.
 HELD_OUT = 0.1
+PART = 20_000  # exercises that one process makes at a time
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What a base is taught: how many exercises of what kinds, which rewards it is told, and how it is trained.
+
+    salads, disguised: shares of intents without a grammar, and of those with coined words in them; the rest is plain.
+    prompts: how many are written for an intent, among which diversity is measured.
+    drift, repetition: how uneven the grammar is. training: what differs from a student's training from scratch; words
+    are not swapped, since the exercises hold coined ones.
+    """
+
+    rows: int
+    salads: float
+    disguised: float
+    prompts: int
+    drift: float
+    repetition: float
+    rewards: list[str]
+    training: dict[str, Any]
+
+
+CURRICULA = {
+    # half an hour on two cores
+    "copying": Curriculum(
+        225_000, 0.25, 0.5, 2, 0.0, 0.0, ["length"],
+        {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "word_swaps": 0.0, "command_dropout": 0.4},
+    ),
+    # seven minutes on one H200, most of them to train
+    "commanded": Curriculum(
+        400_000, 0.1, 0.3, 8, 0.25, 0.1, ["length", "relevance", "diversity"],
+        {"epochs": 6, "batch_size": 128, "learning_rate": 2e-3, "word_swaps": 0.0},
+    ),
+}  # fmt: skip
 
 
 class Coiner:
@@ -91,59 +136,67 @@ def held_out_words() -> frozenset[str]:
     return frozenset(nouns | {plural(w) for w in nouns})
 
 
-def exercises(rows: int, seed: int) -> Iterator[dict[str, str]]:
-    """Rows of task, intent and prompt: plain intents, disguised ones and word salads, in the manner of each task."""
+def exercises(rows: int, seed: int, curriculum: Curriculum) -> list[dict[str, str]]:
+    """Rows of pair_id, task, intent and prompt, for each task; the same seed gives the same ones."""
     rng, held_out = random.Random(f"base {seed}"), held_out_words()
     allowed = sorted({w for s, _ in subjects_of("thing") for w in words(s)} - held_out)
-    coiner, teacher = Coiner(rng, allowed), GrammarTeacher(seed, drift=0, repetition=0)
-    intents, made = ontology_intents(seed), 0
-    while made < rows:
+    coiner, teacher = Coiner(rng, allowed), GrammarTeacher(seed, curriculum.drift, curriculum.repetition)
+    intents, plain, made = ontology_intents(seed), curriculum.salads + curriculum.disguised, []
+    while len(made) < rows:
         kind = rng.random()
-        intent = coiner.salad() if kind < 0.25 else next(intents)
-        if 0.25 <= kind < 0.75:
+        intent = coiner.salad() if kind < curriculum.salads else next(intents)
+        if curriculum.salads <= kind < plain:
             intent = coiner.disguise(intent)
-        if share(intent, SPLIT_SEED) < HELD_OUT:
+        if share(intent, SPLIT_SEED) < HELD_OUT or not held_out.isdisjoint(words(intent)):
             continue
         task = rng.choice(list(TASKS))
-        for prompt in teacher.prompts(task, intent, 2):
-            fine = held_out.isdisjoint([*words(intent), *words(prompt)]) and len(prompt.split()) <= LONGEST
-            if fine and made < rows:
-                made += 1
-                yield {"task": task, "intent": clean_intent(intent), "prompt": prompt}
+        prompts = dict.fromkeys(teacher.prompts(task, intent, curriculum.prompts))
+        fine = [p for p in prompts if held_out.isdisjoint(words(p)) and len(p.split()) <= LONGEST]
+        intent = clean_intent(intent)
+        made += [{"pair_id": pair_id(task, intent, p), "task": task, "intent": intent, "prompt": p} for p in fine]
+    return made[:rows]
 
 
-def exercise_pairs(rows: list[dict[str, str]], codec: CommandCodec, horizon: int) -> Dataset:
-    """Prompt/completion rows; one in five leaves the length open."""
-    from datasets import Dataset
+def annotated_exercises(rows: int, seed: int, curriculum: Curriculum, workers: Executor) -> pandas.DataFrame:
+    """Exercises, so many or up to a part more, scored like a teacher's pairs."""
+    import pandas
 
-    def pair(index: int, row: dict[str, str]) -> dict[str, str]:
-        length = len(row["prompt"].split())
-        opened = share(f"open {index}", SPLIT_SEED) < 0.2
-        tokens = codec.encode_achieved({"task": row["task"], "length": length}, frozenset({"length"} if opened else ()))
-        return {"prompt": codec.prefix(tokens, row["intent"]), "completion": codec.count_down(row["prompt"], horizon)}
-
-    return Dataset.from_list([pair(i, row) for i, row in enumerate(rows)])
+    seeds = range(1000 * seed, 1000 * seed + math.ceil(rows / PART))
+    made = workers.map(partial(exercises, min(rows, PART), curriculum=curriculum), seeds)
+    return annotate(
+        pandas.concat(map(pandas.DataFrame, made), ignore_index=True), curriculum.rewards, Encoder("minilm")
+    )
 
 
-def train_base(settings: TrainingSettings, rows: int, folder: Path) -> None:
-    """Train the base from scratch, in the shape of the settings, on `rows` exercises; save it in half precision."""
+def training_rows(
+    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, workers: Executor
+) -> Dataset:
+    """Prompt/completion rows, as a student is trained on."""
+    from datasets import concatenate_datasets
+
+    parts = [annotated.iloc[start : start + PART] for start in range(0, len(annotated), PART)]
+    return concatenate_datasets(list(workers.map(partial(command_pairs, codec=codec, settings=settings), parts)))
+
+
+def train_base(settings: TrainingSettings, curriculum: Curriculum, rows: int, folder: Path) -> None:
+    """Train a base from scratch, in the shape of the settings, on so many exercises; save it in half precision."""
     import torch
 
-    settings = settings.model_copy(update=RECIPE)
+    settings = settings.model_copy(update=curriculum.training)
     seed_everything(settings.seed)
-    made = list(exercises(rows, settings.seed + 1000))
-    codec = CommandCodec(settings.bins, LONGEST, {task: {} for task in TASKS})
-    texts = [text for row in made[:60_000] for text in (row["intent"], row["prompt"])]
-    tokenizer = train_tokenizer(texts, settings.vocab_size, codec.tokens())
-    pairs, validation = exercise_pairs(made, codec, settings.horizon), min(500, rows // 10)
-    work = folder / "checkpoints"
+    with pool(os.cpu_count() or 1, quietly, 1) as workers:
+        annotated = seen(annotated_exercises(rows, settings.seed + 1, curriculum, workers), settings)
+        codec = replace(CommandCodec.fit(annotated, curriculum.rewards, settings.bins), longest=LONGEST)
+        pairs = training_rows(annotated, codec, settings, workers)
+    few, watched, work = annotated.iloc[:30_000], min(500, len(pairs) // 10), folder / "checkpoints"
+    tokenizer = train_tokenizer([*few.intent, *few.prompt], settings.vocab_size, codec.tokens())
     trainer = make_trainer(
         new_student(settings, tokenizer),
         tokenizer,
         settings,
         work,
-        train=pairs.select(range(validation, rows)),
-        held=pairs.select(range(validation)),
+        train=pairs.select(range(watched, len(pairs))),
+        held=pairs.select(range(watched)),
     )
     trainer.train()
     trainer.model.to(torch.float16).save_pretrained(folder)

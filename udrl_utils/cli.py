@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from udrl_utils.errors import SettingsError, UserError
-from udrl_utils.gpt2 import BASE
+from udrl_utils.gpt2 import BASES
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
@@ -94,16 +94,19 @@ def compare(
 
 @app.command()
 def base(
-    out: Annotated[Path, typer.Option(help="folder to write, in place of the embedded base")] = BASE,
-    rows: Annotated[int, typer.Option(help="exercises, each seen once", min=100)] = 225_000,
+    which: Annotated[str, typer.Argument(help=f"{' or '.join(BASES)}: the embedded base to train anew")],
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the embedded base")] = None,
+    rows: Annotated[int | None, typer.Option(help="exercises, where not as many as it had", min=100)] = None,
     preset: Annotated[str, typer.Option(help="preset with the shape and the seed")] = "laptop",
 ) -> None:
-    """Train the small GPT-2 that presets with `base: embedded` start from; half an hour on two cores."""
-    from udrl_utils.base import train_base
+    """Train a small GPT-2 that presets start from: `copying` takes half an hour on two cores, `commanded` a GPU."""
+    from udrl_utils.base import CURRICULA, train_base
 
     with mistakes_in_one_line():
+        if which not in BASES:
+            raise SettingsError(f"base {which!r} is unknown; allowed are {', '.join(BASES)}")
         settings = read_settings(preset, [])["03_student"]
-    train_base(settings, rows, out)
+    train_base(settings, CURRICULA[which], rows or CURRICULA[which].rows, out or BASES[which])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
-BASE = DATA / "base"
+BASES = {name: DATA / "bases" / name for name in ("commanded", "copying")}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -78,8 +78,8 @@ def pretrained_student(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = BASE if base == "embedded" else base
-    with loading(f"parameter base={base!r} is neither embedded, a Hub id nor a folder"):
+    path = BASES.get(base, base)
+    with loading(f"parameter base={base!r} is neither {', '.join(BASES)}, a Hub id nor a folder"):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if n_positions > model.config.max_position_embeddings:

@@ -97,11 +97,10 @@ def make_trainer_class() -> type:
         @cached_property
         def usual_tokens(self) -> float:
             """Completion tokens that a training row has on average."""
-            return sum(label != -100 for row in self.train_dataset["labels"] for label in row) / len(self.train_dataset)
+            return token_counts(self.train_dataset)[1] / len(self.train_dataset)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            rows = self.train_dataset if train_dataset is None else train_dataset
-            lengths = [len(ids) for ids in rows["input_ids"]]
+            lengths, _ = token_counts(self.train_dataset if train_dataset is None else train_dataset)
             return AlikeLengths(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
         def prediction_step(
@@ -154,6 +153,17 @@ def tokenized(rows: Dataset, tokenizer: Any, longest: int) -> Dataset:
 
     with PartialState().main_process_first():  # the others find what it has laid out
         return rows.map(tokens, batched=True, remove_columns=rows.column_names)
+
+
+def token_counts(rows: Dataset) -> tuple[list[int], int]:
+    """Tokens of each row, and how many tokens of all rows have a label; read as Arrow, for there may be millions."""
+    import pyarrow.compute as pc
+
+    lengths, labelled = [], 0
+    for part in rows.with_format("arrow").iter(10_000):
+        lengths += pc.list_value_length(part["input_ids"]).to_pylist()
+        labelled += pc.sum(pc.not_equal(pc.list_flatten(part["labels"]), -100)).as_py()
+    return lengths, labelled
 
 
 def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:

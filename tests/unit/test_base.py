@@ -1,26 +1,31 @@
-"""The embedded base: exercises that are clean, a base that copies and counts."""
+"""The embedded bases: exercises that are clean, bases that copy and count, one that obeys."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import yaml
 
-from udrl_utils.base import exercises, held_out_words
+from udrl_utils.base import CURRICULA, Curriculum, exercises, held_out_words, train_base
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import stems
-from udrl_utils.gpt2 import BASE, pretrained_student
+from udrl_utils.gpt2 import BASES, pretrained_student
 from udrl_utils.parameters import resolve
-from udrl_utils.settings import ROOT, DistillationSettings
+from udrl_utils.samples import Sampler
+from udrl_utils.settings import ROOT, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
 
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
 
 
-def test_exercises_hold_no_test_intent_and_no_held_out_noun() -> None:
-    rows = list(exercises(3000, seed=1))
-    assert rows == list(exercises(3000, seed=1)) and {row["task"] for row in rows} == set(TASKS)
+@pytest.mark.parametrize("curriculum", CURRICULA.values(), ids=CURRICULA)
+def test_exercises_hold_no_test_intent_and_no_held_out_noun(curriculum: Curriculum) -> None:
+    rows = exercises(3000, 1, curriculum)
+    assert rows == exercises(3000, 1, curriculum) and {row["task"] for row in rows} == set(TASKS)
     values = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
     settings = resolve(DistillationSettings, values)
     splits, held_out = assign_splits(load_intents(settings), settings)
@@ -30,17 +35,42 @@ def test_exercises_hold_no_test_intent_and_no_held_out_noun() -> None:
     assert held_out.isdisjoint(word for row in rows for word in words(f"{row['intent']} {row['prompt']}"))
 
 
-def test_the_base_is_small_and_starts_a_student() -> None:
-    assert sum(file.stat().st_size for file in BASE.iterdir()) < 12e6
-    model, tokenizer = pretrained_student(BASE, CODEC)
-    assert str(model.dtype) == "torch.float32"
-    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
-    assert set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+def test_a_base_is_trained_by_one_command(tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+    settings = resolve(TrainingSettings, values | {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600})
+    train_base(settings, CURRICULA["commanded"], 400, tmp_path)
+    model, tokenizer = pretrained_student(tmp_path, CODEC)
+    assert model.config.n_embd == 32 and set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+    assert not (tmp_path / "checkpoints").exists()
 
 
+def test_the_bases_are_small_and_start_a_student() -> None:
+    assert sum(file.stat().st_size for base in BASES.values() for file in base.iterdir()) < 12e6
+    for base in BASES:
+        model, tokenizer = pretrained_student(base, CODEC)
+        assert str(model.dtype) == "torch.float32"
+        assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+        assert set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+
+
+def test_one_base_obeys_levels_before_it_saw_a_run_and_the_other_does_not() -> None:
+    intents = ["glass octopus", "wooden tractor in a museum", "harvest festival poster", "my late aunt's ukulele"] * 3
+    found = {}
+    for base in BASES:
+        student = Student(*pretrained_student(base, CODEC), CODEC)
+        sampler = Sampler(student, ["relevance"], Encoder("minilm"), seed=0, guidance=3.0)
+        asked = [
+            (intent, Command("related_search", relevance=CODEC.level_of(i))) for i in range(10) for intent in intents
+        ]
+        written = sampler.sample(asked, 1)
+        found[base] = written.asked_relevance.corr(written.relevance, method="spearman")
+    assert found["commanded"] > 0.7 > 0.3 > found["copying"], found
+
+
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("length", [6, 18, 36])
-def test_the_base_copies_and_counts(length: int) -> None:
-    student = Student(*pretrained_student(BASE, CODEC), CODEC)
+def test_the_bases_copy_and_count(base: str, length: int) -> None:
+    student = Student(*pretrained_student(base, CODEC), CODEC)
     intents = ["glass octopus", "wooden tractor in a museum", "zorvex the blimp", "my late aunt's ukulele"] * 4
     written = student.generate(intents, Command("text_to_image", length=length))
     off = [abs(len(prompt.split()) - length) for (prompt,) in written]
@@ -51,23 +81,23 @@ def test_the_base_copies_and_counts(length: int) -> None:
 
 
 def test_a_base_that_does_not_fit_is_one_line() -> None:
-    with pytest.raises(SettingsError, match=r"base='no/where' is neither embedded") as caught:
+    with pytest.raises(SettingsError, match=r"base='no/where' is neither commanded, copying, a Hub id") as caught:
         pretrained_student("no/where", CODEC)
     assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match="n_positions=4096 is more than base='embedded' takes, at most 256"):
-        pretrained_student("embedded", CODEC, n_positions=4096)
+    with pytest.raises(SettingsError, match="n_positions=4096 is more than base='copying' takes, at most 256"):
+        pretrained_student("copying", CODEC, n_positions=4096)
 
 
 def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = pretrained_student(BASE, CODEC)
+    model, tokenizer = pretrained_student("copying", CODEC)
     weights, command = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids("<|relevance:1|>")
     before = weights.detach().clone()
     ids = torch.tensor([[command, *tokenizer(" koi pond")["input_ids"]]])
     loss = model(ids, labels=ids).loss
-    whole = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(BASES["copying"], dtype=torch.float32)
     whole.resize_token_embeddings(len(tokenizer))
     whole.load_state_dict(model.state_dict())
     assert torch.allclose(loss, whole(ids, labels=ids).loss), "what is not trained still counts"

@@ -64,7 +64,7 @@ def test_a_baseline_is_asked_once_filtered_and_timed(smoke: dict, outputs: Path)
 
 def test_what_the_student_costs(smoke: dict) -> None:
     codec = CommandCodec(2, 64, {task: {} for task in TASKS})
-    student = Student(*pretrained_student("embedded", codec), codec)
+    student = Student(*pretrained_student("copying", codec), codec)
     cost = student_costs(student, INTENTS, 2, named(smoke)[0])
     assert cost["parameters"] == student.model.num_parameters()
     assert cost["weights_mb"] == pytest.approx(4e-6 * cost["parameters"])
