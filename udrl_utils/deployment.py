@@ -43,8 +43,9 @@ def export(student: Path, out: Path, precision: str, top_k: int = 0, top_p: floa
     for name in TRAVEL:
         shutil.copy(student / name, new)
     own = "min_p" in engine_of(precision).knows
-    sampling = {"min_p": Student.sampling.min_p} if own else {"top_k": top_k, "top_p": top_p}
+    cut = {"min_p": Student.sampling.min_p} if own else {"top_k": top_k, "top_p": top_p}
     positions = AutoConfig.from_pretrained(student).max_position_embeddings
+    sampling = {"temperature": Student.sampling.temperature, **cut}
     facts = {"precision": precision, "positions": positions, "sampling": sampling}
     (new / "engine.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(out, ignore_errors=True)

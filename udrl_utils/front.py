@@ -11,8 +11,8 @@ from udrl_utils.samples import Sampler
 if TYPE_CHECKING:
     import pandas
 
-# Short prompts stay nearer to their intent and farther from each other, which is why a length is among them.
-GRID = {"length": (None, 8), "relevance": (None, 0.35, 0.45, 0.55), "diversity": (0.75, 0.85)}
+# Short prompts stay nearer to their intent and farther from each other, which is why lengths are among them.
+GRID = {"length": (None, 6, 8, 10), "relevance": (None, 0.45), "diversity": (0.75, 0.85)}
 PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
 
 

@@ -13,6 +13,7 @@ from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
@@ -85,12 +86,26 @@ def pretrained_student(
     if n_positions > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings
         raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
-    trained = len(tokenizer)
+    known = tokenizer.get_vocab()
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
-    keep_embeddings(model, trained)
+    carry_levels(model.get_input_embeddings().weight, known, tokenizer.get_vocab(), codec)
+    keep_embeddings(model, len(known))
     return model, tokenizer
+
+
+def carry_levels(weights: torch.Tensor, known: dict[str, int], tokens: dict[str, int], codec: CommandCodec) -> None:
+    """Let the codec's levels begin as those of the same quantile, where the base knows another number of levels."""
+    import torch
+
+    for name in codec.levels:
+        theirs = [known[f"<|{name}:{i}|>"] for i in range(len(known)) if f"<|{name}:{i}|>" in known]
+        if theirs and len(theirs) != codec.bins:
+            ours = [tokens[f"<|{name}:{i}|>"] for i in range(codec.bins)]
+            same = [theirs[int(codec.level_of(i) * len(theirs))] for i in range(codec.bins)]
+            with torch.no_grad():
+                weights[ours] = weights[same].clone()
 
 
 def keep_embeddings(model: PreTrainedModel, trained: int) -> None:

@@ -22,6 +22,8 @@ from udrl_utils.tasks import clean_intent, distinct, read_table
 if TYPE_CHECKING:
     import pandas
 
+    from udrl_utils.encoder import Embed
+
 PAIRS = 25  # test pairs per task whose likelihood is looked at
 TRIES = 4  # prompts written for each one that is kept
 
@@ -78,7 +80,12 @@ def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: Analysi
 def joint_calibration(
     sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], settings: AnalysisSettings
 ) -> dict[str, float]:
-    """Spearman of commanded and achieved, per reward, when all are commanded at once, as test pairs achieved them."""
+    """Spearman of commanded and achieved, per reward, when all are commanded at once, as test pairs achieved them.
+
+    Diversity is achieved among the prompts of one command, which are to be relevant as well and cannot all be far from
+    each other; what the pair achieved, it achieved among the teacher's prompts. `diversity_among_teacher` measures the
+    student's there too: 1 - mean cosine to those of the teacher's prompts for the intent that are not the pair's own.
+    """
     codec = sampler.student.codec
     keys = {(task, intent) for task, pool in intents.items() for intent in pool}
     test = annotated[annotated.split == "test"].dropna(subset=codec.levels)
@@ -98,7 +105,31 @@ def joint_calibration(
     found = {n: float(samples[f"asked_{n}"].corr(samples[n], method="spearman")) for n in codec.rewards}
     if codec.longest:
         found["length_within_1"] = float(((samples.asked_length - samples.length).abs() <= 1).mean())
+    if "diversity" in codec.levels:
+        apart = among_teacher(samples, test, annotated, sampler.embed)
+        found["diversity_among_teacher"] = float(samples.asked_diversity.corr(apart, method="spearman"))
     return found
+
+
+def among_teacher(
+    samples: pandas.DataFrame, pairs: pandas.DataFrame, annotated: pandas.DataFrame, embed: Embed
+) -> pandas.Series:
+    """1 - mean cosine of each sample to the teacher's prompts for its intent, without that of its pair.
+
+    Column `set` says which of the pairs a sample's command came from.
+    """
+    import numpy as np
+    import pandas
+
+    sets, result = (
+        annotated.set_index("pair_id").groupby(["task", "intent"]).prompt,
+        pandas.Series(np.nan, samples.index),
+    )
+    for place, rows in samples.groupby("set"):
+        pair = pairs.iloc[place]
+        others = sets.get_group((pair.task, pair.intent)).drop(pair.pair_id)
+        result[rows.index] = 1 - (embed(rows.prompt) @ embed(others).T).mean(1)
+    return result
 
 
 def edge_of_the_data(

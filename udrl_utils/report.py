@@ -96,6 +96,7 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         rows[name] = {
             "Spearman, one command": single[name]["spearman"],
             "all at once": metrics["joint"].get(name),
+            "and among the teacher's": metrics["joint"].get(f"{name}_among_teacher"),
             f"best of {several['tries']}": choice.get("best_of_n"),
             "true level likeliest": likely.get("top_1"),
             "or next to it": likely.get("within_1"),

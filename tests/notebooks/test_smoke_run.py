@@ -221,7 +221,8 @@ def test_probes_are_in_the_metrics(smoke_run: Path) -> None:
         found = metrics["likelihood"][name]
         assert 0 <= found["top_1"] <= found["within_1"] <= 1
         assert {"single", "best_of_n"} <= set(metrics["best_of_n"][name])
-    assert {"length", "relevance", "diversity", "length_within_1"} <= set(metrics["joint"])
+    joint = {"length", "relevance", "diversity", "length_within_1", "diversity_among_teacher"}
+    assert joint == set(metrics["joint"]) and all(-1 <= value <= 1 for value in metrics["joint"].values())
     assert any("never seen" in probe["probe"] for probe in metrics["edge"])
 
 

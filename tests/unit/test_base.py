@@ -67,6 +67,16 @@ def test_one_base_obeys_levels_before_it_saw_a_run_and_the_other_does_not() -> N
     assert found["commanded"] > 0.7 > 0.3 > found["copying"], found
 
 
+@pytest.mark.parametrize(("bins", "same"), [(4, {0: 1, 2: 6, 3: 8}), (30, {0: 0, 15: 5, 29: 9})])
+def test_levels_of_another_number_begin_as_those_of_the_same_quantile(bins: int, same: dict[int, int]) -> None:
+    other = CommandCodec(bins, 60, {task: {"relevance": [i / bins for i in range(bins + 1)]} for task in TASKS})
+    (model, tokenizer), (base, known) = pretrained_student("commanded", other), pretrained_student("commanded", CODEC)
+    for asked, level in same.items():
+        ours = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(f"<|relevance:{asked}|>")]
+        theirs = base.get_input_embeddings().weight[known.convert_tokens_to_ids(f"<|relevance:{level}|>")]
+        assert (ours == theirs).all(), (asked, level)
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("length", [6, 18, 36])
 def test_the_bases_copy_and_count(base: str, length: int) -> None:
