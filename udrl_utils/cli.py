@@ -104,7 +104,7 @@ def base(
 
     with mistakes_in_one_line():
         if which not in BASES:
-            raise SettingsError(f"base {which!r} is unknown; allowed are {', '.join(BASES)}")
+            raise SettingsError(f"base={which!r} is unknown; allowed are {', '.join(BASES)}")
         settings = read_settings(preset, [])["03_student"]
     train_base(settings, CURRICULA[which], rows or CURRICULA[which].rows, out or BASES[which])
 
