@@ -79,7 +79,7 @@ CURRICULA = {
         225_000, 0.25, 0.5, 2, 0.0, 0.0, ["length"],
         {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "word_swaps": 0.0, "command_dropout": 0.4},
     ),
-    # seven minutes on one H200, most of them to train
+    # seven minutes on one H200, another training beside it
     "commanded": Curriculum(
         400_000, 0.1, 0.3, 8, 0.25, 0.1, ["length", "relevance", "diversity"],
         {"epochs": 6, "batch_size": 128, "learning_rate": 2e-3, "word_swaps": 0.0},
@@ -162,10 +162,9 @@ def annotated_exercises(rows: int, seed: int, curriculum: Curriculum, workers: E
     import pandas
 
     seeds = range(1000 * seed, 1000 * seed + math.ceil(rows / PART))
-    made = workers.map(partial(exercises, min(rows, PART), curriculum=curriculum), seeds)
-    return annotate(
-        pandas.concat(map(pandas.DataFrame, made), ignore_index=True), curriculum.rewards, Encoder("minilm")
-    )
+    parts = workers.map(partial(exercises, min(rows, PART), curriculum=curriculum), seeds)
+    made = pandas.concat(map(pandas.DataFrame, parts), ignore_index=True)
+    return annotate(made, curriculum.rewards, Encoder("minilm"))
 
 
 def training_rows(

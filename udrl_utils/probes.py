@@ -121,10 +121,8 @@ def among_teacher(
     import numpy as np
     import pandas
 
-    sets, result = (
-        annotated.set_index("pair_id").groupby(["task", "intent"]).prompt,
-        pandas.Series(np.nan, samples.index),
-    )
+    sets = annotated.set_index("pair_id").groupby(["task", "intent"]).prompt
+    result = pandas.Series(np.nan, samples.index)
     for place, rows in samples.groupby("set"):
         pair = pairs.iloc[place]
         others = sets.get_group((pair.task, pair.intent)).drop(pair.pair_id)
