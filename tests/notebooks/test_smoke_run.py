@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -224,6 +225,15 @@ def test_probes_are_in_the_metrics(smoke_run: Path) -> None:
     joint = {"length", "relevance", "diversity", "length_within_1", "diversity_among_teacher"}
     assert joint == set(metrics["joint"]) and all(-1 <= value <= 1 for value in metrics["joint"].values())
     assert any("never seen" in probe["probe"] for probe in metrics["edge"])
+
+
+def test_a_sample_is_set_beside_the_teachers_other_prompts() -> None:
+    axes = {"koi": (1, 0), "pond": (0, 1), "carp": (0.6, 0.8)}
+    columns = {"task": "text_to_image", "intent": "fish", "pair_id": ["a", "b", "c"], "prompt": list(axes)}
+    annotated = pd.DataFrame(columns)
+    samples = pd.DataFrame({"set": [0, 1], "prompt": ["koi", "carp"]}, index=[5, 7])
+    apart = probes.among_teacher(samples, annotated, annotated, lambda texts: np.array([axes[text] for text in texts]))
+    assert apart.to_dict() == pytest.approx({5: 1 - (0 + 0.6) / 2, 7: 1 - (0.6 + 1) / 2})
 
 
 def test_log_likelihoods_are_those_of_the_model(smoke_run: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
-from udrl_utils.base import CURRICULA, Curriculum, exercises, held_out_words, train_base
+from udrl_utils.base import CURRICULA, Curriculum, exercises, held_out_words
+from udrl_utils.cli import PRESETS, app
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
@@ -15,7 +18,7 @@ from udrl_utils.evaluation import stems
 from udrl_utils.gpt2 import BASES, pretrained_student
 from udrl_utils.parameters import resolve
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import ROOT, DistillationSettings, TrainingSettings
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
 
@@ -26,7 +29,7 @@ CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} f
 def test_exercises_hold_no_test_intent_and_no_held_out_noun(curriculum: Curriculum) -> None:
     rows = exercises(3000, 1, curriculum)
     assert rows == exercises(3000, 1, curriculum) and {row["task"] for row in rows} == set(TASKS)
-    values = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+    values = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
     settings = resolve(DistillationSettings, values)
     splits, held_out = assign_splits(load_intents(settings), settings)
     assert held_out and held_out <= held_out_words()
@@ -36,12 +39,13 @@ def test_exercises_hold_no_test_intent_and_no_held_out_noun(curriculum: Curricul
 
 
 def test_a_base_is_trained_by_one_command(tmp_path: Path) -> None:
-    values = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
-    settings = resolve(TrainingSettings, values | {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600})
-    train_base(settings, CURRICULA["commanded"], 400, tmp_path)
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(yaml.safe_load((PRESETS / "laptop.yaml").read_text()) | small))
+    asked = ["base", "commanded", "--rows", "400", "--preset", str(tmp_path / "small.yaml"), "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, asked).exit_code == 0
     model, tokenizer = pretrained_student(tmp_path, CODEC)
-    assert model.config.n_embd == 32 and set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
-    assert not (tmp_path / "checkpoints").exists()
+    assert model.config.n_embd == 32 and "<|relevance:9|>" in AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    assert len(tokenizer) == 600 and not (tmp_path / "checkpoints").exists()
 
 
 def test_the_bases_are_small_and_start_a_student() -> None:
