@@ -104,17 +104,19 @@ class CTranslate2Student(DeployedStudent):
             prefixes = [self._tokenizer.encode(text, add_special_tokens=False).tokens for text in batch.prefixes]
             most = self._most(max(map(len, prefixes)), batch.words)
             written = generator.generate_batch(
-                prefixes, max_length=most, include_prompt_in_result=False, **self._options(how)
+                prefixes, max_length=most, include_prompt_in_result=False, **self.options(how)
             )
             yield self._texts([result.sequences_ids[0] for result in written])
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         prefix = self._tokenizer.encode(batch.prefixes[0], add_special_tokens=False).tokens
         most = self._most(len(prefix), batch.words)
-        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self._options(how))
+        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self.options(how))
         return self._pieces(step.token_id for step in steps if not step.is_last)
 
-    def _options(self, how: Sampling) -> dict[str, Any]:
+    @staticmethod
+    def options(how: Sampling) -> dict[str, Any]:
+        """What the library is told of how tokens are drawn."""
         return {"sampling_topk": how.top_k, "sampling_topp": how.top_p, "sampling_temperature": how.temperature}
 
     def generator(self, seed: int) -> Any:
@@ -130,7 +132,6 @@ class LlamaCppStudent(DeployedStudent):
 
     library = "llama.cpp"
     knows = ("seed", "temperature", "min_p", "top_k", "top_p")
-    ORDER = ("temperature", "min_p", "top_k", "top_p")  # in which a Student, too, leaves tokens out
 
     def __init__(self, folder: Path, facts: dict[str, Any], threads: int):
         super().__init__(folder, facts, threads)
@@ -148,9 +149,14 @@ class LlamaCppStudent(DeployedStudent):
 
     def _asked(self, prefix: str, words: int, how: Sampling, place: str) -> dict[str, Any]:
         ids = self._tokenizer.encode(prefix, add_special_tokens=False).ids
-        options = {name: getattr(how, name) for name in self.ORDER}
         seed = random.Random(f"tokens {how.seed} {place}").getrandbits(32)
-        return {"ids": ids, "most": self._most(len(ids), words), "samplers": self.ORDER, "seed": seed, **options}
+        return {"ids": ids, "most": self._most(len(ids), words), "seed": seed, **self.options(how)}
+
+    @staticmethod
+    def options(how: Sampling) -> dict[str, Any]:
+        """What the library is told of how tokens are drawn."""
+        order = ("temperature", "min_p", "top_k", "top_p")  # in which a Student, too, leaves tokens out
+        return {"samplers": order, **{name: getattr(how, name) for name in order}}
 
 
 def engine_of(precision: str) -> type[DeployedStudent]:

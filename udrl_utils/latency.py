@@ -12,8 +12,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
-from udrl_utils.deployment import LlamaCppStudent
-from udrl_utils.engine import Engine
+from udrl_utils.deployment import CTranslate2Student, LlamaCppStudent
+from udrl_utils.engine import Engine, Sampling
 from udrl_utils.errors import loading
 from udrl_utils.intervals import interval
 from udrl_utils.llamacpp import LlamaCpp
@@ -43,6 +43,7 @@ from udrl_utils.machine import peak_memory
 print(json.dumps({{**took, "memory_mb": peak_memory() / 1e6}}))
 """
 READ, WRITTEN = 16, 32  # tokens of a request to a language model: read, and written
+GREEDY = Sampling(top_k=1)
 WHOLE = 5e8  # parameters up to which a random model is made whole
 
 # Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2 as their configurations on the hub have them.
@@ -155,34 +156,39 @@ def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeat
     return rates
 
 
-def by_transformers(model: PreTrainedModel) -> Decode:
-    """Greedy decoding by Transformers' own `generate`."""
+def by_transformers(model: PreTrainedModel, how: Sampling = GREEDY) -> Decode:
+    """Decoding by Transformers' own `generate`."""
     import torch
+
+    changed = {name: value for name, value in vars(how).items() if value != vars(Sampling())[name]}
+    drawn = {"do_sample": False} if how == GREEDY else {"do_sample": True, "top_k": 0, **changed}
 
     def decode(batch_size: int, written: int) -> None:
         ids = torch.full((batch_size, READ), 17, device=model.device)
-        how = {"max_new_tokens": written, "min_new_tokens": written, "do_sample": False, "pad_token_id": 0}
-        model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        length = {"max_new_tokens": written, "min_new_tokens": written, "pad_token_id": 0}
+        model.generate(ids, attention_mask=torch.ones_like(ids), **length, **drawn)
 
     return decode
 
 
-def by_ctranslate2(generator: Any, token: str) -> Decode:
-    """Greedy decoding by a CTranslate2 generator, after a token that is read again and again."""
+def by_ctranslate2(generator: Any, token: str, how: Sampling = GREEDY) -> Decode:
+    """Decoding by a CTranslate2 generator, after a token that is read again and again."""
+    drawn = CTranslate2Student.options(how)
 
     def decode(batch_size: int, written: int) -> None:
-        how = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
-        generator.generate_batch([[token] * READ] * batch_size, **how)
+        length = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
+        generator.generate_batch([[token] * READ] * batch_size, **length, **drawn)
 
     return decode
 
 
-def by_llamacpp(model: LlamaCpp) -> Decode:
-    """Greedy decoding by llama.cpp, one text after the other."""
+def by_llamacpp(model: LlamaCpp, how: Sampling = GREEDY) -> Decode:
+    """Decoding by llama.cpp, one text after the other."""
+    drawn = LlamaCppStudent.options(how)
 
     def decode(batch_size: int, written: int) -> None:
         for _ in range(batch_size):
-            model.write([17] * READ, written, temperature=0.0, ignore_eos=True)
+            model.write([17] * READ, written, ignore_eos=True, **drawn)
 
     return decode
 

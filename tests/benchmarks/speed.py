@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,16 +24,20 @@ from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.deployment import import_ctranslate2, write_ctranslate2
 from udrl_utils.encoder import Encoder, encoder_path
+from udrl_utils.engine import Sampling
 from udrl_utils.llamacpp import LlamaCpp, write_gguf
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, TrainingSettings
+from udrl_utils.student import Student
 from udrl_utils.trainer import AlikeLengths, make_trainer
 from udrl_utils.training import untrained
 
 STEPS = 40  # optimiser steps of one turn of training; the first one warms up
 ROWS = 4000  # training rows that they are drawn from, where steps do not take more
+# how a deployed student draws its tokens: with the settings of every preset
+DRAWN = Sampling(temperature=Student.sampling.temperature, top_k=50, top_p=0.9)
 WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
 
 
@@ -203,7 +208,33 @@ def annotation(run: RunFolder, turns: int, pairs: int = 1500) -> dict[str, Any]:
 
 
 def decoding(turns: int, home: Path) -> dict[str, Any]:
-    """Tokens per second of a 124M GPT-2: in 8 bits by llama.cpp and CTranslate2, in float32 by Transformers."""
+    """Tokens per second of a 124M GPT-2: in 8 bits by llama.cpp and CTranslate2, in float32 by Transformers.
+
+    All draw tokens as a deployed student does; once more, they take the likeliest.
+    """
+    plain, int8, q8_0 = made_in(home)
+    weights, results = (home / "q8_0.gguf").stat().st_size, {}
+    for drawn, how in {"": DRAWN, ", greedy": latency.GREEDY}.items():
+        one = {"q8_0": latency.by_llamacpp(q8_0, how)}
+        both = {
+            "int8": latency.by_ctranslate2(int8, "t17", how),
+            "transformers": latency.by_transformers(plain, how),
+        }
+        for size, decoders in ((1, one | both), (32, both)):
+            sides = {name: partial(rate, decode, size) for name, decode in decoders.items()}
+            found = take_turns(turns, **sides, **({"bytes per second": memory_bandwidth} if size == 1 else {}))
+            place = f"at batch {size}{drawn}"
+            results[f"tokens per second {place}"] = found
+            for name in [name for name in sides if name != "transformers"]:
+                results[f"{name} over transformers {place}"] = ratio(found, name, "transformers")
+            if size == 1:
+                ceiling = {"q8_0": found["q8_0"], "ceiling": [most / weights for most in found["bytes per second"]]}
+                results[f"q8_0 over what memory bandwidth allows{drawn}"] = ratio(ceiling, "q8_0", "ceiling")
+    return results
+
+
+def made_in(home: Path) -> tuple[Any, Any, LlamaCpp]:
+    """A 124M GPT-2 with random weights: by Transformers, in 8 bits by CTranslate2, in 8 bits by llama.cpp."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -217,20 +248,12 @@ def decoding(turns: int, home: Path) -> dict[str, Any]:
     write_gguf(home / "model", home / "q8_0.gguf")
     threads = torch.get_num_threads()
     generator = import_ctranslate2().Generator(str(home / "int8"), compute_type="int8_float32", intra_threads=threads)
-    single = {"q8_0": latency.by_llamacpp(LlamaCpp(home / "q8_0.gguf", 256, threads))}
-    sides = {"int8": latency.by_ctranslate2(generator, "t17"), "transformers": latency.by_transformers(model)}
-    results: dict[str, Any] = {}
-    for size, these in ((1, single | sides), (32, sides)):
-        measure = {n: lambda d=d, s=size: latency.decoding(d, s, repeats=1)[0] for n, d in these.items()}
-        found = take_turns(turns, **measure, **({"bytes per second": memory_bandwidth} if size == 1 else {}))
-        results[f"tokens per second at batch {size}"] = found
-        for name in [name for name in these if name != "transformers"]:
-            results[f"{name} over transformers at batch {size}"] = ratio(found, name, "transformers")
-        if size == 1:
-            weights = (home / "q8_0.gguf").stat().st_size
-            ceiling = {"q8_0": found["q8_0"], "ceiling": [rate / weights for rate in found["bytes per second"]]}
-            results["q8_0 over what memory bandwidth allows"] = ratio(ceiling, "q8_0", "ceiling")
-    return results
+    return model, generator, LlamaCpp(home / "q8_0.gguf", 256, threads)
+
+
+def rate(decode: latency.Decode, size: int) -> float:
+    """Tokens per second of so many texts at once."""
+    return latency.decoding(decode, size, repeats=1)[0]
 
 
 def memory_bandwidth() -> float:
