@@ -28,14 +28,18 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 
 def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per engine: how its commands are obeyed, and its sets relative to the first engine's."""
+    """One row per engine: how its commands are obeyed, its sets relative to the first engine's, and to draws alike."""
     import pandas
 
     rows = {}
     for name, found in metrics["quality"].items():
         obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
         within = found["calibration"].get("length", {}).get("within_1")
-        ratios = {f"{reward} relative": written(ratio, ".1%") for reward, ratio in found["relative"].items()}
+        ratios = {
+            f"{reward} {words}": written(ratio, ".1%")
+            for kind, words in {"relative": "relative", "relative_alike": "relative, drawn alike"}.items()
+            for reward, ratio in found[kind].items()
+        }
         rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
     return pandas.DataFrame(rows).T
 

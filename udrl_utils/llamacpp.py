@@ -95,6 +95,7 @@ class LlamaCpp:
             how.cpuparams.n_threads = how.cpuparams_batch.n_threads = threads
         how.api_keys = [secrets.token_hex()]  # it listens on loopback too, where nobody is to be answered
         self._server = xllamacpp.Server(how)
+        self.write([0], most=1)  # a server that is given up before its loop has begun waits for its own end for ever
 
     def write(self, ids: Sequence[int], most: int, **sampling: float) -> str:
         """What follows tokens, up to `most` tokens of it; special tokens are left out."""

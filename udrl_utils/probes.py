@@ -252,19 +252,28 @@ def quality(
 ) -> dict[str, dict[str, Any]]:
     """What engines keep of a student: each one's calibration over all tasks, and its sets under the best commands.
 
-    A set holds 4 x samples_per_intent prompts; `relative` is the ratio to the first engine's sets of the same intents.
+    A set holds 4 x samples_per_intent prompts; `relative` is the ratio to the first engine's sets of the same intents,
+    `relative_alike` that to the first one's that draws tokens alike, by min-p or without: what precision alone changes.
     """
-    found, first = {}, None
+    found: dict[str, dict[str, Any]] = {}
+    firsts: dict[bool, pandas.DataFrame] = {}
     for name, sampler in samplers.items():
         obeyed = calibration_metrics(sample_calibration(sampler, intents, settings), settings)["all"]
         best = [(i, sampler.student.best_command(task)) for task, pool in intents.items() for i in pool]
         sets = sampler.sample(best, 4 * settings.samples_per_intent).groupby("set")[["relevance", "diversity"]].mean()
-        first = sets if first is None else first
+        alike = firsts.setdefault("min_p" in sampler.student.knows, sets)
+        first = next(iter(firsts.values()))
         found[name] = {
             "calibration": without_levels(obeyed),
             "sets": {reward: interval(sets[reward], settings) for reward in sets},
-            "relative": {
-                reward: ratio_interval(*(t[reward].to_numpy() for t in (sets, first)), settings) for reward in sets
-            },
+            "relative": _ratios(sets, first, settings),
+            "relative_alike": _ratios(sets, alike, settings),
         }
     return found
+
+
+def _ratios(
+    ours: pandas.DataFrame, theirs: pandas.DataFrame, settings: MeasuringSettings
+) -> dict[str, dict[str, float]]:
+    """Ratio of means of each reward, sets resampled in pairs."""
+    return {reward: ratio_interval(ours[reward].to_numpy(), theirs[reward].to_numpy(), settings) for reward in ours}

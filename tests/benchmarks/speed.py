@@ -1,6 +1,8 @@
 """How fast training, annotation and decoding are, each beside what one would use instead, as ratios of one run.
 
-    make bench        # or: python tests/benchmarks/speed.py --run outputs/laptop --pairs 5 --out outputs/bench
+And what it costs that a run is made of notebooks.
+
+    make bench        # or: python tests/benchmarks/speed.py --run outputs/laptop --turns 5 --out outputs/bench
 
 Both sides of a ratio take turns, so that a machine that slows down slows down both. Prints the median ratio of all
 turns with its lowest and highest; writes speed.json and speed.png.
@@ -17,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import nbformat
 import torch
 
 from udrl_utils import costs, figures, latency
@@ -57,6 +60,23 @@ def ratio(found: dict[str, list[float]], ours: str, theirs: str) -> dict[str, fl
     """Ratio of two sides that took turns: median, lowest, highest."""
     each = [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
     return {"median": median(each), "low": min(each), "high": max(each)}
+
+
+def notebooks(run: RunFolder) -> dict[str, Any]:
+    """Seconds that executed notebooks took, and their cells alone: between are papermill and starting kernels."""
+    files = sorted((run / "notebooks").glob("*.ipynb"))
+    if not files:
+        raise SystemExit(f"no executed notebooks in {run / 'notebooks'}: make run first")
+    executed = [nbformat.read(file, as_version=4) for file in files]
+    seconds = {
+        "whole": [notebook.metadata.papermill.duration for notebook in executed],
+        "cells": [sum(c.metadata.papermill.duration or 0 for c in notebook.cells) for notebook in executed],
+    }
+    return {
+        "files": [file.stem for file in files],
+        "seconds": seconds,
+        "over their cells": ratio(seconds, "whole", "cells"),
+    }
 
 
 def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
@@ -268,13 +288,14 @@ def main() -> None:
         "--run", type=Path, default=Path("outputs/laptop"), help="run with annotated pairs and a student"
     )
     parser.add_argument("--turns", type=int, default=5, help="turns that both sides of a ratio take")
-    parser.add_argument("--only", choices=["training", "annotation", "decoding"], help="one of the parts")
+    parser.add_argument("--only", choices=["notebooks", "training", "annotation", "decoding"], help="one of the parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of speed.json and speed.png")
     asked = parser.parse_args()
     run = RunFolder(asked.run.resolve())
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         parts = {
+            "notebooks": lambda: notebooks(run),
             "training": lambda: training(run, asked.turns, home),
             "annotation": lambda: annotation(run, asked.turns),
             "decoding": lambda: decoding(asked.turns, home),
@@ -283,10 +304,12 @@ def main() -> None:
         for name in [asked.only] if asked.only else parts:
             print(name, flush=True)
             found[name] = parts[name]()
-    ratios = {f"{part}: {name}": v for part, values in found.items() for name, v in values.items() if "median" in v}
+            ratios = {
+                f"{part}: {what}": v for part, values in found.items() for what, v in values.items() if "median" in v
+            }
+            write_json(asked.out / "speed.json", {"ratios": ratios, **found, "environment": environment()})
     for name, value in ratios.items():
         print(f"{name:60} {value['median']:6.2f} [{value['low']:.2f}, {value['high']:.2f}]")
-    write_json(asked.out / "speed.json", {"ratios": ratios, **found, "environment": environment()})
     figures.save(costs.ratios(ratios), asked.out, "speed")
 
 

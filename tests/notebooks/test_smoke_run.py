@@ -68,6 +68,16 @@ def test_metrics_keep_their_contract(smoke_run: Path) -> None:
     assert {"spearman", "mae", "within_1", "within_2"} <= set(metrics["calibration"]["all"]["length"])
 
 
+def test_precision_is_set_beside_what_draws_alike(smoke_run: Path) -> None:
+    quality = json.loads((smoke_run / "07_deployment" / "metrics.json").read_text())["quality"]
+    alike = {"llama.cpp q8_0": "Transformers", "CTranslate2 int8": "CTranslate2 float32"}
+    for name, reference in alike.items():
+        for against, other in (("relative", "Transformers"), ("relative_alike", reference)):
+            for reward, ratio in quality[name][against].items():
+                expected = quality[name]["sets"][reward]["mean"] / quality[other]["sets"][reward]["mean"]
+                assert math.isclose(ratio["mean"], expected)
+
+
 def test_samples_agree_with_metrics(smoke_run: Path) -> None:
     samples = pd.read_parquet(smoke_run / "04_analysis" / "calibration.parquet")
     metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())

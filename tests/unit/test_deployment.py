@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from udrl_utils import deployment, latency
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deployment import DeployedStudent, export, fastest_engine
+from udrl_utils.engine import Sampling
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.parameters import resolve
@@ -101,6 +104,12 @@ def test_what_an_engine_cannot_do_is_one_line(
 ) -> None:
     with pytest.raises(CommandError, match=f"is beyond this engine, which samples by seed, temperature, {known}"):
         DeployedStudent.load(exported[precision]).generate(["koi"], COMMAND, **changes)
+
+
+def test_an_engine_that_is_not_used_can_be_given_up(exported: dict[str, Path]) -> None:
+    program = "import sys; from udrl_utils.deployment import DeployedStudent; DeployedStudent.load(sys.argv[1])"
+    for folder in exported.values():
+        subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=60)
 
 
 def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
@@ -203,6 +212,26 @@ def test_layers_that_share_weights_compute_as_layers_of_their_own(monkeypatch: p
     assert torch.allclose(shared(ids).logits.float(), own.to(shared.dtype).eval()(ids).logits.float(), atol=1e-4)
     rates = latency.decoding(latency.by_transformers(shared), batch_size=2, written=4, repeats=2)
     assert len(rates) == 2 and min(rates) > 0
+
+
+def test_libraries_are_timed_on_the_same_draws(trained: Path, exported: dict[str, Path]) -> None:
+    how = Sampling(temperature=1.1, top_k=50, top_p=0.9)
+    model, asked = Student.load(trained).model, {}
+    model.generate = lambda *_, **given: asked.update(given)
+    latency.by_transformers(model, how)(2, 4)
+    drawn = {"do_sample": True, "temperature": 1.1, "top_k": 50, "top_p": 0.9}
+    assert drawn.items() <= asked.items() and not {"seed", "guidance", "min_p"} & asked.keys()
+    latency.by_transformers(model)(2, 4)
+    assert asked["do_sample"] is False
+    ct2, llama = (DeployedStudent.load(exported[name]) for name in ("int8", "q8_0"))
+    told = {"sampling_temperature": 1.1, "sampling_topk": 50, "sampling_topp": 0.9}
+    assert ct2.options(how) == told
+    assert llama.options(how).items() >= {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "min_p": 0.0}.items()
+    for decode in (
+        latency.by_ctranslate2(ct2.generator(0), ct2.codec.tokens()[0], how),
+        latency.by_llamacpp(llama.model),
+    ):
+        assert min(latency.decoding(decode, batch_size=2, written=4, repeats=2)) > 0
 
 
 def test_an_unknown_shape_is_one_line(tmp_path: Path) -> None:
