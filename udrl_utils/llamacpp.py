@@ -91,6 +91,7 @@ class LlamaCpp:
             import xllamacpp
         how = xllamacpp.CommonParams()
         how.model.path, how.n_ctx, how.n_parallel, how.warmup, how.verbosity = str(file), positions, 1, False, 0
+        how.cache_ram_mib = 0  # else it keeps all that it has read, up to gigabytes, and looks through that each time
         if threads:
             how.cpuparams.n_threads = how.cpuparams_batch.n_threads = threads
         how.api_keys = [secrets.token_hex()]  # it listens on loopback too, where nobody is to be answered

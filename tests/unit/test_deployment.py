@@ -16,7 +16,8 @@ from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deployment import DeployedStudent, export, fastest_engine
 from udrl_utils.engine import Sampling
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.gpt2 import new_student, train_tokenizer
+from udrl_utils.gpt2 import BASES, new_student, train_tokenizer
+from udrl_utils.llamacpp import write_gguf
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import ROOT, DeploymentSettings, TrainingSettings
@@ -110,6 +111,27 @@ def test_an_engine_that_is_not_used_can_be_given_up(exported: dict[str, Path]) -
     program = "import sys; from udrl_utils.deployment import DeployedStudent; DeployedStudent.load(sys.argv[1])"
     for folder in exported.values():
         subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=60)
+
+
+MANY = r"""
+import re, sys
+from pathlib import Path
+from udrl_utils.llamacpp import LlamaCpp
+model = LlamaCpp(Path(sys.argv[1]), 256, 1)
+held = lambda: int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text()).group(1))
+for part in range(2):
+    for k in range(300):
+        model.write([500 + 300 * part + k] * 20, 10, temperature=0.0)
+    print(held())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process holds")
+def test_memory_stays_flat_over_many_prompts(tmp_path: Path) -> None:
+    write_gguf(BASES["commanded"], tmp_path / "student.gguf")
+    command = [sys.executable, "-c", MANY, str(tmp_path / "student.gguf")]
+    some, more = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert more - some < 2000  # kB
 
 
 def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
