@@ -43,7 +43,7 @@ from udrl_utils.machine import peak_memory
 print(json.dumps({{**took, "memory_mb": peak_memory() / 1e6}}))
 """
 READ, WRITTEN = 16, 32  # tokens of a request to a language model: read, and written
-GREEDY = Sampling(top_k=1)
+GREEDY = Sampling(top_k=1)  # the likeliest token each time
 WHOLE = 5e8  # parameters up to which a random model is made whole
 
 # Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2 as their configurations on the hub have them.

@@ -23,6 +23,7 @@ import nbformat
 import torch
 
 from udrl_utils import costs, figures, latency
+from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
 from udrl_utils.dataset import command_pairs
 from udrl_utils.deployment import import_ctranslate2, write_ctranslate2
@@ -39,8 +40,6 @@ from udrl_utils.training import untrained
 
 STEPS = 40  # optimiser steps of one turn of training; the first one warms up
 ROWS = 4000  # training rows that they are drawn from, where steps do not take more
-# how a deployed student draws its tokens: with the settings of every preset
-DRAWN = Sampling(temperature=Student.sampling.temperature, top_k=50, top_p=0.9)
 WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
 
 
@@ -232,9 +231,11 @@ def decoding(turns: int, home: Path) -> dict[str, Any]:
 
     All draw tokens as a deployed student does; once more, they take the likeliest.
     """
+    preset = read_settings("laptop", [])["07_deployment"]
+    deployed = Sampling(temperature=Student.sampling.temperature, top_k=preset.top_k, top_p=preset.top_p)
     plain, int8, q8_0 = made_in(home)
     weights, results = (home / "q8_0.gguf").stat().st_size, {}
-    for drawn, how in {"": DRAWN, ", greedy": latency.GREEDY}.items():
+    for drawn, how in {"": deployed, ", greedy": latency.GREEDY}.items():
         one = {"q8_0": latency.by_llamacpp(q8_0, how)}
         both = {
             "int8": latency.by_ctranslate2(int8, "t17", how),
