@@ -1,4 +1,8 @@
-"""How an LLM teacher is asked for prompts, of one intent or of several at once, and how its replies are read."""
+"""How an LLM teacher is asked for prompts, and how its replies are read.
+
+In the form `list` a reply holds all prompts of an intent, or of several intents at once, as JSON. In the form `single`
+it is one prompt: small models write that better than they keep to a list. Nothing here knows who answers.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from udrl_utils.tasks import TASKS
+from udrl_utils.tasks import TASKS, share, words
 
 ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
 WHOLE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])')
 NUMBERED = re.compile(r'"(\d{1,3})"\s*:\s*(?=\[)')
+LABEL = re.compile(r"^(?:prompt|search|answer|output|assistant|rewrite|description)s?\s*\d*\s*:\s*", re.I)
+EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # which examples a single prompt is asked for with
+RARE = 4.0  # Zipf frequency (wordfreq) from which on a word is too usual to tell where it comes from
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,44 @@ class Request:
     n: int
 
 
+def single_messages(request: Request, number: int) -> list[dict[str, str]]:
+    """Chat messages that ask for one prompt, the `number`-th of a request, with three examples as turns.
+
+    Prompts of a request are short, middling and long in turn, and so are their examples: lengths vary because they are
+    asked to. The intent decides which examples it is shown, so that no example colours all that a teacher writes.
+    """
+    task, size = TASKS[request.task], number % len(TASKS[request.task].lengths)
+    chat = [{"role": "system", "content": f"{task.single} Write {task.lengths[size]} words and nothing else."}]
+    for intent, prompts in shown_examples(request):
+        chat += [{"role": "user", "content": intent}, {"role": "assistant", "content": prompts[size]}]
+    return [*chat, {"role": "user", "content": request.intent}]
+
+
+def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
+    """Examples that a single prompt is asked for with: (intent, its short, middling and long prompt)."""
+    chosen = EXAMPLE_SETS[int(share(request.intent, 0) * len(EXAMPLE_SETS))]
+    return [TASKS[request.task].examples[k] for k in chosen]
+
+
+def borrowed_words(request: Request) -> frozenset[str]:
+    """Rare words of the intents in the examples shown, less its own: a prompt that has one took it from there."""
+    from wordfreq import zipf_frequency
+
+    theirs = {word for intent, _ in shown_examples(request) for word in words(intent)} - set(words(request.intent))
+    return frozenset(word for word in theirs if zipf_frequency(word, "en") < RARE)
+
+
+def parse_single(reply: str) -> list[str]:
+    """The prompt of a reply that should hold one: its first line that says something, without label and quotes."""
+    for line in reply.splitlines():
+        text = LABEL.sub("", ITEM.sub("", line.strip()))
+        if len(text) > 1 and text[0] in "\"'“‘" and text[-1] in "\"'”’":
+            text = text[1:-1].strip()
+        if text:
+            return [text]
+    return []
+
+
 def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
     """Chat messages that ask for n prompts of each intent, few-shot examples included.
 
@@ -31,8 +76,8 @@ def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
     """
     several = len(intents) > 1
     form = "a JSON object that has a list of strings for each number" if several else "a JSON list of strings"
-    chat = [{"role": "system", "content": f"{TASKS[task].instruction} Answer with {form} and nothing else."}]
-    examples = TASKS[task].examples
+    chat = [{"role": "system", "content": f"{TASKS[task].list} Answer with {form} and nothing else."}]
+    examples = TASKS[task].examples[:2]
     for turn in [examples] if several else [[example] for example in examples]:
         shown, answers = zip(*turn, strict=True)
         answer = {str(k): list(prompts) for k, prompts in enumerate(answers, 1)} if several else answers[0]

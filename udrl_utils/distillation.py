@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -12,13 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
-from udrl_utils.dialogue import Request, parse_reply
+from udrl_utils.dialogue import Request, borrowed_words
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
+from udrl_utils.recorded import recorded_requests
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
-from udrl_utils.tasks import TASKS, assign_splits, clean_intent, load_intents, read_table, words
+from udrl_utils.tasks import (
+    TASKS,
+    assign_splits,
+    clean_intent,
+    distinct,
+    load_intents,
+    ontology_intents,
+    read_table,
+    words,
+)
 from udrl_utils.teachers import make_teacher
 
 if TYPE_CHECKING:
@@ -34,15 +45,17 @@ LONGEST_WORD = 60  # characters
 
 def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
     """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal."""
-    teacher = make_teacher(run.settings(DistillationSettings), Budget(None))
-    written = teacher.write(requests, Journal(replies))
-    return [parse_reply(reply, request.n) for request, reply in zip(requests, written, strict=True)]
+    return make_teacher(run.settings(DistillationSettings), Budget(None)).write(requests, Journal(replies))
 
 
 def reject_reason(
-    intent: str, prompt: str, settings: DistillationSettings, held_out: frozenset[str] = frozenset()
+    intent: str,
+    prompt: str,
+    settings: DistillationSettings,
+    held_out: frozenset[str] = frozenset(),
+    borrowed: frozenset[str] = frozenset(),
 ) -> str | None:
-    """Why a prompt is not kept, or None."""
+    """Why a prompt is not kept, or None. `borrowed`: words that it can only have from the examples shown."""
     split, length = prompt.split(), len(prompt.split())
     found = (
         ("empty", not split),
@@ -55,6 +68,7 @@ def reject_reason(
         ("too_short", length < settings.min_words),
         ("too_long", length > settings.max_words),
         ("other_script", latin(prompt) < 0.5 < latin(intent)),
+        ("example_word", not borrowed.isdisjoint(words(prompt))),
         ("held_out_word", not held_out.isdisjoint(words(prompt))),
     )
     return next((reason for reason, is_so in found if is_so), None)
@@ -85,10 +99,22 @@ def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
     return kept
 
 
-def plan(intents: list[str], settings: DistillationSettings) -> list[Request]:
-    """A request per intent, tasks taking turns."""
-    tasks = settings.tasks
-    return [Request(tasks[k % len(tasks)], intent, settings.prompts_per_intent) for k, intent in enumerate(intents)]
+def plan(settings: DistillationSettings) -> list[Request]:
+    """What the teacher is asked: a request per intent, tasks taking turns.
+
+    Intents of the ontology are drawn for their task; a recorded teacher has its own. Raises: SettingsError where the
+    intents cannot be read, or were not recorded.
+    """
+    tasks, n = settings.tasks, settings.prompts_per_intent
+    if settings.teacher == "recorded":
+        return recorded_requests(settings)
+    if settings.intents != "ontology":
+        return [Request(tasks[k % len(tasks)], intent, n) for k, intent in enumerate(load_intents(settings))]
+    if not settings.n_intents:
+        raise SettingsError("parameter n_intents=0 must be at least 1 with intents='ontology', which has no end")
+    drawn = itertools.cycle([(task, ontology_intents(settings.seed, task)) for task in tasks])
+    asked = distinct(Request(task, next(intents), n) for task, intents in drawn)
+    return list(itertools.islice(asked, settings.n_intents))
 
 
 def pair_id(*parts: str) -> str:
@@ -106,8 +132,10 @@ def pair_rows(
 ) -> tuple[list[dict[str, str]], Counter]:
     """Rows of one request's prompts that are kept, and the counts of why others are not."""
     counts, fine = Counter({"asked": request.n, "missing": max(0, request.n - len(prompts))}), []
+    unwanted = frozenset() if split == "test" else held_out
+    borrowed = frozenset() if settings.pairs or settings.teacher_form == "list" else borrowed_words(request)
     for prompt in (" ".join(prompt.split(" ")) for prompt in prompts):
-        reason = reject_reason(request.intent, prompt, settings, frozenset() if split == "test" else held_out)
+        reason = reject_reason(request.intent, prompt, settings, unwanted, borrowed)
         if reason:
             counts[reason] += 1
         else:
@@ -130,9 +158,8 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     folder = run / "01_pairs"
     same_settings(folder, settings)
     given = given_pairs(settings) if settings.pairs else None
-    intents = list(dict.fromkeys(request.intent for request in given)) if given else load_intents(settings)
-    splits, held_out = assign_splits(intents, settings)
-    requests = list(given) if given else plan(intents, settings)
+    requests = list(given) if given else plan(settings)
+    splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
     budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
     teacher = GivenPairs(given) if given else make_teacher(settings, budget)
     write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude=settings.HOW))
@@ -142,14 +169,14 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
         file = folder / f"part-{number:05d}.parquet"
         if not is_sound(file):
             batch, journal = requests[start : start + settings.shard_size], Journal(journal_of(file))
-            replies = teacher.write(batch, journal)
+            written = teacher.write(batch, journal)
             made = [
-                pair_rows(r, splits[r.intent], parse_reply(reply, r.n), teacher.name, settings, held_out)
-                for r, reply in zip(batch, replies, strict=True)
+                pair_rows(r, splits[r.intent], prompts, teacher.name, settings, held_out)
+                for r, prompts in zip(batch, written, strict=True)
             ]
             counts = sum((counts for _, counts in made), Counter())
             table = pair_table([row for rows, _ in made for row in rows])
-            write_shard(file, table, counts=counts, usage=journal.usage + Counter(without_reply=replies.count("")))
+            write_shard(file, table, counts=counts, usage=journal.usage + Counter(without_reply=written.count([])))
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
@@ -169,9 +196,9 @@ class GivenPairs:
     def __init__(self, pairs: dict[Request, list[str]]):
         self.pairs = pairs
 
-    def write(self, requests: list[Request], journal: Journal) -> list[str]:
-        """The given prompts of each request, as a JSON list."""
-        return [json.dumps(self.pairs[request]) for request in requests]
+    def write(self, requests: list[Request], journal: Journal) -> list[list[str]]:
+        """The given prompts of each request."""
+        return [self.pairs[request] for request in requests]
 
 
 def journal_of(file: Path) -> Path:

@@ -1,112 +1,199 @@
-"""A teacher on this machine: a local or Hub instruct model, in this process or, with several GPUs, in one on each."""
+"""A teacher on this machine: chats in, replies out, by an instruct model that transformers loads.
+
+What chats of a batch have in common is computed once, a chat's completions share its beginning, and rows that are done
+leave the batch. On a CPU batches are written side by side, one thread each. Nothing here knows what a reply is for.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import math
+import time
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.dialogue import Request, messages
+from udrl_utils.dialogue import Request, messages, parse_reply, parse_single, single_messages
+from udrl_utils.errors import SettingsError
 from udrl_utils.journal import Journal, key_of
-from udrl_utils.machine import device_and_dtype, devices
-from udrl_utils.workers import pool
+from udrl_utils.local_models import load_causal_lm
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.workers import side_by_side
 
 if TYPE_CHECKING:
-    from multiprocessing.queues import SimpleQueue
+    import torch
 
-BATCH_SIZE = 16
+MIN_P = (
+    0.05  # tokens less likely than this share of the likeliest are not drawn: at temperature 1 they derail small models
+)
+BATCH_ROWS = {"cpu": 192, "cuda": 2048, "mps": 64}  # completions written at once
+LONGEST_PROMPT = 90  # tokens of a single prompt; one that has not ended by then is no prompt
 
-Reply = tuple[str, int]  # and its number of tokens
+Chat = list[dict[str, str]]
+Reply = tuple[str, int]  # '' where the model did not come to an end, and the tokens it took
 
 
-class TransformersTeacher:
-    """A local or Hub instruct model, in left-padded batches; where there are several GPUs, each takes whole batches."""
+class LocalTeacher:
+    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as batches end."""
 
-    def __init__(self, model: str, temperature: float, seed: int):
-        self.name, self.temperature, self.seed = model, temperature, seed
+    def __init__(self, model: str, temperature: float, seed: int, form: str):
+        self.model, self.name = model, Path(model).name if Path(model).exists() else model
+        self.temperature, self.seed, self.form = temperature, seed, form
 
-    def write(self, requests: list[Request], journal: Journal) -> list[str]:
-        """Raw replies; the same seed and batch give the same ones on the same machine, after a restart too."""
-        keys = [key_of(self.name, self.temperature, self.seed, vars(request)) for request in requests]
-        slices = [slice(start, start + BATCH_SIZE) for start in range(0, len(requests), BATCH_SIZE)]
-        missing = [batch for batch in slices if not all(key in journal.replies for key in keys[batch])]
-        asked = [(keys[batch][0], requests[batch]) for batch in missing]
-        for number, replies in self._written(asked):
-            for key, (reply, tokens) in zip(keys[missing[number]], replies, strict=True):
+    def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
+        """Prompts of each request; the same seed gives the same ones on the same machine, after a restart too."""
+        asked = {key: chat for request in requests for key, chat in self._asked(request).items()}
+        longest = LONGEST_PROMPT if self.form == "single" else 120 * max((r.n for r in requests), default=1)
+        batches = []
+        if not asked.keys() <= journal.replies.keys():  # batches are always the same, and made whole: so are replies
+            batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
+        started, done, missing = time.monotonic(), 0, sum(map(len, batches))
+        for batch, replies in side_by_side(lambda batch: (batch, self.writer(batch, longest)), batches):
+            for key, (reply, tokens) in zip(batch, replies, strict=True):
                 journal.add_reply(key, reply, tokens_out=tokens)
-        return [journal.replies[key] for key in keys]
+            done += len(batch)
+            rate = done / (time.monotonic() - started)
+            left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
+            print(f"teacher: {done} of {missing} replies, {left}", flush=True)
+        return [self.read(request, journal.replies) for request in requests]
 
-    def _written(self, batches: list[tuple[str, list[Request]]]) -> Iterator[tuple[int, list[Reply]]]:
-        """Replies to each batch after its number, as they are done."""
-        if len(devices()) == 1 or len(batches) < 2:
-            for number, batch in enumerate(batches):
-                yield number, self.writer(*batch)
-        else:
-            asked = {self._processes.submit(write_batch, *batch): number for number, batch in enumerate(batches)}
-            for done in as_completed(asked):
-                yield asked[done], done.result()
+    def _asked(self, request: Request) -> dict[str, Chat]:
+        """Chats of a request by the keys of their replies."""
+        chats = (
+            [single_messages(request, number) for number in range(request.n)]
+            if self.form == "single"
+            else [messages(request.task, [request.intent], request.n)]
+        )
+        return {key_of(self.name, self.temperature, self.seed, k, chat): chat for k, chat in enumerate(chats)}
+
+    def read(self, request: Request, replies: dict[str, str]) -> list[str]:
+        """Prompts in the replies to a request, of those that are there."""
+        found = [replies.get(key, "") for key in self._asked(request)]
+        if self.form == "single":
+            return [prompt for reply in found for prompt in parse_single(reply)]
+        return parse_reply(found[0], request.n)
 
     @cached_property
     def writer(self) -> Writer:
-        """The model in this process."""
-        return Writer(self.name, self.temperature, devices()[0])
-
-    @cached_property
-    def _processes(self) -> ProcessPoolExecutor:
-        """A process per GPU, each with the model loaded once."""
-        places, free = devices(), multiprocessing.get_context("spawn").SimpleQueue()
-        for place in places:
-            free.put(place)
-        return pool(len(places), start_process, self.name, self.temperature, free)
+        """The model, loaded."""
+        return Writer(self.model, self.temperature)
 
 
 class Writer:
-    """A model on one device, which answers batches of requests."""
+    """An instruct model that continues batches of chats. Raises: SettingsError for a model without a chat template."""
 
-    def __init__(self, model: str, temperature: float, device: str):
-        from transformers import pipeline
+    def __init__(self, model: str, temperature: float):
+        self.device, dtype, reason = device_and_dtype()
+        print(f"teacher {Path(model).name} on {self.device} in {dtype}: {reason}", flush=True)
+        self.model, self.tokenizer = load_causal_lm(model)
+        if not self.tokenizer.chat_template:
+            raise SettingsError(
+                f"model {model!r} has no chat template: it is a base model, a teacher is an instruct one"
+            )
+        self.model, self.temperature = self.model.to(self.device, dtype), temperature
+        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        self.ends = sorted({self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
 
-        _, dtype, reason = device_and_dtype()
-        print(f"teacher {model} on {device} in {dtype}: {reason}", flush=True)
-        self.pipeline = pipeline("text-generation", model=model, device=device, dtype=dtype)
-        self.tokenizer = self.pipeline.tokenizer
-        self.tokenizer.padding_side = "left"
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    def tokens(self, chat: Chat) -> list[int]:
+        """Token ids of a chat up to where the reply begins; a template without a system role has it in the first turn."""
+        try:
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except Exception:  # templates raise errors of their own for roles that they do not know
+            first, second, *rest = chat
+            merged = [{"role": "user", "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+            text = self.tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written BOS already
 
-    def __call__(self, key: str, requests: Sequence[Request]) -> list[Reply]:
-        """A raw reply to each request; the key seeds the batch."""
-        from transformers import set_seed
+    def batches(self, chats: dict[str, Chat], longest: int) -> list[dict[str, list[int]]]:
+        """Token ids by key, in batches whose chats begin alike: same system text and same examples."""
+        alike: dict[str, dict[str, list[int]]] = {}
+        ids: dict[str, list[int]] = {}  # completions of one chat have the same ones
+        for key, chat in chats.items():
+            text = str(chat)
+            ids[text] = ids.get(text) or self.tokens(chat)
+            alike.setdefault(str(chat[:-1]), {})[key] = ids[text]
+        most = BATCH_ROWS[self.device] if longest <= LONGEST_PROMPT else 16
+        parts = []
+        for group in alike.values():
+            keys = sorted(group, key=lambda key: group[key])  # rows of one chat stand side by side
+            count = -(-len(keys) // most)
+            cuts = [len(keys) * k // count for k in range(count + 1)]
+            parts += [{key: group[key] for key in keys[a:b]} for a, b in pairwise(cuts)]
+        return parts
 
-        set_seed(int(key[:8], 16))
-        replies = self.pipeline(
-            [self._chat_text(request) for request in requests],
-            max_new_tokens=120 * max(request.n for request in requests),
-            batch_size=BATCH_SIZE,
-            return_full_text=False,
-            **self.sampling,
-        )
-        texts = [reply[0]["generated_text"] for reply in replies]
-        return [(text, len(self.tokenizer(text)["input_ids"])) for text in texts]
+    def __call__(self, batch: dict[str, list[int]], longest: int) -> list[Reply]:
+        """A reply to each row of a batch; its first key seeds it."""
+        import torch
 
-    def _chat_text(self, request: Request) -> str:
-        chat = messages(request.task, [request.intent], request.n)
-        if self.tokenizer.chat_template:
-            return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return "\n\n".join(turn["content"] for turn in chat) + "\n\n"
+        generator = torch.Generator(self.device).manual_seed(int(next(iter(batch))[:8], 16))
+        written: list[list[int]] = [[] for _ in batch]
+        with torch.inference_mode():
+            for row, token in self._written(list(batch.values()), longest, generator):
+                written[row].append(token)
+        texts = [
+            self.tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in self.ends else "" for ids in written
+        ]
+        return [(text, len(ids)) for text, ids in zip(texts, written, strict=True)]
 
+    def _written(self, rows: list[list[int]], longest: int, generator: torch.Generator) -> Any:
+        """(row, token) for each token that is drawn, ends included."""
+        import torch
+        from transformers import DynamicCache
 
-_writer: Any = None  # of a process that start_process has started
+        distinct = sorted(set(map(tuple, rows)))
+        columns = zip(*(ids[:-1] for ids in distinct), strict=False)  # the last token of a chat is its own
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        cache = DynamicCache(config=self.model.config)
+        tensor = lambda values: torch.tensor(values, device=self.device)  # noqa: E731
+        if shared:
+            self.model(
+                input_ids=tensor([distinct[0][:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache.batch_select_indices(tensor([0] * len(distinct)))
+        tails = [ids[shared:] for ids in distinct]
+        width = max(map(len, tails))
+        ids = tensor([[self.ends[0]] * (width - len(tail)) + list(tail) for tail in tails])
+        mask = tensor([[1] * shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
+        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+        logits = self._step(ids, mask, position, cache)
+        place = {chat: k for k, chat in enumerate(distinct)}
+        first = tensor([place[tuple(row)] for row in rows])  # completions of one chat go on from its end
+        cache.batch_select_indices(first)
+        logits, mask, position = logits[first], mask[first], position[first, -1:]
+        going, ends = torch.arange(len(rows), device=self.device), tensor(self.ends)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        for step in range(longest):
+            drawn = self._draw(logits, generator)
+            alive = (~done).nonzero()[:, 0]
+            yield from zip(going[alive].tolist(), drawn[alive].tolist(), strict=True)
+            done |= torch.isin(drawn, ends)
+            if done.all() or step + 1 == longest:
+                return
+            if done.float().mean() >= 0.15:
+                stay = (~done).nonzero()[:, 0]
+                cache.batch_select_indices(stay)
+                going, drawn, mask, position, done = going[stay], drawn[stay], mask[stay], position[stay], done[stay]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            position = position + 1
+            logits = self._step(drawn[:, None], mask, position, cache)
 
+    def _step(self, ids: Any, mask: Any, position: Any, cache: Any) -> torch.Tensor:
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
 
-def start_process(model: str, temperature: float, free: SimpleQueue) -> None:
-    """Load the model in this process, on a device that no other one has taken."""
-    global _writer
-    _writer = Writer(model, temperature, free.get())
+    def _draw(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A token per row; the likeliest at temperature 0."""
+        import torch
 
-
-def write_batch(key: str, requests: Sequence[Request]) -> list[Reply]:
-    """What this process's model answers."""
-    return _writer(key, requests)
+        if not self.temperature:
+            return logits.argmax(-1)
+        scores = (logits.float() - logits.float().amax(-1, keepdim=True)) / self.temperature
+        weights = scores.masked_fill(scores < math.log(MIN_P), -torch.inf).exp()
+        return torch.multinomial(weights, 1, generator=generator)[:, 0]

@@ -31,8 +31,7 @@ NOTEBOOKS = {
     "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
-TASK_NAMES = ("text_to_image", "text_to_template", "related_search")
-TaskName = Literal["text_to_image", "text_to_template", "related_search"]
+TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
 
 
 def builds_on(stage: str) -> tuple[str, ...]:
@@ -80,8 +79,13 @@ class DistillationSettings(StageSettings):
     pairs: str = Field(
         description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none"
     )
-    teacher: Literal["grammar", "openai", "transformers"] = Field(description="who writes the prompts")
-    teacher_model: str = Field(description="model id or path, for openai and transformers teachers")
+    teacher: Literal["recorded", "local", "openai"] = Field(
+        description="who writes the prompts: recorded ones, a model on this machine, or a server"
+    )
+    teacher_model: str = Field(description="Hub id, folder or .gguf file of a local teacher; a server's model name")
+    teacher_form: Literal["single", "list"] = Field(
+        description="one prompt per completion, which suits small models, or a JSON list of all"
+    )
     teacher_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers, asked in turn")
     teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
     teacher_intents_per_request: int = Field(description="intents that a request to a server holds", ge=1, le=100)
@@ -89,10 +93,6 @@ class DistillationSettings(StageSettings):
     teacher_timeout: float = Field(description="a request that takes longer is made again [s]", gt=0)
     teacher_budget: int = Field(description="requests that may be made in all, failed ones included; 0 for any", ge=0)
     teacher_prices: list[float] = Field(description="prices of a million tokens [in, out], to count the cost; or []")
-    grammar_drift: float = Field(description="share of grammar prompts that stray from their intent", ge=0, le=1)
-    grammar_repetition: float = Field(
-        description="share of grammar prompts that nearly repeat an earlier one", ge=0, le=1
-    )
     min_words: int = Field(description="shorter prompts are dropped [words]", ge=1)
     max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=120)
     near_duplicate: float = Field(

