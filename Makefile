@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ablations bench test lint format lab clean
+.PHONY: help install run ablations llm corpus bench test lint format lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -23,6 +23,16 @@ run: install  ## run notebooks 01-04 on the laptop preset; prints results and th
 
 ablations: install  ## train all ablations of the laptop run, and run its analysis again
 	$(BIN)/udrl run --preset laptop --from 4 --set 'ablations=[all]' $(ARGS)
+
+llm: install  ## fetch SmolLM2-135M-Instruct (98 MB) into models/: a language model to watch at work as a teacher
+	$(BIN)/udrl llm
+
+corpus: install  ## record the teacher anew, then the base and the ready student: one GPU, a quarter of an hour
+	$(BIN)/udrl llm qwen2.5-coder-1.5b
+	$(BIN)/udrl run --preset record --to 1 $(ARGS)
+	$(BIN)/udrl record record
+	$(BIN)/udrl base
+	$(BIN)/udrl ready
 
 bench: install  ## training, annotation and decoding beside what one would use instead, after make run
 	$(BIN)/python tests/benchmarks/speed.py $(ARGS)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
-from udrl_utils.dialogue import Request, parse_reply
+from udrl_utils.dialogue import Request
 from udrl_utils.distillation import reject_reason
 from udrl_utils.errors import SettingsError
 from udrl_utils.intervals import interval
 from udrl_utils.journal import Journal
 from udrl_utils.latency import timed
-from udrl_utils.local_teacher import TransformersTeacher
+from udrl_utils.local_teacher import LocalTeacher
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
@@ -23,7 +23,7 @@ from udrl_utils.teachers import Teacher, make_teacher
 if TYPE_CHECKING:
     import pandas
 
-FORM = re.compile(r"transformers:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
+FORM = re.compile(r"local:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
 TIMED = 8  # sets that are asked for one after the other, to see how long one takes
 
 
@@ -34,10 +34,10 @@ def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings)
         form = FORM.fullmatch(text)
         if not form:
             raise SettingsError(
-                f"parameter baselines: {text!r} is neither transformers:<model> nor openai:<model>@<http address>"
+                f"parameter baselines: {text!r} is neither local:<model> nor openai:<model>@<http address>"
             )
         name = form["local"] or form["served"]
-        backend = {"teacher": "transformers" if form["local"] else "openai", "teacher_model": name}
+        backend = {"teacher": "local" if form["local"] else "openai", "teacher_model": name}
         asked = distillation.model_copy(update={**backend, "teacher_base_urls": [form["url"]] if form["url"] else []})
         found[name] = make_teacher(asked, Budget(None))
     return found
@@ -60,16 +60,16 @@ def ask_baselines(
         seconds = (
             timed(lambda r, t=teacher, j=journal: t.write([r], j), requests[:TIMED]) if not journal.replies else []
         )
-        replies = teacher.write(requests, journal)
+        written = teacher.write(requests, journal)
         rows = [
             (r.task, r.intent, prompt)
-            for r, reply in zip(requests, replies, strict=True)
-            for prompt in parse_reply(reply, r.n)
+            for r, prompts in zip(requests, written, strict=True)
+            for prompt in prompts
             if reject_reason(r.intent, prompt, rules) is None
         ]
         tables[name] = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
         print(f"baseline {name}: {len(rows)} prompts of {sum(r.n for r in requests)} asked for", flush=True)
-        model = teacher.writer.pipeline.model if isinstance(teacher, TransformersTeacher) else None
+        model = teacher.writer.model if isinstance(teacher, LocalTeacher) else None
         costs[name] = cost_of(model, seconds, settings)
     return tables, costs
 

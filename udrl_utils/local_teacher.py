@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MIN_P = (
     0.05  # tokens less likely than this share of the likeliest are not drawn: at temperature 1 they derail small models
 )
-BATCH_ROWS = {"cpu": 192, "cuda": 2048, "mps": 64}  # completions written at once
+BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; one that has not ended by then is no prompt
 
 Chat = list[dict[str, str]]
@@ -56,7 +56,7 @@ class LocalTeacher:
             rate = done / (time.monotonic() - started)
             left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
             print(f"teacher: {done} of {missing} replies, {left}", flush=True)
-        return [self.read(request, journal.replies) for request in requests]
+        return [self.read(request, journal) or [] for request in requests]
 
     def _asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
@@ -67,12 +67,13 @@ class LocalTeacher:
         )
         return {key_of(self.name, self.temperature, self.seed, k, chat): chat for k, chat in enumerate(chats)}
 
-    def read(self, request: Request, replies: dict[str, str]) -> list[str]:
-        """Prompts in the replies to a request, of those that are there."""
-        found = [replies.get(key, "") for key in self._asked(request)]
-        if self.form == "single":
-            return [prompt for reply in found for prompt in parse_single(reply)]
-        return parse_reply(found[0], request.n)
+    def read(self, request: Request, journal: Journal) -> list[str] | None:
+        """Prompts in the replies to a request; None while replies are missing."""
+        found = [journal.replies.get(key) for key in self._asked(request)]
+        if None in found:
+            return None
+        parts = map(parse_single, found) if self.form == "single" else [parse_reply(found[0], request.n)]
+        return [prompt for part in parts for prompt in part]
 
     @cached_property
     def writer(self) -> Writer:
@@ -96,7 +97,7 @@ class Writer:
         self.ends = sorted({self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
 
     def tokens(self, chat: Chat) -> list[int]:
-        """Token ids of a chat up to where the reply begins; a template without a system role has it in the first turn."""
+        """Token ids of a chat up to its reply; where a template knows no system role, its text opens the first turn."""
         try:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except Exception:  # templates raise errors of their own for roles that they do not know
@@ -153,7 +154,7 @@ class Writer:
             cache.batch_select_indices(tensor([0] * len(distinct)))
         tails = [ids[shared:] for ids in distinct]
         width = max(map(len, tails))
-        ids = tensor([[self.ends[0]] * (width - len(tail)) + list(tail) for tail in tails])
+        ids = tensor([[self.tokenizer.eos_token_id] * (width - len(tail)) + list(tail) for tail in tails])
         mask = tensor([[1] * shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
         position = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
         logits = self._step(ids, mask, position, cache)

@@ -74,7 +74,7 @@ class DistillationSettings(StageSettings):
     tasks: list[TaskName] = Field(description="kinds of prompt to distil", min_length=1)
     intents: str = Field(description="'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
     intents_column: str = Field(description="column of the intents, in files that have columns", min_length=1)
-    n_intents: int = Field(description="intents to use; from files, 0 means all", ge=0)
+    n_intents: int = Field(description="intents to use; 0 means all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = Field(description="prompts asked for per task and intent", ge=2, le=64)
     pairs: str = Field(
         description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none"

@@ -42,8 +42,9 @@ def intents_of(run: RunFolder, settings: SearchSettings, items: pandas.DataFrame
 
 
 def teacher_prompts(run: RunFolder, intents: Sequence[str], tasks: Sequence[str], n: int) -> list[list[str]] | None:
-    """n prompts at most per intent by the run's teacher, tasks taking turns; None where its pairs came from a file."""
-    if run.settings(DistillationSettings).pairs:
+    """n prompts at most per intent by the run's teacher, tasks taking turns; None where it answers no more."""
+    made = run.settings(DistillationSettings)
+    if made.pairs or made.teacher == "recorded":
         return None
     share = -(-n // len(tasks))
     requests = [Request(task, intent, share) for intent in intents for task in tasks]

@@ -48,9 +48,8 @@ class OpenAITeacher:
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
         if self.form == "single":
-            questions = [self._single(request, k) for request in requests for k in range(request.n)]
-            replies = iter(self._answers(questions, journal))
-            return [[p for _ in range(r.n) for p in parse_single(next(replies) or "")] for r in requests]
+            self._answers([question for request in requests for question in self._singles(request)], journal)
+            return [self.read(request, journal) or [] for request in requests]
         groups = grouped(requests, self.together)
         answers = self._answers([self._list(group) for group in groups], journal)
         found: dict[Request, list[str]] = {}
@@ -67,9 +66,14 @@ class OpenAITeacher:
             raise RunError(f"{nothing}; run again later")
         return answers
 
-    def _single(self, request: Request, number: int) -> Question:
-        options = {"temperature": self.temperature, "seed": self.seed + number, "max_tokens": 120}
-        return Question(single_messages(request, number), options)
+    def read(self, request: Request, journal: Journal) -> list[str] | None:
+        """Prompts in the single replies to a request; None where none came."""
+        found = [journal.replies.get(question.key(self.name)) for question in self._singles(request)]
+        return None if not any(found) else [prompt for reply in found for prompt in parse_single(reply or "")]
+
+    def _singles(self, request: Request) -> list[Question]:
+        how = {"temperature": self.temperature, "max_tokens": 120}
+        return [Question(single_messages(request, k), {**how, "seed": self.seed + k}) for k in range(request.n)]
 
     def _list(self, group: list[Request]) -> Question:
         task, n, intents = group[0].task, group[0].n, [request.intent for request in group]

@@ -82,7 +82,12 @@ def address(parrot: Path):
 
 @pytest.mark.slow
 def test_a_run_is_distilled_from_a_served_model(smoke: dict, outputs: Path, parrot: Path, address: str) -> None:
-    changes = {"teacher": "openai", "teacher_model": str(parrot), "teacher_base_urls": [address]}
+    changes = {
+        "teacher": "openai",
+        "teacher_model": str(parrot),
+        "teacher_base_urls": [address],
+        "teacher_form": "list",
+    }
     sizes = {"n_intents": 9, "prompts_per_intent": 3, "tasks": ["text_to_image"], "teacher_temperature": 0.0}
     settings = resolve(DistillationSettings, smoke | changes | sizes | {"teacher_concurrency": 2})
     counts, usage = distil(settings, RunFolder(settings.run).start("01_pairs", settings))

@@ -24,8 +24,8 @@ REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
 
 def served(smoke: dict, *urls: str, **changes) -> tuple[DistillationSettings, RunFolder]:
     """Settings of a run whose teacher is served at those addresses."""
-    served_by = {"teacher": "openai", "teacher_model": "m", "teacher_base_urls": list(urls), "prompts_per_intent": 8}
-    settings = resolve(DistillationSettings, smoke | served_by | changes)
+    served_by = {"teacher": "openai", "teacher_model": "m", "teacher_form": "list", "teacher_base_urls": list(urls)}
+    settings = resolve(DistillationSettings, smoke | served_by | {"prompts_per_intent": 8} | changes)
     return settings, RunFolder(settings.run).start("01_pairs", settings)
 
 
@@ -109,6 +109,21 @@ def test_several_servers_share_the_work_and_one_that_is_down_costs_nothing(tmp_p
         replies = teacher_at(first.url, "http://127.0.0.1:9/v1").write(REQUESTS, Journal(tmp_path / "other"))
         assert all(replies)
     assert set(first.keys) == {"Bearer sk-secret-of-the-test"}
+
+
+def test_single_prompts_have_a_question_each_and_come_back_in_order(tmp_path) -> None:
+    def answer(body: dict, number: int) -> str:
+        return f"{body['messages'][-1]['content']} seen with seed {body['seed']}"
+
+    with ScriptedServer(faulty=0.2, answer=answer) as server:
+        teacher = OpenAITeacher(ChatClient("m", [server.url], 8, 1.0), 0.9, 7, Budget(None), "single")
+        written = teacher.write(REQUESTS[:5], Journal(tmp_path / "journal"))
+        asked = len(server.bodies)
+        assert teacher.write(REQUESTS[:5], Journal(tmp_path / "journal")) == written and len(server.bodies) == asked
+    for request, prompts in zip(REQUESTS, written, strict=False):
+        good = [prompt for prompt in prompts if "seen with seed" in prompt]
+        assert len(good) >= 4 and all(prompt.startswith(request.intent) for prompt in good)
+        assert len(set(good)) == len(good)
 
 
 def test_what_a_journal_holds_is_not_asked_again(tmp_path) -> None:

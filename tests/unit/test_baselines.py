@@ -13,7 +13,7 @@ from udrl_utils.baselines import ask_baselines, baselines_of, cost_of, student_c
 from udrl_utils.commands import CommandCodec
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import pretrained_student
-from udrl_utils.local_teacher import TransformersTeacher
+from udrl_utils.local_teacher import LocalTeacher
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
@@ -25,20 +25,20 @@ INTENTS = {"text_to_image": ["koi pond", "tea house"], "related_search": ["owl"]
 
 
 def named(smoke: dict, *baselines: str) -> tuple[AnalysisSettings, DistillationSettings]:
-    values = smoke | {"baselines": list(baselines), "prompts_per_intent": 8}
+    values = smoke | {"baselines": list(baselines), "prompts_per_intent": 8, "teacher_form": "list"}
     return resolve(AnalysisSettings, dict(values)), resolve(DistillationSettings, dict(values))
 
 
 def test_backends_are_named_in_one_word(smoke: dict) -> None:
-    found = baselines_of(*named(smoke, "transformers:Qwen/Qwen3-8B", "openai:llama3:8b@http://localhost:11434/v1"))
-    assert [type(teacher) for teacher in found.values()] == [TransformersTeacher, OpenAITeacher]
+    found = baselines_of(*named(smoke, "local:Qwen/Qwen3-8B", "openai:llama3:8b@http://localhost:11434/v1"))
+    assert [type(teacher) for teacher in found.values()] == [LocalTeacher, OpenAITeacher]
     assert list(found) == ["Qwen/Qwen3-8B", "llama3:8b"]
     assert found["llama3:8b"].client.base_urls == ["http://localhost:11434/v1"]
 
 
-@pytest.mark.parametrize("text", ["Qwen/Qwen3-8B", "openai:llama3", "openai:m@http://me:secret@host/v1", "grammar"])
+@pytest.mark.parametrize("text", ["Qwen/Qwen3-8B", "openai:llama3", "openai:m@http://me:secret@host/v1", "recorded"])
 def test_other_words_are_one_line(smoke: dict, text: str) -> None:
-    with pytest.raises(SettingsError, match=r"baselines: .* is neither transformers:<model> nor openai:<model>@"):
+    with pytest.raises(SettingsError, match=r"baselines: .* is neither local:<model> nor openai:<model>@"):
         baselines_of(*named(smoke, text))
 
 

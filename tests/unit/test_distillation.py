@@ -8,13 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import distillation, local_teacher
+from udrl_utils import distillation
 from udrl_utils.chat import Budget
-from udrl_utils.dialogue import Request, parse_reply, split_reply
+from udrl_utils.dialogue import parse_reply, split_reply
 from udrl_utils.distillation import distil, drop_near_duplicates, read_pairs, reject_reason
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.local_teacher import TransformersTeacher
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
@@ -60,7 +58,7 @@ def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[
         ("I'm sorry, but I cannot help with that", "refusal"),
         ("a <b>koi</b> pond at dawn", "markup"),
         ("Koi Pond Garden.", "same_as_intent"),
-        ("koi pond", "too_short"),
+        ("koi", "too_short"),
         ("koi " * 61, "too_long"),
         ("an axolotl in a pond", "held_out_word"),
         ("a koi pond at dawn", None),
@@ -76,6 +74,13 @@ def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[
 def test_reasons(smoke: dict, prompt: str, reason: str | None) -> None:
     settings = resolve(DistillationSettings, smoke)
     assert reject_reason("koi pond garden", prompt, settings, frozenset({"axolotl"})) == reason
+
+
+def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None:
+    settings = resolve(DistillationSettings, smoke)
+    assert (
+        reject_reason("koi pond", "a sourdough koi pond", settings, borrowed=frozenset({"sourdough"})) == "example_word"
+    )
 
 
 def test_near_duplicates() -> None:
@@ -127,8 +132,8 @@ def test_splits_do_not_share_intents(smoke: dict, outputs) -> None:
 def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) -> None:
     distil(*start(smoke))
     before = {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
-    with pytest.raises(RunError, match="was made with seed=0, now seed=1"):
-        distil(*start(smoke, seed=1))
+    with pytest.raises(RunError, match="was made with min_words=2, now min_words=3"):
+        distil(*start(smoke, min_words=3))
     assert before == {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
 
 
@@ -150,24 +155,3 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
 def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
     with pytest.raises(SettingsError, match="teacher_model=''"):
         make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}), Budget(None))
-
-
-def test_transformers_teacher_in_one_process_and_in_two(tmp_path, monkeypatch) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from udrl_utils.gpt2 import train_tokenizer
-
-    tokenizer = train_tokenizer(["koi pond at dawn"] * 3, 300, [])
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(local_teacher, "BATCH_SIZE", 2)
-    requests = [Request("text_to_image", intent, 1) for intent in ("koi", "a much longer intent about tea", "owl")]
-
-    def written(name: str, *devices: str) -> list[str]:
-        monkeypatch.setattr(local_teacher, "devices", lambda: list(devices))
-        return TransformersTeacher(str(tmp_path), 1.0, 5).write(requests, Journal(tmp_path / name))
-
-    first = written("first", "cpu")
-    assert len(first) == 3 and all(isinstance(reply, str) for reply in first)
-    assert written("second", "cpu") == first == written("side by side", "cpu", "cpu")

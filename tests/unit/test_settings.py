@@ -70,7 +70,7 @@ def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(change, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"teacher": "oracle"}, "teacher='oracle' should be 'grammar', 'openai' or 'transformers'"),
+        ({"teacher": "oracle"}, "teacher='oracle' should be 'recorded', 'local' or 'openai'"),
         ({"tasks": ["poem"]}, "tasks='poem' should be 'text_to_image', 'text_to_template' or 'related_search'"),
         ({"tasks": []}, "tasks=[] List should have at least 1 item"),
         ({"intents": ""}, "intents='' should have at least 1 character"),

@@ -1,4 +1,4 @@
-"""Tasks, ontology, intents, splits and the grammar teacher."""
+"""Tasks, ontology, intents, splits, and how a teacher is asked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils.dialogue import messages, parse_reply, split_reply
+from udrl_utils.dialogue import (
+    Request,
+    borrowed_words,
+    messages,
+    parse_reply,
+    parse_single,
+    shown_examples,
+    single_messages,
+    split_reply,
+)
+from udrl_utils.distillation import plan
 from udrl_utils.errors import SettingsError
-from udrl_utils.grammar import GrammarTeacher, understand
 from udrl_utils.parameters import resolve
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import (
-    KINDS,
     TASKS,
     assign_splits,
     clean_intent,
-    distinct,
+    load_data,
     load_intents,
     ontology,
     ontology_intents,
+    plural,
     subjects_of,
     with_article,
     words,
@@ -32,17 +41,33 @@ def test_the_ontology_is_broad() -> None:
     subjects = [subject for subject, _ in subjects_of("thing")]
     assert len(ontology()) >= 30
     assert len(set(subjects)) == len(subjects) >= 1500
-    assert {domain.kind for domain in ontology()} == set(KINDS)
+    assert {domain.kind for domain in ontology()} >= set(load_data("intents")["text_to_image"]) - {"any"}
     for domain in ontology():
         assert min(map(len, (domain.scenes, domain.details, domain.templates, domain.follow_ups, domain.related))) >= 5
 
 
-def test_intents_are_short_clean_and_reproducible() -> None:
-    first, second = (list(itertools.islice(ontology_intents(3), 500)) for _ in range(2))
-    assert first == second != list(itertools.islice(ontology_intents(4), 500))
+@pytest.mark.parametrize("task", TASKS)
+def test_intents_are_short_clean_and_reproducible(task: str) -> None:
+    first, second = (list(itertools.islice(ontology_intents(3, task), 500)) for _ in range(2))
+    assert first == second != list(itertools.islice(ontology_intents(4, task), 500))
+    assert len(set(first)) > 450
     for intent in first:
         assert 1 <= len(intent.split()) <= 20
-        assert "{" not in intent and intent == clean_intent(intent)
+        assert "{" not in intent and intent == clean_intent(intent) and intent.count('"') % 2 == 0
+
+
+def test_quotes_that_belong_to_an_intent_stay() -> None:
+    assert clean_intent('Sign that says "Open Late".') == 'sign that says "open late"'
+    assert [clean_intent(text) for text in ('"koi pond"', "'koi pond'", 'koi pond"')] == ["koi pond"] * 3
+
+
+def test_plurals() -> None:
+    assert list(map(plural, ("box", "pair of headphones", "leaf", "fireman"))) == [
+        "boxes",
+        "pairs of headphones",
+        "leaves",
+        "firemen",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,12 +79,20 @@ def test_articles(noun: str, phrase: str) -> None:
 
 
 def test_no_train_intent_mentions_a_held_out_noun(smoke: dict) -> None:
-    settings = resolve(DistillationSettings, smoke | {"n_intents": 2000})
-    intents = load_intents(settings)
+    settings = resolve(DistillationSettings, smoke | {"teacher": "local", "n_intents": 2000})
+    intents = [request.intent for request in plan(settings)]
     splits, held_out = assign_splits(intents, settings)
     assert len(held_out) > 20
     assert set(splits.values()) == {"train", "validation", "test"}
     assert all(held_out.isdisjoint(words(intent)) for intent, split in splits.items() if split != "test")
+
+
+def test_tasks_take_turns_and_more_intents_begin_with_the_same_ones(smoke: dict) -> None:
+    few, many = (plan(resolve(DistillationSettings, smoke | {"teacher": "local", "n_intents": n})) for n in (40, 90))
+    assert many[:40] == few and len(set(many)) == 90
+    assert [request.task for request in few[:4]] == smoke["tasks"]
+    with pytest.raises(SettingsError, match="n_intents=0 must be at least 1"):
+        plan(resolve(DistillationSettings, smoke | {"teacher": "local", "n_intents": 0}))
 
 
 def test_intents_come_from_files_of_every_kind(smoke: dict, tmp_path) -> None:
@@ -98,39 +131,43 @@ def test_messages_hold_instruction_examples_and_request() -> None:
         assert [turn["role"] for turn in shared] == ["system", "user", "assistant", "user"]
         assert 'Intent 2: "owl"' in shared[-1]["content"]
         answers = [parse_reply(part, 3) for part in split_reply(shared[2]["content"], 2)]
-        assert answers == [list(prompts) for _, prompts in TASKS[task].examples]
+        assert answers == [list(prompts) for _, prompts in TASKS[task].examples[:2]]
 
 
-def test_the_teacher_understands_topics() -> None:
-    topic = understand("show me a dinosaur birthday invitation for toddlers")
-    assert (topic.gist, topic.noun, topic.domain.name) == (
-        "dinosaur birthday invitation",
-        "dinosaur",
-        "prehistoric_life",
-    )
-    assert understand("zorblax near tavik").noun == "zorblax"
+@pytest.mark.parametrize("task", TASKS)
+def test_a_single_prompt_is_asked_for_by_length_with_examples_of_that_length(task: str) -> None:
+    request = Request(task, "koi pond", 8)
+    chats = [single_messages(request, number) for number in range(6)]
+    assert chats[:3] == chats[3:] and len({str(chat[:-1]) for chat in chats[:3]}) == 3
+    for size, chat in enumerate(chats[:3]):
+        assert [turn["role"] for turn in chat] == ["system", *["user", "assistant"] * 3, "user"]
+        assert TASKS[task].lengths[size] in chat[0]["content"] and chat[-1]["content"] == "koi pond"
+        low, high = map(int, TASKS[task].lengths[size].split(" to "))
+        assert all(low <= len(turn["content"].split()) <= high for turn in chat if turn["role"] == "assistant")
 
 
-def test_the_teacher_is_deterministic_and_uneven() -> None:
-    teacher, intents = GrammarTeacher(0, 0.25, 0.1), list(itertools.islice(distinct(ontology_intents(0)), 300))
-    prompts = {i: teacher.prompts("text_to_image", i, 4) for i in intents}
-    assert prompts == {i: GrammarTeacher(0, 0.25, 0.1).prompts("text_to_image", i, 4) for i in intents}
-    lengths = [len(p.split()) for written in prompts.values() for p in written]
-    assert min(lengths) <= 5 and max(lengths) >= 45
-    keeps = [understand(i).noun in p for i, written in prompts.items() for p in written]
-    assert 0.6 < sum(keeps) / len(keeps) < 0.95
-    faithful = [
-        understand(i).noun in p for i in intents for p in GrammarTeacher(0, 0.0, 0.0).prompts("text_to_image", i, 4)
-    ]
-    assert sum(faithful) / len(faithful) > 0.99
+def test_examples_vary_by_intent_and_what_is_borrowed_from_them_is_known() -> None:
+    intents = list(itertools.islice(ontology_intents(0, "text_to_image"), 60))
+    shown = {tuple(i for i, _ in shown_examples(Request("text_to_image", intent, 8))) for intent in intents}
+    assert len(shown) == 4
+    request = next(r for i in intents if "axolotl" in str(shown_examples(r := Request("text_to_image", i, 8))))
+    assert "axolotl" in borrowed_words(request) and "night" not in borrowed_words(request)
+    assert "axolotl" not in borrowed_words(Request("text_to_image", request.intent + " axolotl", 8))
 
 
-@given(st.text(min_size=1, max_size=200))
-def test_the_teacher_answers_any_intent(text: str) -> None:
-    intent = clean_intent(text)
-    if intent:
-        written = [GrammarTeacher(1, 0.3, 0.2).prompts(task, intent, 3) for task in TASKS]
-        assert all(len(prompts) == 3 and all(prompts) for prompts in written)
+@pytest.mark.parametrize(
+    ("reply", "prompt"),
+    [
+        ("a koi pond at dawn", ["a koi pond at dawn"]),
+        ('\n"A koi pond at dawn."\nI hope you like it.', ["A koi pond at dawn."]),
+        ("Prompt: a koi pond", ["a koi pond"]),
+        ("1. Search: koi pond filter", ["koi pond filter"]),
+        ("  \n", []),
+        ('a sign that says "open late"', ['a sign that says "open late"']),
+    ],
+)
+def test_a_single_reply_is_its_first_line(reply: str, prompt: list[str]) -> None:
+    assert parse_single(reply) == prompt
 
 
 @given(st.text(max_size=200))

@@ -1,0 +1,102 @@
+"""A language model on this machine as a teacher: what it writes, how it goes on after a kill, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from udrl_utils import local_teacher
+from udrl_utils.dialogue import Request
+from udrl_utils.errors import SettingsError
+from udrl_utils.gpt2 import train_tokenizer
+from udrl_utils.journal import Journal
+from udrl_utils.local_teacher import LocalTeacher, Writer
+
+TEMPLATE = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{% endfor %}<|assistant|>"
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+REQUESTS = [
+    Request("query_rewrite", intent, 3) for intent in ("koi", "a much longer intent about tea", "owl", "red fox")
+]
+
+
+def save_llama(folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A tiny Llama with random weights, and a chat template or none."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["koi pond at dawn"] * 3, 300, ["<|system|>", "<|user|>", "<|assistant|>"])
+    tokenizer.chat_template = template
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, initializer_range=0.3, **shape)
+    config.eos_token_id = tokenizer.eos_token_id
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_batched_replies_are_those_of_each_chat_alone(tmp_path: Path) -> None:
+    writer = Writer(str(save_llama(tmp_path)), temperature=0.0)
+    teacher = LocalTeacher(str(tmp_path), 0.0, 0, "single")
+    chats = {key: chat for request in REQUESTS for key, chat in teacher._asked(request).items()}
+    for batch in writer.batches(chats, 20):
+        rows, written = list(batch.values()), [[] for _ in batch]
+        with torch.inference_mode():
+            for row, token in writer._written(rows, 20, torch.Generator()):
+                written[row].append(token)
+        for ids, tokens in zip(rows, written, strict=True):
+            alone = writer.model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]
+            assert tokens == alone.tolist()
+
+
+def test_a_reply_that_does_not_end_is_no_prompt(tmp_path: Path) -> None:
+    writer = Writer(str(save_llama(tmp_path)), temperature=1.0)
+    chats = {"a" * 8: [{"role": "user", "content": "koi"}], "b" * 8: [{"role": "user", "content": "owl"}]}
+    [batch] = writer.batches(chats, 5)
+    writer.ends = [-1]  # which is never drawn
+    assert [text for text, _ in writer(batch, 5)] == ["", ""]
+
+
+def test_the_same_seed_writes_the_same_after_a_kill_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(local_teacher.BATCH_ROWS, "cpu", 4)
+    monkeypatch.setattr(local_teacher, "LONGEST_PROMPT", 12)
+    save_llama(tmp_path / "llama")
+
+    def teacher(seed: int) -> LocalTeacher:
+        found = LocalTeacher(str(tmp_path / "llama"), 1.0, seed, "single")
+        found.writer.ends = list(range(100))  # weights without training hardly ever come to an end
+        return found
+
+    whole = Journal(tmp_path / "whole.jsonl")
+    first = teacher(5).write(REQUESTS, whole)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_text("".join(lines[:6]) + '{"key": "cut off')
+    cut = Journal(tmp_path / "cut.jsonl")
+    assert teacher(5).write(REQUESTS, cut) == first and cut.replies == whole.replies
+    other = Journal(tmp_path / "other.jsonl")
+    teacher(6).write(REQUESTS, other)
+    assert sorted(other.replies.values()) != sorted(whole.replies.values())
+    assert teacher(5).read(Request("query_rewrite", "never asked", 3), whole) is None
+
+
+def test_a_template_without_a_system_role_has_the_text_in_the_first_turn(tmp_path: Path) -> None:
+    writer = Writer(str(save_llama(tmp_path, REFUSES + TEMPLATE)), 0.0)
+    ids = writer.tokens([{"role": "system", "content": "be brief"}, {"role": "user", "content": "koi"}])
+    assert "be brief" in (text := writer.tokenizer.decode(ids)) and "koi" in text and "<|system|>" not in text
+
+
+def test_what_cannot_teach_is_one_line(tmp_path: Path) -> None:
+    save_llama(tmp_path / "base", template=None)
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(40))
+    (tmp_path / "text.gguf").write_text("not a model")
+    for model, why in {
+        "base": "has no chat template",
+        "torn.gguf": "cannot read",
+        "text.gguf": "is no GGUF file",
+        "none.gguf": "there is no file",
+        "folder": "is neither a .gguf file, a folder nor a Hub id",
+    }.items():
+        with pytest.raises(SettingsError, match=why) as caught:
+            Writer(str(tmp_path / model), 1.0)
+        assert "\n" not in str(caught.value)
