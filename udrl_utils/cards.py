@@ -54,8 +54,8 @@ Quantiles of what was achieved:
 
 ## Licence
 
-Prompts of the embedded grammar come under the MIT licence of the workbook. For those of a language model, the terms of
-that model hold, and for intents from a file, those of the file.
+Recorded prompts come under the MIT licence of the workbook. For those of another language model, the terms of that
+model hold, and for intents from a file, those of the file.
 """
 
 
@@ -95,8 +95,8 @@ At its best commands, relative to the teacher, with 95% intervals:
 """
     text = f"""{card.read_text(encoding="utf-8").partition(MADE)[0]}{MADE}
 Teacher: `{made.pairs or made.teacher_model or made.teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
-the embedded grammar teacher comes under the MIT licence of the workbook; one of a language model is bound by the terms
-of that model.
+the recorded teacher comes under the MIT licence of the workbook; one of another language model is bound by the terms of
+that model.
 {measured}"""
     card.write_text(text, encoding="utf-8")
 

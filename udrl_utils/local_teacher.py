@@ -96,24 +96,24 @@ class Writer:
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = sorted({self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
 
-    def tokens(self, chat: Chat) -> list[int]:
-        """Token ids of a chat up to its reply; where a template knows no system role, its text opens the first turn."""
+    def text(self, chat: Chat) -> str:
+        """A chat as the model reads it, up to its reply; without a system role its text opens the turn."""
         try:
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except Exception:  # templates raise errors of their own for roles that they do not know
             first, second, *rest = chat
             merged = [{"role": "user", "content": f"{first['content']}\n\n{second['content']}"}, *rest]
-            text = self.tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written BOS already
+            return self.tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
 
     def batches(self, chats: dict[str, Chat], longest: int) -> list[dict[str, list[int]]]:
         """Token ids by key, in batches whose chats begin alike: same system text and same examples."""
+        distinct = {str(chat): chat for chat in chats.values()}  # completions of one chat are read once
+        texts = [self.text(chat) for chat in distinct.values()]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # templates write BOS themselves
+        ids = dict(zip(distinct, ids, strict=True))
         alike: dict[str, dict[str, list[int]]] = {}
-        ids: dict[str, list[int]] = {}  # completions of one chat have the same ones
         for key, chat in chats.items():
-            text = str(chat)
-            ids[text] = ids.get(text) or self.tokens(chat)
-            alike.setdefault(str(chat[:-1]), {})[key] = ids[text]
+            alike.setdefault(str(chat[:-1]), {})[key] = ids[str(chat)]
         most = BATCH_ROWS[self.device] if longest <= LONGEST_PROMPT else 16
         parts = []
         for group in alike.values():

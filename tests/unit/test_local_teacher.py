@@ -82,8 +82,8 @@ def test_the_same_seed_writes_the_same_after_a_kill_too(tmp_path: Path, monkeypa
 
 def test_a_template_without_a_system_role_has_the_text_in_the_first_turn(tmp_path: Path) -> None:
     writer = Writer(str(save_llama(tmp_path, REFUSES + TEMPLATE)), 0.0)
-    ids = writer.tokens([{"role": "system", "content": "be brief"}, {"role": "user", "content": "koi"}])
-    assert "be brief" in (text := writer.tokenizer.decode(ids)) and "koi" in text and "<|system|>" not in text
+    text = writer.text([{"role": "system", "content": "be brief"}, {"role": "user", "content": "koi"}])
+    assert text == "<|user|>be brief\n\nkoi<|assistant|>"
 
 
 def test_what_cannot_teach_is_one_line(tmp_path: Path) -> None:
