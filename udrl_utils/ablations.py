@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
@@ -109,9 +110,14 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def folder_of(run: RunFolder, name: str, seed: int) -> Path:
+    """The small run of a variant and seed; its student is in 03_student."""
+    return run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}"
+
+
 def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
     """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
-    home = RunFolder(run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}")
+    home = RunFolder(folder_of(run, name, seed))
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
     variant = VARIANTS[name]
     differs = [variant.training, variant.sampling, variant.share]

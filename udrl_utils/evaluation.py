@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
-SET_METRICS = ("relevance", "diversity", "words", "overlap", "self_bleu", "distinct_2", "vendi")
+SET_METRICS = (
+    *("relevance", "diversity", "non_words", "fluency"),
+    *("words", "overlap", "self_bleu", "distinct_2", "vendi"),
+)
 
 
 def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
@@ -162,13 +165,17 @@ def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: 
 
 
 def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
-    """Per system, task and intent: mean relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi."""
+    """Per system, task and intent: mean relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi.
+
+    Of columns non_words and fluency too, where the samples have them.
+    """
     import pandas
 
     vectors, rows = embed(samples.prompt), []
+    per_prompt = ["relevance", "diversity", *(name for name in ("non_words", "fluency") if name in samples)]
     for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
         prompts = samples.prompt.iloc[index].tolist()
-        means = samples.iloc[index][["relevance", "diversity"]].mean().to_dict()
+        means = samples.iloc[index][per_prompt].mean().to_dict()
         values = {
             "words": sum(len(prompt.split()) for prompt in prompts) / len(prompts),
             "overlap": overlap(key[2], prompts),
@@ -217,7 +224,11 @@ def vendi(vectors: numpy.ndarray) -> float:
 def system_metrics(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Means over test intents with 95% intervals: {system: {metric: {mean, low, high}}}."""
     return {
-        system: {metric: interval(rows[metric].dropna(), settings) for metric in SET_METRICS}
+        system: {
+            metric: interval(rows[metric].dropna(), settings)
+            for metric in SET_METRICS
+            if metric in rows and rows[metric].notna().any()
+        }
         for system, rows in sets.groupby("system", sort=False)
     }
 

@@ -191,6 +191,53 @@ def calibration(metrics: dict[str, Any], name: str) -> Figure:
     return figure
 
 
+def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: CommandCodec) -> Figure:
+    """What was asked for (x) and what was written (y), per reward: by base, student and one of shuffled commands.
+
+    Samples have columns model and reward, metrics are those of `obedience`. Lines are means with 95% intervals, over
+    steps of 4 words where lengths are asked for; the dashed diagonal is what was asked.
+    """
+    import seaborn
+
+    labels = {
+        "base": "before: the base that training starts from",
+        "student": "after: the student, trained on commands",
+        "shuffled": "a student trained on shuffled commands",
+    }
+    figure, axes = panels(len(metrics), height=4.0)
+    blue, orange = seaborn.color_palette("colorblind")[:2]
+    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^")}
+    levels = codec.achieved_levels(samples)
+    for axis, (name, found) in zip(axes, metrics.items(), strict=True):
+        values = samples if name == "length" else levels
+        asked = samples[f"asked_{name}"]
+        asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
+        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset=["achieved"])
+        unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
+        axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
+        for model in found:
+            sets = rows[rows.model == model].groupby(["set", "asked"]).achieved.mean().reset_index()
+            color, marker = looks[model]
+            look = {"color": color, "marker": marker, "label": labels[model], "legend": False}
+            seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, ax=axis, **look)
+        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in ("base", "student"))
+        axis.set(
+            xlabel=f"asked for [{unit}]",
+            ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]",
+            xlim=(0, top),
+            ylim=(0, top),
+            title=f"{name.capitalize()}: agreement {before} before, {after} after",
+        )
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(
+        "What the model was asked for and what it wrote, before and after training on commands\n"
+        "(agreement: 1 where every request is followed, 0 where none is)",
+        fontsize=12,
+    )
+    return figure
+
+
 def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
     """Relevance against diversity: where each system stands, and where commands take the student."""
     import seaborn

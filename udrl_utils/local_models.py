@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from udrl_utils.errors import RunError, SettingsError, loading
+from udrl_utils.errors import RunError, SettingsError, extra, loading
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import ROOT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,24 +57,34 @@ PACKED = {
 }
 
 
-def load_causal_lm(model: str) -> tuple[Any, Any]:
-    """A causal LM in float32 (on the CPU) and its tokenizer, from a .gguf file, a folder or a Hub id.
+def located(model: str) -> Path:
+    """Where a model's file or folder is: as named, or else from the checkout's root."""
+    return Path(model) if Path(model).exists() else ROOT / model
 
+
+def load_causal_lm(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM, on the CPU and in the number format of this machine, and its tokenizer.
+
+    `model`: a .gguf file or a Hugging Face folder (relative paths also from the checkout's root), or a Hub id.
     Raises: SettingsError where there is no such model, a file is cut off or is no GGUF, or transformers does not know
     its architecture.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    place = located(model)
     if model.endswith(".gguf"):
-        model = str(float_weights(Path(model)))
-    with loading(f"model {model!r} is neither a .gguf file, a folder nor a Hub id of a causal LM"):
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), tokenizer
+        place = float_weights(place)
+    name = str(place) if place.exists() else model
+    with loading(f"{model!r} is neither a .gguf file, a folder nor a Hub id of a causal language model"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=device_and_dtype()[1]).eval(), tokenizer
 
 
 def float_weights(file: Path) -> Path:
-    """Folder beside a GGUF file that holds its weights as float16 and its tokenizer; made where it is not there yet."""
+    """Folder beside a GGUF file that holds its weights as float16 and its tokenizer; made where it is not there yet.
+
+    Raises: SettingsError for a file that is missing, cut off, no GGUF, or of an architecture that cannot be read.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,20 +93,25 @@ def float_weights(file: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     print(f"{file.name}: weights are made ready once, in {folder}", flush=True)
-    with loading(f"cannot read {str(file)!r}: cut off, or of an architecture that transformers does not know"):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+    try:
+        with extra("deploy", f"{file.name}"), loading(f"{str(file)!r} cannot be loaded as a causal language model"):
+            import gguf  # noqa: F401  (transformers reads the file with it)
+
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+    except struct.error:
+        raise SettingsError(f"{str(file)!r} ends too early: fetch the file again") from None
     config = loaded.config
     if hasattr(config, "quantization_config"):  # the weights are floats now
         del config.quantization_config
     plain = type(loaded)(config).half()
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    with tempfile.TemporaryDirectory(dir=file.parent) as made:
-        tokenizer.save_pretrained(made)
-        plain.save_pretrained(made)
-        shutil.move(made, folder)
-        Path(made).mkdir()  # for the context manager to remove
+    made = file.with_name(f".{file.stem}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    tokenizer.save_pretrained(made)
+    plain.save_pretrained(made)
+    made.rename(folder)
     return folder
 
 

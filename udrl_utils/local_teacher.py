@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.dialogue import Request, messages, parse_reply, parse_single, single_messages
 from udrl_utils.errors import SettingsError
 from udrl_utils.journal import Journal, key_of
-from udrl_utils.local_models import load_causal_lm
+from udrl_utils.local_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.workers import side_by_side
 
@@ -38,7 +38,7 @@ class LocalTeacher:
     """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as batches end."""
 
     def __init__(self, model: str, temperature: float, seed: int, form: str):
-        self.model, self.name = model, Path(model).name if Path(model).exists() else model
+        self.model, self.name = model, located(model).name if located(model).exists() else model
         self.temperature, self.seed, self.form = temperature, seed, form
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:

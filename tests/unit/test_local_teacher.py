@@ -92,7 +92,7 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model")
     for model, why in {
         "base": "has no chat template",
-        "torn.gguf": "cannot read",
+        "torn.gguf": "torn.gguf",
         "text.gguf": "is no GGUF file",
         "none.gguf": "there is no file",
         "folder": "is neither a .gguf file, a folder nor a Hub id",

@@ -20,12 +20,12 @@ from udrl_utils.settings import ROOT, SETTINGS
 
 ORDER = (
     *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
-    *("tasks", "grammar", "dialogue", "local_teacher", "teachers", "distillation", "judge", "encoder", "rewards"),
-    *("commands", "engine", "guidance", "gpt2", "student", "llamacpp", "deployment", "samples", "front", "rounds"),
-    *("dataset", "trainer", "training_log", "training", "base", "evaluation", "cards", "latency", "baselines"),
-    *("probes", "ablations", "images", "canvas", "motifs", "drawing", "collection", "catalog", "assets", "retrieval"),
-    *("recommendation", "ranking", "study", "prober", "figures", "costs", "gallery", "views", "finder", "widgets"),
-    *("report", "cli"),
+    *("tasks", "dialogue", "local_models", "local_teacher", "recorded", "teachers", "distillation", "judge"),
+    *("encoder", "rewards", "commands", "engine", "guidance", "gpt2", "student", "llamacpp", "deployment", "samples"),
+    *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "wording", "cards"),
+    *("latency", "baselines", "probes", "ablations", "before_after", "images", "canvas", "motifs", "drawing"),
+    *("collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "study", "prober", "figures"),
+    *("costs", "gallery", "views", "finder", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")

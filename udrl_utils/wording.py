@@ -1,0 +1,203 @@
+"""How prompts are worded: relevance and diversity can be had by word salad, these two measures cannot.
+
+In go prompts, the words that a run's teacher used in training, and a causal language model. Out come, per prompt, the
+share of its words that do not exist and its mean log-likelihood per token. Neither knows whether a prompt fits its
+intent, and a model that is the teacher as well finds its own prompts more fluent than others would.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from udrl_utils.local_models import load_causal_lm, located
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.settings import AnalysisSettings, IntervalSettings
+from udrl_utils.tasks import words
+
+if TYPE_CHECKING:
+    import pandas
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Reader = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+BATCH_SIZE = 16
+READ = 24  # prompts per system and task that are read for fluency: the laptop preset's take two cores half a minute
+BAND = 4  # words; prompts whose lengths fall into one band count as equally long
+ENDINGS = ("s", "es", "d", "ed", "ing", "er", "est")
+
+
+@cache
+def english() -> frozenset[str]:
+    """321,180 words seen in several English sources, names and loan words among them (wordfreq, its large list)."""
+    from wordfreq import get_frequency_dict
+
+    return frozenset(get_frequency_dict("en", "large"))
+
+
+def word_parts(word: str) -> list[str]:
+    """What hyphens and apostrophes join: "tea-house's" is tea, house and s."""
+    return re.split(r"[-']", word)
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case words of a text; an accent belongs to its letter, and all apostrophes are alike."""
+    return words(unicodedata.normalize("NFC", text).replace("’", "'"))
+
+
+class Vocabulary:
+    """Words that a prompt may use: those of English, of the training text, and of the prompt's own intent."""
+
+    def __init__(self, texts: Iterable[str]):
+        """`texts`: intents and prompts that were trained on."""
+        self.english = english()
+        self.taught = frozenset(
+            form for text in texts for word in plain_words(text) for form in (word, *word_parts(word))
+        ).difference(self.english)
+
+    @classmethod
+    def of(cls, annotated: pandas.DataFrame) -> Vocabulary:
+        """With the train split of a run's annotated pairs."""
+        train = annotated[annotated.split == "train"]
+        return cls([*train.intent.unique(), *train.prompt])
+
+    def non_words(self, intent: str, prompt: str) -> list[str]:
+        """The prompt's words that do not exist, in their order.
+
+        A compound or a possessive exists when each of its parts does; so does whatever holds a digit. A word of the
+        intent or of the training text that English lacks may be inflected ("zorblat", "zorblats").
+        """
+        own = {form for word in plain_words(intent) for form in (word, *word_parts(word))} | self.taught
+        return [
+            word
+            for word in plain_words(prompt)
+            if not self._exists(word, own) and not all(self._exists(part, own) for part in word_parts(word))
+        ]
+
+    def share(self, intent: str, prompt: str) -> float:
+        """Share of the prompt's words that do not exist, 0..1; NaN for a prompt without words."""
+        count = len(plain_words(prompt))
+        return len(self.non_words(intent, prompt)) / count if count else float("nan")
+
+    def _exists(self, word: str, own: set[str]) -> bool:
+        return (
+            word in self.english
+            or word in own
+            or any(letter.isdigit() for letter in word)
+            or not own.isdisjoint(_uninflected(word))
+        )
+
+
+def _uninflected(word: str) -> Iterator[str]:
+    """What a regular English inflection may have been made from."""
+    for ending in ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) > 3:
+            stem = word.removesuffix(ending)
+            yield from (stem, stem + "e")
+            if stem[-1] == stem[-2]:
+                yield stem[:-1]
+            if stem[-1] == "i":
+                yield stem[:-1] + "y"
+
+
+def fluency_reader(settings: AnalysisSettings) -> Reader | None:
+    """The model that says how fluent prompts are; None, and a line that says why, where there is none.
+
+    Raises: SettingsError when it is there and cannot be loaded.
+    """
+    name = settings.fluency_model
+    if not name:
+        print("fluency is not measured: no fluency_model is named", flush=True)
+        return None
+    if name.endswith(".gguf") and not located(name).exists():
+        print(f"fluency is not measured: there is no {name}; `make llm` fetches the presets' file", flush=True)
+        return None
+    model, tokenizer = load_causal_lm(name)
+    return model.to(device_and_dtype()[0]), tokenizer
+
+
+def fluency(prompts: Sequence[str], reader: Reader) -> list[float]:
+    """Mean log-likelihood per token of each prompt as a text of its own [nats, at most 0]; NaN for an empty prompt.
+
+    The higher, the more fluent. A text begins after the token that separates the documents that a model was trained
+    on: <|endoftext|> where it has one, since the first token of a chat model opens a turn; else its first or last.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    model, tokenizer = reader
+    separator = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.bos_token_id)
+    start = tokenizer.eos_token_id if separator is None else separator
+    texts = [torch.tensor([start, *tokenizer(prompt, add_special_tokens=False).input_ids]) for prompt in prompts]
+    found = [float("nan")] * len(texts)
+    order = sorted((k for k, ids in enumerate(texts) if len(ids) > 1), key=lambda k: len(texts[k]))
+    for begin in range(0, len(order), BATCH_SIZE):
+        rows = order[begin : begin + BATCH_SIZE]
+        ids = pad_sequence([texts[k] for k in rows], batch_first=True).to(model.device)
+        real = pad_sequence([torch.ones_like(texts[k]) for k in rows], batch_first=True).to(model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
+            each = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+        means = (each * real[:, 1:]).sum(-1) / real[:, 1:].sum(-1)
+        for k, mean in zip(rows, means.tolist(), strict=True):
+            found[k] = mean
+    return found
+
+
+def worded(samples: pandas.DataFrame, annotated: pandas.DataFrame, reader: Reader | None) -> pandas.DataFrame:
+    """Samples of systems (system, task, intent, prompt, ...) with columns non_words and, given a reader, fluency.
+
+    Fluency is that of the first prompts of each system and task, spread over all intents, and NaN for others.
+    """
+    import pandas
+
+    vocabulary = Vocabulary.of(annotated)
+    shares = [vocabulary.share(intent, prompt) for intent, prompt in zip(samples.intent, samples.prompt, strict=True)]
+    samples = samples.assign(non_words=shares)
+    if reader is None:
+        return samples
+    turn = samples.groupby(["system", "task", "intent"]).cumcount()
+    first = samples.loc[turn.sort_values(kind="stable").index].groupby(["system", "task"]).head(READ)
+    return samples.assign(fluency=pandas.Series(fluency(first.prompt.tolist(), reader), first.index))
+
+
+def fluency_vs_teacher(samples: pandas.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, float]]:
+    """Fluency less the teacher's at the same lengths [nats per token], intents resampled in pairs.
+
+    Each word of a long prompt has more before it to be guessed from. So the teacher's prompts are weighted: each task
+    and band of word counts gets the share that it has among the system's. Returns per system mean, low, high and
+    `matched`, the share of its prompts in bands that the teacher has prompts of too.
+    """
+    import numpy as np
+
+    rows = samples.dropna(subset=["fluency"])
+    band = rows.prompt.str.split().str.len() // BAND
+    cell, key = rows.groupby(["task", band]).ngroup().to_numpy(), rows.groupby(["task", "intent"]).ngroup().to_numpy()
+    keys, shape = key.max() + 1, (key.max() + 1, cell.max() + 1)
+    drawn = np.random.default_rng(settings.seed).integers(0, keys, (settings.bootstrap_samples, keys))
+    times = np.array([np.ones(keys), *(np.bincount(draw, minlength=keys) for draw in drawn)])
+
+    def counts_and_sums(system: str) -> tuple[Any, Any]:
+        ours, tables = (rows.system == system).to_numpy(), (np.zeros(shape), np.zeros(shape))
+        for table, values in zip(tables, (1, rows.fluency[ours]), strict=True):
+            np.add.at(table, (key[ours], cell[ours]), values)
+        return times @ tables[0], times @ tables[1]
+
+    their_counts, their_sums = counts_and_sums("teacher")
+    found = {}
+    for system in rows.system[rows.system != "teacher"].unique():
+        counts, sums = counts_and_sums(system)
+        both = (counts > 0) & (their_counts > 0)
+        weights = np.where(both, counts, 0.0)
+        apart = np.where(both, sums / np.maximum(counts, 1) - their_sums / np.maximum(their_counts, 1), 0.0)
+        if not weights[0].any():
+            continue
+        with np.errstate(invalid="ignore"):  # a draw in which no band is shared says nothing
+            differences = (weights * apart).sum(1) / weights.sum(1)
+        low, high = np.nanpercentile(differences[1:], [2.5, 97.5])
+        matched = float(weights[0].sum() / counts[0].sum())
+        found[system] = {"mean": float(differences[0]), "low": float(low), "high": float(high), "matched": matched}
+    return found
