@@ -93,4 +93,6 @@ def test_a_gguf_file_is_read_once_and_then_from_its_float_weights(tmp_path: Path
     again, _ = load_causal_lm(str(tmp_path / source.name))
     assert model.num_parameters() == again.num_parameters() == 134_515_008
     ids = tokenizer("The capital of France is", return_tensors="pt")
-    assert tokenizer.decode(again.generate(**ids, max_new_tokens=3, do_sample=False)[0]).endswith("Paris.")
+    assert tokenizer.decode(again.generate(**ids, max_new_tokens=3, do_sample=False)[0]).startswith(
+        "The capital of France is Paris"
+    )
