@@ -37,14 +37,19 @@ def read_recorded(folder: Path | None = None) -> pandas.DataFrame:
     return pandas.read_parquet((folder or RECORDED) / "prompts.parquet")
 
 
-def recorded_sets() -> dict[tuple[str, str], list[str]]:
-    """The package's recorded prompts by (task, intent), in the order of their recording."""
-    return _sets(RECORDED)
+def recorded_sets(folder: Path | None = None) -> dict[tuple[str, str], list[str]]:
+    """Recorded prompts by (task, intent), in the order of their recording."""
+    return _sets(folder or RECORDED)
 
 
 @cache
 def _sets(folder: Path) -> dict[tuple[str, str], list[str]]:
     return read_recorded(folder).groupby(["task", "intent"], sort=False).prompt.apply(list).to_dict()
+
+
+def recorded_name(folder: Path | None = None) -> str:
+    """Name of the model that wrote them."""
+    return json.loads(((folder or RECORDED) / "recording.json").read_text())["model"]
 
 
 def recorded_requests(settings: DistillationSettings) -> list[Request]:
@@ -167,7 +172,7 @@ class RecordedTeacher:
     """Answers with what was recorded; nothing is asked of anybody, so no journal is kept."""
 
     def __init__(self) -> None:
-        self.name = json.loads((RECORDED / "recording.json").read_text())["model"]
+        self.name = recorded_name()
 
     def write(self, requests: Sequence[Request], journal: Journal | None = None) -> list[list[str]]:
         """Recorded prompts of each request, at most n. Raises: SettingsError for what was not recorded."""
