@@ -7,6 +7,7 @@ leave the batch. On a CPU batches are written side by side, one thread each. Not
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -48,14 +49,21 @@ class LocalTeacher:
         batches = []
         if not asked.keys() <= journal.replies.keys():  # batches are always the same, and made whole: so are replies
             batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
-        started, done, missing = time.monotonic(), 0, sum(map(len, batches))
-        for batch, replies in side_by_side(lambda batch: (batch, self.writer(batch, longest)), batches):
-            for key, (reply, tokens) in zip(batch, replies, strict=True):
-                journal.add_reply(key, reply, tokens_out=tokens)
-            done += len(batch)
-            rate = done / (time.monotonic() - started)
-            left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
-            print(f"teacher: {done} of {missing} replies, {left}", flush=True)
+        started, done, missing, lock = time.monotonic(), 0, sum(map(len, batches)), threading.Lock()
+
+        def written(batch: dict[str, list[int]]) -> None:
+            nonlocal done
+            replies = self.writer(batch, longest)
+            with lock:  # kept as soon as they are there, whichever batch is done first
+                for key, (reply, tokens) in zip(batch, replies, strict=True):
+                    journal.add_reply(key, reply, tokens_out=tokens)
+                done += len(batch)
+                rate = done / (time.monotonic() - started)
+                left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
+                print(f"teacher: {done} of {missing} replies, {left}", flush=True)
+
+        for _ in side_by_side(written, batches):
+            pass
         return [self.read(request, journal) or [] for request in requests]
 
     def _asked(self, request: Request) -> dict[str, Chat]:
