@@ -238,6 +238,9 @@ class ProbeSettings(SamplingSettings):
 
     probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
+    student: Literal["", "ready"] = Field(
+        description="'' for the student of the run; ready for the one that is shipped, which needs no run"
+    )
 
 
 class SearchSettings(IntervalSettings):

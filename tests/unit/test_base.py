@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +19,7 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import END, pretrained_student
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import SETTINGS, AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
 
@@ -133,10 +132,8 @@ def test_a_command_that_was_never_trained_changes_nothing_that_the_base_writes(s
     assert str(model.dtype) == "torch.float32" and set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings
     student, intents = Student(model, tokenizer, CODEC), ["glass octopus", "wooden tractor in a museum"]
-    low, high = (
-        student.generate(intents, Command("related_search", relevance=level), temperature=0.01)
-        for level in (0.05, 0.95)
-    )
+    commands = [Command("related_search", relevance=level) for level in (0.05, 0.95)]
+    low, high = (student.generate(intents, command, temperature=0.01) for command in commands)
     assert low == high
     known = model.get_input_embeddings().weight[: -len(CODEC.tokens()) + 1]
     new = model.get_input_embeddings().weight[-len(CODEC.tokens()) + 1 :]
@@ -192,10 +189,8 @@ def test_a_run_s_student_is_shipped_in_half_precision(
     kinds = {"02_annotated": AnnotationSettings, "03_student": TrainingSettings}
     made = {s: {"settings": resolve(k, dict(LAPTOP)).model_dump(mode="json"), "seconds": 90} for s, k in kinds.items()}
     write_json(run / "run.json", {"stages": made})
-    assert kinds.items() <= SETTINGS.items()
-    pairs = pd.DataFrame(
-        {"split": ["train", "test"], "task": "query_rewrite", "intent": ["koi", "owl"], "teacher": "t"}
-    )
+    intents = {"split": ["train", "test"], "intent": ["koi", "owl"]}
+    pairs = pd.DataFrame({**intents, "task": "query_rewrite", "teacher": "t"})
     monkeypatch.setattr(base, "read_annotated", lambda run: pairs)
     monkeypatch.setattr(students, "READY", ready)
     base.ship_student(run, ready, "udrl ready")
@@ -207,7 +202,6 @@ def test_a_run_s_student_is_shipped_in_half_precision(
     card = (ready / "README.md").read_text()
     assert "1 pairs of 1 intents, written by t" in card and "1.5 minutes" in card and "`udrl ready`" in card
     assert yaml.safe_load((ready / "ready.json").read_text())["intents"] == {"query_rewrite": ["owl"]}
-    shutil.rmtree(ready)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
