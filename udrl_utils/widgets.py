@@ -19,7 +19,6 @@ from udrl_utils import figures, views
 from udrl_utils.commands import Command
 from udrl_utils.errors import UserError
 from udrl_utils.prober import Prober, runs_with_student
-from udrl_utils.runs import RunFolder
 
 if TYPE_CHECKING:
     import pandas
