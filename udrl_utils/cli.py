@@ -95,7 +95,7 @@ def compare(
 
 @app.command()
 def base(
-    passes: Annotated[int, typer.Option(help="passes over the recorded prompts", min=1)] = 4,
+    passes: Annotated[int, typer.Option(help="passes over the recorded prompts")] = 4,
     out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
@@ -103,6 +103,8 @@ def base(
     from udrl_utils.base import train_base
 
     with mistakes_in_one_line():
+        if passes < 1:
+            raise SettingsError(f"parameter passes={passes} should be at least 1")
         settings = read_settings(preset, [])
         command = f"udrl base --passes {passes} --preset {preset}"
         train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
