@@ -30,14 +30,14 @@ TEMPLATES = (
 
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like that of the recorded prompts: 200 intents per task, and templates that hold their words."""
+    """A folder like that of the recorded prompts: 120 intents per task, and templates that hold their words."""
     import pandas
 
     from udrl_utils.tasks import TASKS, ontology_intents
 
     folder, rows = tmp_path_factory.mktemp("recorded"), []
     for task in TASKS:
-        intents = dict.fromkeys(itertools.islice(ontology_intents(1, task), 200))
+        intents = dict.fromkeys(itertools.islice(ontology_intents(1, task), 120))
         rows += [(task, intent, text.format(intent)) for intent in intents for text in TEMPLATES]
     pandas.DataFrame(rows, columns=["task", "intent", "prompt"]).to_parquet(folder / "prompts.parquet")
     (folder / "recording.json").write_text(json.dumps({"model": "templates"}))

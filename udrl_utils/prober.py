@@ -39,7 +39,8 @@ class Prober:
         """Load the student, the encoder and the test intents. Raises: RunError when there is no student."""
         self.run, self.settings, self.name = run, settings, SHIPPED if settings.student else run.name
         if settings.student:
-            engine, facts = Student.load("ready"), json.loads((READY / "ready.json").read_text(encoding="utf-8"))
+            engine = Student.load("ready")
+            facts = json.loads((engine.folder / "ready.json").read_text(encoding="utf-8"))
             encoder, found = facts["encoder"], facts["intents"]
         elif "03_student" in run.read().get("stages", {}):
             load_rewards(run)

@@ -18,8 +18,9 @@ from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import END, pretrained_student
 from udrl_utils.parameters import resolve
+from udrl_utils.prober import Prober
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, ProbeSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
 
@@ -43,9 +44,14 @@ def recorded(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
 @pytest.fixture(scope="module")
 def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of a few thousand parameters that has read the recording once."""
-    folder = tmp_path_factory.mktemp("base")
-    train_base(*settings_of(**SMALL), 1, folder, "udrl base", recording)
-    return folder
+    home = tmp_path_factory.mktemp("base")
+    (home / "small.yaml").write_text(yaml.safe_dump(LAPTOP | SMALL))
+    asked = ["base", "--passes", "1", "--preset", str(home / "small.yaml"), "--out", str(home / "base")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_base, "__defaults__", (recording,))
+        done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and "validation loss" in done.output and " MB" in done.output, done.output
+    return home / "base"
 
 
 def test_the_base_reads_no_test_intent_no_held_out_noun_and_no_unseen_length(recording: Path) -> None:
@@ -92,17 +98,11 @@ def test_every_pass_swaps_other_words_and_the_same_pass_the_same(recording: Path
     assert [row["completion"] for row in plain] == pairs.prompt.tolist()
 
 
-def test_a_base_is_made_by_one_command(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(LAPTOP | SMALL))
-    monkeypatch.setattr(train_base, "__defaults__", (recording,))
-    asked = ["base", "--passes", "1", "--preset", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "base")]
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 0, done.output
-    assert "validation loss" in done.output and " MB" in done.output
-    card = (tmp_path / "base" / "README.md").read_text()
-    for part in ("that templates wrote", "1 of ", "nats a token", "udrl base --passes 1", "2 layers x 32"):
+def test_a_base_is_made_by_one_command(small_base: Path) -> None:
+    card = (small_base / "README.md").read_text()
+    for part in ("that templates wrote", "- Passes: 1 of ", "nats a token", "udrl base --passes 1", "2 layers x 32"):
         assert part in card, part
-    special = [t for t in AutoTokenizer.from_pretrained(tmp_path / "base").get_vocab() if t.startswith("<|")]
+    special = [t for t in AutoTokenizer.from_pretrained(small_base).get_vocab() if t.startswith("<|")]
     assert sorted(special) == [END, END_OF_PREFIX]
 
 
@@ -179,7 +179,7 @@ def test_a_ready_student_that_is_not_there_is_one_line(monkeypatch: pytest.Monke
         Student.load("ready")
 
 
-def test_a_run_s_student_is_shipped_in_half_precision(
+def test_a_run_s_student_is_shipped_in_half_precision_and_asked_without_a_run(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, ready = RunFolder(tmp_path / "run"), tmp_path / "ready"
@@ -201,7 +201,12 @@ def test_a_run_s_student_is_shipped_in_half_precision(
     assert sizes[1] < 0.6 * sizes[0]
     card = (ready / "README.md").read_text()
     assert "1 pairs of 1 intents, written by t" in card and "1.5 minutes" in card and "`udrl ready`" in card
-    assert yaml.safe_load((ready / "ready.json").read_text())["intents"] == {"query_rewrite": ["owl"]}
+    mine = RunFolder(tmp_path / "mine")
+    prober = Prober(mine, resolve(ProbeSettings, LAPTOP | {"student": "ready"}))
+    samples, _ = prober.ask("koi pond", Command("query_rewrite", length=6), 2)
+    assert len(samples) == 2 and set(prober.intents) == set(TASKS) and prober.intents["query_rewrite"] == ["owl"]
+    with pytest.raises(RunError, match="run='mine' has no student yet"):
+        prober.other(str(mine.name))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
