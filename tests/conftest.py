@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,30 @@ PRESETS = settings.ROOT / "notebooks" / "presets"
 def smoke() -> dict:
     """The smoke preset."""
     return yaml.safe_load((PRESETS / "smoke.yaml").read_text())
+
+
+TEMPLATES = (
+    "studio photo of {}, soft light",
+    "{} on a plain background",
+    "a detailed drawing of {} in ink and watercolor",
+    "wide view with {} at dusk, calm colors and a clear sky",
+)
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of the recorded prompts: 120 intents per task, and templates that hold their words."""
+    import pandas
+
+    from udrl_utils.tasks import TASKS, ontology_intents
+
+    folder, rows = tmp_path_factory.mktemp("recorded"), []
+    for task in TASKS:
+        intents = dict.fromkeys(itertools.islice(ontology_intents(1, task), 120))
+        rows += [(task, intent, text.format(intent)) for intent in intents for text in TEMPLATES]
+    pandas.DataFrame(rows, columns=["task", "intent", "prompt"]).to_parquet(folder / "prompts.parquet")
+    (folder / "recording.json").write_text(json.dumps({"model": "templates"}))
+    return folder
 
 
 @pytest.fixture

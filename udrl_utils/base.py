@@ -1,203 +1,205 @@
-"""The embedded bases: small GPT-2s that can copy and count; one of them has been under commands before.
+"""The models that the package ships: a base that has read the recorded prompts, and a student that is ready to ask.
 
-`udrl base` trains them the way a student is trained, on exercises that are made on the way: intents out of the
-ontology, intents in disguise and coined words, with what the grammar writes for them. No held-out noun and no test
-intent occurs in any exercise or in the tokenizer's training text, and no length that a task's students are not to see.
+The base is a small GPT-2 with a tokenizer of its own. It reads `intent <|prompt|> prompt <|end|>` and nothing else:
+no task, no command, no length to come. Words that an intent and its prompt share are swapped anew in every pass, so
+that it learns to copy. `udrl base` makes it, and `udrl ready` the student, from the recording alone.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import random
-import shutil
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from functools import partial
+import re
+import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.commands import CommandCodec
-from udrl_utils.dataset import command_pairs
-from udrl_utils.distillation import pair_id
-from udrl_utils.encoder import Encoder
+from udrl_utils.commands import END_OF_PREFIX
+from udrl_utils.dataset import WordSwaps
+from udrl_utils.dialogue import Request
+from udrl_utils.distillation import pair_rows
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.grammar import GrammarTeacher
-from udrl_utils.machine import seed_everything
-from udrl_utils.rewards import annotate
-from udrl_utils.settings import TrainingSettings
-from udrl_utils.tasks import (
-    SPLIT_SEED,
-    TASKS,
-    clean_intent,
-    noun_heads,
-    ontology_intents,
-    plural,
-    share,
-    subjects_of,
-    words,
-)
-from udrl_utils.trainer import make_trainer
+from udrl_utils.machine import device_and_dtype, gpus, processor, seed_everything
+from udrl_utils.recorded import RECORDED, recorded_name, recorded_sets
+from udrl_utils.rewards import read_annotated
+from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.student import Student
+from udrl_utils.tasks import SPLIT_SEED, clean_intent, harmless, noun_heads, plural, share, words
+from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
-from udrl_utils.workers import pool, quietly
+from udrl_utils.training_log import TrainingLog, callback
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     import pandas
-    from datasets import Dataset
 
-LONGEST = 64
-# Kept out of every exercise: more than any preset holds out, so that a larger test_fraction stays clean as well.
-HELD_OUT = 0.1
-PART = 20_000  # exercises that one process makes at a time
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """What a base is taught: how many exercises of what kinds, which rewards it is told, and how it is trained.
-
-    salads, disguised: shares of intents without a grammar, and of those with coined words in them; the rest is plain.
-    prompts: how many are written for an intent, among which diversity is measured.
-    drift, repetition: how uneven the grammar is. training: what differs from a student's training from scratch; words
-    are not swapped, since the exercises hold coined ones.
-    """
-
-    rows: int
-    salads: float
-    disguised: float
-    prompts: int
-    drift: float
-    repetition: float
-    rewards: list[str]
-    training: dict[str, Any]
+HELD_OUT = 0.1  # share of intents that the base never reads; the test_fraction of a run that starts from it is smaller
+# In place of what a preset says, which is meant for a model that has read before.
+FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
+SHOWN_INTENTS = 50  # per task, that travel with the ready student
 
 
-CURRICULA = {
-    # half an hour on two cores
-    "copying": Curriculum(
-        225_000, 0.25, 0.5, 2, 0.0, 0.0, ["length"],
-        {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "word_swaps": 0.0, "command_dropout": 0.4},
-    ),
-    # seven minutes on one H200, another training beside it
-    "commanded": Curriculum(
-        400_000, 0.1, 0.3, 8, 0.25, 0.1, ["length", "relevance", "diversity"],
-        {"epochs": 6, "batch_size": 128, "learning_rate": 2e-3, "word_swaps": 0.0},
-    ),
-}  # fmt: skip
-
-
-class Coiner:
-    """Coins words that look like English: a Markov chain over the letters of the ontology's words."""
-
-    def __init__(self, rng: random.Random, known: list[str]):
-        self.rng, self.known = rng, known
-        self.following = defaultdict(list)
-        for word in known:
-            padded = f"^^{word}$"
-            for i in range(len(padded) - 2):
-                self.following[padded[i : i + 2]].append(padded[i + 2])
-
-    def word(self) -> str:
-        """A coined word of 3 to 12 letters, or for one in four a known one.
-
-        One in ten begins like an article, so that "an" in "angler" is not taken for one and dropped.
-        """
-        kind = self.rng.random()
-        if kind < 0.25:
-            return self.rng.choice(self.known)
-        if kind < 0.35:
-            return self.rng.choice(("a", "an", "the")) + self._coined()
-        return self._coined()
-
-    def _coined(self) -> str:
-        while True:
-            word = "^^"
-            while word[-1] != "$" and len(word) < 15:
-                word += self.rng.choice(self.following[word[-2:]])
-            if word[-1] == "$" and 3 <= len(word) - 3 <= 12:
-                return word[2:-1]
-
-    def disguise(self, intent: str) -> str:
-        """The intent with about half of its longer words replaced by coined ones."""
-        return " ".join(
-            self.word() if len(w) > 3 and w.isalpha() and self.rng.random() < 0.5 else w for w in intent.split()
-        )
-
-    def salad(self) -> str:
-        """Words without a grammar: 1 to 10 mostly, up to 24 now and then."""
-        size = self.rng.randint(1, 10) if self.rng.random() < 0.9 else self.rng.randint(11, 24)
-        return " ".join(self.word() for _ in range(size))
-
-
+@cache
 def held_out_words() -> frozenset[str]:
-    """Nouns that no exercise may contain, with their plurals."""
+    """Nouns that the base never reads, with their plurals: at least those that any run holds out."""
     nouns = {w for w in noun_heads() if share(f"noun {w}", SPLIT_SEED) < HELD_OUT / 2}
     return frozenset(nouns | {plural(w) for w in nouns})
 
 
-def exercises(rows: int, seed: int, curriculum: Curriculum) -> list[dict[str, str]]:
-    """Rows of pair_id, task, intent and prompt, for each task; the same seed gives the same ones."""
-    rng, held_out = random.Random(f"base {seed}"), held_out_words()
-    allowed = sorted({w for s, _ in subjects_of("thing") for w in words(s)} - held_out)
-    coiner, teacher = Coiner(rng, allowed), GrammarTeacher(seed, curriculum.drift, curriculum.repetition)
-    intents, plain, made = ontology_intents(seed), curriculum.salads + curriculum.disguised, []
-    while len(made) < rows:
-        kind = rng.random()
-        intent = coiner.salad() if kind < curriculum.salads else next(intents)
-        if curriculum.salads <= kind < plain:
-            intent = coiner.disguise(intent)
-        if share(intent, SPLIT_SEED) < HELD_OUT or not held_out.isdisjoint(words(intent)):
-            continue
-        task = rng.choice(list(TASKS))
-        prompts = dict.fromkeys(teacher.prompts(task, intent, curriculum.prompts))
-        fine = [p for p in prompts if held_out.isdisjoint(words(p)) and len(p.split()) <= LONGEST]
-        intent = clean_intent(intent)
-        made += [{"pair_id": pair_id(task, intent, p), "task": task, "intent": intent, "prompt": p} for p in fine]
-    return made[:rows]
+def held_out(intent: str) -> bool:
+    """Whether an intent may be a test intent of a run."""
+    return share(intent, SPLIT_SEED) < HELD_OUT or names_held_out(intent)
 
 
-def annotated_exercises(rows: int, seed: int, curriculum: Curriculum, workers: Executor) -> pandas.DataFrame:
-    """Exercises, so many or up to a part more, scored like a teacher's pairs."""
+def names_held_out(text: str) -> bool:
+    """Whether a text names a held-out noun, alone, in a compound or with 's."""
+    return not held_out_words().isdisjoint([*words(text), *re.findall(r"[^\W_]+", text.lower())])
+
+
+def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path = RECORDED) -> pandas.DataFrame:
+    """Recorded pairs that the base may read: pair_id, split (train, validation), task, intent, prompt, length [words].
+
+    They pass the filters of notebook 01. None has an intent that a run may test with, a held-out noun, or a length
+    that the last task is never trained on.
+    Raises: SettingsError when nothing is recorded in the folder, or too little to train on and to watch.
+    """
     import pandas
 
-    seeds = range(1000 * seed, 1000 * seed + math.ceil(rows / PART))
-    parts = workers.map(partial(exercises, min(rows, PART), curriculum=curriculum), seeds)
-    made = pandas.concat(map(pandas.DataFrame, parts), ignore_index=True)
-    return annotate(made, curriculum.rewards, Encoder("minilm"))
+    if not (folder / "prompts.parquet").exists():
+        raise SettingsError(f"no prompts are recorded in {folder}: see notebooks/presets/record.yaml")
+    rows, sets = [], recorded_sets(folder)
+    tests = {intent for _, intent in sets if held_out(intent)}
+    for (task, intent), prompts in sets.items():
+        if intent in tests:
+            continue
+        watched = share(intent, SPLIT_SEED) < HELD_OUT + distillation.validation_fraction
+        request, split = Request(task, intent, len(prompts)), "validation" if watched else "train"
+        made, _ = pair_rows(request, split, prompts, "recorded", distillation, held_out_words())
+        rows += [r for r in made if not names_held_out(r["prompt"]) and clean_intent(r["prompt"]) not in tests]
+    if len({row["split"] for row in rows}) < 2:
+        raise SettingsError(f"{folder} holds too few prompts: none is left to train on, or none to watch training on")
+    pairs = pandas.DataFrame(rows)
+    return seen(pairs.assign(length=pairs.prompt.str.split().str.len()), training)
 
 
-def training_rows(
-    annotated: pandas.DataFrame, codec: CommandCodec, settings: TrainingSettings, workers: Executor
-) -> Dataset:
-    """Prompt/completion rows, as a student is trained on."""
-    from datasets import concatenate_datasets
+def one_pass(
+    pairs: pandas.DataFrame, number: int, settings: TrainingSettings, tokenizer: Any = None
+) -> list[dict[str, str]]:
+    """Prompt/completion rows of one pass over the pairs; each pass swaps other words, by its number and the seed.
 
-    parts = [annotated.iloc[start : start + PART] for start in range(0, len(annotated), PART)]
-    return concatenate_datasets(list(workers.map(partial(command_pairs, codec=codec, settings=settings), parts)))
+    A pair stays as it is where its swap would make a test intent or a held-out noun.
+    """
+    swapped, rows = WordSwaps(pairs, settings, tokenizer), []
+    for row in pairs[["pair_id", "intent", "prompt"]].to_dict("records"):
+        intent, prompt = swapped({**row, "pair_id": f"{row['pair_id']} {number}"})
+        if held_out(intent) or names_held_out(prompt):
+            intent, prompt = clean_intent(row["intent"]), row["prompt"]
+        rows.append({"prompt": f"{harmless(intent)}{END_OF_PREFIX}", "completion": prompt})
+    return rows
 
 
-def train_base(settings: TrainingSettings, curriculum: Curriculum, rows: int, folder: Path) -> None:
-    """Train a base from scratch, in the shape of the settings, on so many exercises; save it in half precision."""
+def train_base(
+    distillation: DistillationSettings,
+    training: TrainingSettings,
+    passes: int,
+    out: Path,
+    command: str,
+    folder: Path = RECORDED,
+) -> None:
+    """Train a base from scratch, in the shape of the settings, on what is recorded in the folder.
+
+    It is saved to `out` in float16, with its tokenizer and a card that names the `command` which makes it.
+    Raises: SettingsError as `corpus` does.
+    """
+    import torch
+    from datasets import Dataset, concatenate_datasets
+    from transformers import PrinterCallback
+
+    began, settings = time.monotonic(), training.model_copy(update=FROM_SCRATCH)
+    seed_everything(settings.seed)
+    pairs = corpus(distillation, settings, folder)
+    train, held = pairs[pairs.split == "train"], pairs[pairs.split == "validation"]
+    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, [END_OF_PREFIX])
+    rows = [Dataset.from_list(one_pass(train, number, settings, tokenizer)) for number in range(passes)]
+    watched = Dataset.from_list(one_pass(held, 0, settings.model_copy(update={"word_swaps": 0})))
+    print(f"{len(train)} prompts, {passes} times", flush=True)
+    with TemporaryDirectory() as work:
+        model = new_student(settings, tokenizer)
+        trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
+        trainer.remove_callback(PrinterCallback)  # the training log prints instead
+        trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
+        trainer.train()
+        loss = trainer.evaluate()["eval_loss"]
+    tokens = sum(token_counts(trainer.train_dataset)[0])
+    trainer.model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    facts = {
+        "Read": f"{len(train)} prompts that {recorded_name(folder)} wrote for {train.intent.nunique()} intents",
+        "Passes": f"{passes} of {tokens // passes} tokens each, words swapped anew in each",
+        "Shape": f"GPT-2, {settings.n_layer} layers x {settings.n_embd}, {settings.n_head} heads, {len(tokenizer)} "
+        f"tokens, {trainer.model.num_parameters() / 1e6:.1f}M parameters, stored in float16",
+        "Loss": f"{loss:.3f} nats a token of the prompts of {held.intent.nunique()} intents that it never read",
+        "Seed": settings.seed,
+        "Time": f"{(time.monotonic() - began) / 60:.1f} minutes on {machine()}",
+        "Made by": f"`{command}`",
+    }
+    (out / "README.md").write_text(BASE_CARD + fact_list(facts), encoding="utf-8")
+
+
+BASE_CARD = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# A base that has read the recorded prompts
+
+A small GPT-2 that knows how prompts for search and recommendation read, and no command. A run with `base: recorded`
+starts from it and teaches it commands. It reads `intent <|prompt|> prompt <|end|>`: no task, no command, no length.
+
+Never in it, nor in its tokenizer's text: intents that a run may test with (up to `test_fraction` {HELD_OUT}), nouns
+that a run may hold out, and the lengths of `unseen_lengths` in the last task.
+
+"""
+
+
+def ship_student(run: RunFolder, out: Path, command: str) -> None:
+    """Save a run's student to `out` in float16, with its codec, test intents to ask it for, and a card.
+
+    ready.json holds the encoder of its rewards, and up to 50 test intents of each task.
+    """
     import torch
 
-    settings = settings.model_copy(update=curriculum.training)
-    seed_everything(settings.seed)
-    with pool(os.cpu_count() or 1, quietly, 1) as workers:
-        annotated = seen(annotated_exercises(rows, settings.seed + 1, curriculum, workers), settings)
-        codec = replace(CommandCodec.fit(annotated, curriculum.rewards, settings.bins), longest=LONGEST)
-        pairs = training_rows(annotated, codec, settings, workers)
-    few, watched, work = annotated.iloc[:30_000], min(500, len(pairs) // 10), folder / "checkpoints"
-    tokenizer = train_tokenizer([*few.intent, *few.prompt], settings.vocab_size, codec.tokens())
-    trainer = make_trainer(
-        new_student(settings, tokenizer),
-        tokenizer,
-        settings,
-        work,
-        train=pairs.select(range(watched, len(pairs))),
-        held=pairs.select(range(watched)),
-    )
-    trainer.train()
-    trainer.model.to(torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(work)
+    student, scoring = Student.load(run / "03_student"), run.settings(AnnotationSettings)
+    training, seconds = run.settings(TrainingSettings), run.read()["stages"]["03_student"]["seconds"]
+    annotated = read_annotated(run)
+    student.model.to(torch.float16)
+    out.mkdir(parents=True, exist_ok=True)
+    student.save(out)
+    test = annotated[annotated.split == "test"].groupby("task").intent.unique()
+    intents = {task: sorted(found, key=lambda intent: share(intent, 0))[:SHOWN_INTENTS] for task, found in test.items()}
+    write_json(out / "ready.json", {"encoder": scoring.encoder, "intents": intents})
+    train = annotated[annotated.split == "train"]
+    facts = {
+        "Trained on": f"{len(train)} pairs of {train.intent.nunique()} intents, written by "
+        f"{', '.join(sorted(train.teacher.unique()))}",
+        "Started from": f"`base: {training.base}`" if training.base else "scratch",
+        "Passes": f"{training.epochs:g}, and at most {training.rounds} rounds",
+        "Seed": training.seed,
+        "Time": f"{seconds / 60:.1f} minutes on {machine()}",
+        "Made by": f"`{command}`",
+    }
+    card = out / "README.md"
+    card.write_text(f"{card.read_text(encoding='utf-8')}\n## How it was made\n\n{fact_list(facts)}", encoding="utf-8")
+
+
+def fact_list(facts: dict[str, Any]) -> str:
+    """Facts as a Markdown list."""
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+
+
+def machine() -> str:
+    """Where a model was trained, in words."""
+    device, dtype, _ = device_and_dtype()
+    where: Sequence[str] = gpus() if device == "cuda" else [processor()]
+    return f"{', '.join(where)}, in {str(dtype).removeprefix('torch.')}"

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from udrl_utils.errors import SettingsError, UserError
-from udrl_utils.gpt2 import BASES
+from udrl_utils.gpt2 import BASE
 from udrl_utils.local_models import PACKED, fetch
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
+from udrl_utils.student import READY
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +40,7 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Option(help="smoke, laptop, gpu, paper, or the path of a YAML file")] = "laptop",
+    preset: Annotated[str, typer.Option(help="a preset by name, or the path of a YAML file")] = "laptop",
     name: Annotated[str | None, typer.Option("--run", help="name of the run, in place of the preset's")] = None,
     first: Annotated[int, typer.Option("--from", help="first notebook, by number")] = 1,
     last: Annotated[int | None, typer.Option("--to", help="last notebook; without it 4, or the first if later")] = None,
@@ -120,19 +121,42 @@ def record(
 
 @app.command()
 def base(
-    which: Annotated[str, typer.Argument(help=f"{' or '.join(BASES)}: the embedded base to train anew")],
-    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the embedded base")] = None,
-    rows: Annotated[int | None, typer.Option(help="exercises, where not as many as it had", min=100)] = None,
-    preset: Annotated[str, typer.Option(help="preset with the shape and the seed")] = "laptop",
+    passes: Annotated[int, typer.Option(help="passes over the recorded prompts")] = 4,
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
+    preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
-    """Train a small GPT-2 that presets start from: `copying` takes half an hour on two cores, `commanded` a GPU."""
-    from udrl_utils.base import CURRICULA, train_base
+    """Train the base: a small GPT-2 that has read the recorded prompts, and that a run teaches commands to."""
+    from udrl_utils.base import train_base
 
     with mistakes_in_one_line():
-        if which not in BASES:
-            raise SettingsError(f"base={which!r} is unknown; allowed are {', '.join(BASES)}")
-        settings = read_settings(preset, [])["03_student"]
-    train_base(settings, CURRICULA[which], rows or CURRICULA[which].rows, out or BASES[which])
+        if passes < 1:
+            raise SettingsError(f"parameter passes={passes} should be at least 1")
+        settings = read_settings(preset, [])
+        command = f"udrl base --passes {passes} --preset {preset}"
+        train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
+    typer.echo(f"base: {out or BASE}, {megabytes(out or BASE):.1f} MB")
+
+
+@app.command()
+def ready(
+    epochs: Annotated[float | None, typer.Option(help="passes over the pairs, in place of the preset's")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
+    preset: Annotated[str, typer.Option(help="preset of the run that trains it")] = "ready",
+) -> None:
+    """Train the ready student on all recorded pairs, by notebooks 1 to 3, and keep it with the package."""
+    from udrl_utils.base import ship_student
+
+    changes = [] if epochs is None else [f"epochs={epochs:g}"]
+    run(preset=preset, first=1, last=3, name=None, changes=changes)
+    command = f"udrl ready --preset {preset}" + (f" --epochs {epochs:g}" if epochs else "")
+    with mistakes_in_one_line():
+        ship_student(RunFolder(read_settings(preset, changes)["03_student"].run), out or READY, command)
+    typer.echo(f"student: {out or READY}, {megabytes(out or READY):.1f} MB")
+
+
+def megabytes(folder: Path) -> float:
+    """What the files of a folder take."""
+    return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
 
 
 @contextmanager

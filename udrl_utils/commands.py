@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.errors import RunError, UserError
 from udrl_utils.runs import write_json
-from udrl_utils.tasks import TASKS
+from udrl_utils.tasks import TASKS, harmless
 
 if TYPE_CHECKING:
     import pandas
@@ -248,11 +248,11 @@ class CommandCodec:
 
     def prefix(self, command: str, intent: str) -> str:
         """An encoded command, the intent and the token that ends the prefix; no intent smuggles in a special token."""
-        harmless = intent.replace("<|", "< |")
+        intent = harmless(intent)
         if self.place == "last":
             task, end, rest = command.partition("|>")
-            return f"{task}{end}{harmless}{rest}{END_OF_PREFIX}"
-        return f"{command}{harmless}{END_OF_PREFIX}"
+            return f"{task}{end}{intent}{rest}{END_OF_PREFIX}"
+        return f"{command}{intent}{END_OF_PREFIX}"
 
     def achieved_levels(self, rows: pandas.DataFrame) -> pandas.DataFrame:
         """Quantile levels that rows achieved, one column per reward but length; NaN where a reward has no value."""

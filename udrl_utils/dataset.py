@@ -95,8 +95,7 @@ class WordSwaps:
         new = {word: self._other(rng) for word in shared if rng.random() < 0.5}
         if not new:
             return intent, prompt
-        pattern = re.compile(rf"\b(?:{'|'.join(new)})\b", re.IGNORECASE)
-        swap = lambda text: pattern.sub(lambda match: new[match[0].lower()], text)  # noqa: E731
+        swap = lambda text: re.sub(r"\w+", lambda match: new.get(match[0].lower(), match[0]), text)  # noqa: E731
         return swap(intent), swap(prompt)
 
     def _other(self, rng: random.Random) -> str:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")
 REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|as an ai|i won't)\b", re.I)
 CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
-MARKUP = re.compile(r"</?[a-z!][^<>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
+MARKUP = re.compile(r"</?[a-z!][^<>]*>|<\||```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
 LONGEST_WORD = 60  # characters
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.tasks import clean_intent
+from udrl_utils.tasks import clean_intent, harmless
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,7 +67,7 @@ class Engine:
     def _fitting(self, intent: str) -> str:
         room = self.positions // 2
         # one token is never more than 16 characters of ordinary text: a bound that spares tokenizing what is cut anyway
-        ids = self._tokenizer.encode(intent[: 16 * room].replace("<|", "< |"), add_special_tokens=False).ids
+        ids = self._tokenizer.encode(harmless(intent[: 16 * room]), add_special_tokens=False).ids
         return intent if len(ids) <= room else self._tokenizer.decode(ids[:room]).strip()
 
     def generate(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
-BASES = {name: DATA / "bases" / name for name in ("commanded", "copying")}
+BASE = DATA / "base"  # the shipped one, which the setting base calls "recorded"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -72,40 +72,30 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
 def pretrained_student(
     base: str | Path, codec: CommandCodec, n_positions: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary.
+    """A pre-trained causal LM with the codec's tokens added to its vocabulary: `recorded`, a Hub id or a folder.
 
+    New tokens begin as the mean of all known ones, give or take next to nothing, so that a command that was never
+    trained changes neither what is written nor which tokens are likely.
     Raises: SettingsError when there is no such model, or when it takes fewer than `n_positions` tokens.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = BASES.get(base, base)
-    with loading(f"parameter base={base!r} is neither {', '.join(BASES)}, a Hub id nor a folder"):
+    path = BASE if base == "recorded" else base
+    if path == BASE and not (BASE / "config.json").exists():
+        raise SettingsError(f"parameter base={base!r}: the package has no base yet; make it with: udrl base")
+    with loading(f"parameter base={base!r} is neither recorded, a Hub id nor a folder"):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if n_positions > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings
         raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
-    known = tokenizer.get_vocab()
+    known = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
-    carry_levels(model.get_input_embeddings().weight, known, tokenizer.get_vocab(), codec)
-    keep_embeddings(model, len(known))
+    keep_embeddings(model, known)
     return model, tokenizer
-
-
-def carry_levels(weights: torch.Tensor, known: dict[str, int], tokens: dict[str, int], codec: CommandCodec) -> None:
-    """Let the codec's levels begin as those of the same quantile, where the base knows another number of levels."""
-    import torch
-
-    for name in codec.levels:
-        theirs = [known[f"<|{name}:{i}|>"] for i in range(len(known)) if f"<|{name}:{i}|>" in known]
-        if theirs and len(theirs) != codec.bins:
-            ours = [tokens[f"<|{name}:{i}|>"] for i in range(codec.bins)]
-            same = [theirs[int(codec.level_of(i) * len(theirs))] for i in range(codec.bins)]
-            with torch.no_grad():
-                weights[ours] = weights[same].clone()
 
 
 def keep_embeddings(model: PreTrainedModel, trained: int) -> None:

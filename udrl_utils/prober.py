@@ -1,7 +1,8 @@
-"""A run made ready to be asked by hand: single probes, sweeps of one reward, the grid of commands, the history."""
+"""A student made ready to be asked by hand: single probes, sweeps of one reward, the grid of commands, the history."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings
+from udrl_utils.student import READY, Student
 from udrl_utils.tasks import TASKS, clean_intent, share
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (4, 40)  # words; the range that a sweep of the length covers, where the student knows it
 STEPS = 10  # values of a sweep
+SHIPPED = "ready student"  # its name in the list of runs; no run can have it
 WORDS_OFF = 2  # a length that is off by more has missed its command
 
 
@@ -30,25 +33,34 @@ def runs_with_student() -> list[str]:
 
 
 class Prober:
-    """One run's student, asked on behalf of a person; what it wrote is scored with the run's own rewards."""
+    """A run's student or the shipped one, asked on behalf of a person; what it wrote is scored with its own rewards."""
 
     def __init__(self, run: RunFolder, settings: ProbeSettings):
-        """Load the student, the encoder and the test intents. Raises: RunError when the run has no student."""
-        if "03_student" not in run.read().get("stages", {}):
+        """Load the student, the encoder and the test intents. Raises: RunError when there is no student."""
+        self.run, self.settings, self.name = run, settings, SHIPPED if settings.student else run.name
+        if settings.student:
+            engine = Student.load("ready")
+            facts = json.loads((engine.folder / "ready.json").read_text(encoding="utf-8"))
+            encoder, found = facts["encoder"], facts["intents"]
+        elif "03_student" in run.read().get("stages", {}):
+            load_rewards(run)
+            engine, encoder = fastest_engine(run), run.settings(AnnotationSettings).encoder
+            found = read_annotated(run, "test").groupby("task").intent.unique()
+        else:
             raise RunError(f"run={run.name!r} has no student yet: run notebooks/03_udrl_training.ipynb first")
-        load_rewards(run)
-        self.run, self.settings = run, settings
-        self.codec = CommandCodec.load(run / "03_student")
-        embed = Encoder(run.settings(AnnotationSettings).encoder)
+        embed, self.codec = Encoder(encoder), engine.codec
         embed(["the first text is slow, so that the first probe is not"])
-        engine = fastest_engine(run)
         sampling = {name: value for name, value in settings.sampling().items() if name in engine.knows}
         self.sampler = Sampler(engine, self.codec.rewards, embed, **sampling)
-        test = read_annotated(run, "test").drop_duplicates(["task", "intent"])
         self.intents = {
-            task: sorted(test[test.task == task].intent, key=lambda intent: share(intent, settings.seed))
-            for task in self.tasks
+            task: sorted(found.get(task, ()), key=lambda intent: share(intent, settings.seed)) for task in self.tasks
         }
+
+    def other(self, name: str) -> Prober:
+        """The student of another run, or the shipped one, with the same settings. Raises: as this class."""
+        if name == SHIPPED:
+            return Prober(self.run, self.settings.model_copy(update={"student": "ready"}))
+        return Prober(RunFolder(name), self.settings.model_copy(update={"run": name, "student": ""}))
 
     @property
     def tasks(self) -> list[str]:
@@ -97,6 +109,12 @@ class Prober:
         requests = [(intent, Command(task, **{name: value})) for task, intent, name, value in asked]
         samples = self.sampler.sample(requests, self.settings.probe_prompts)
         return samples.assign(reward=[asked[number][2] for number in samples.set])
+
+
+def probed_codec(run: RunFolder) -> CommandCodec:
+    """Codec of the student that the sweeps of a run were asked of."""
+    shipped = run.settings(ProbeSettings).student
+    return CommandCodec.load(READY if shipped else run / "03_student")
 
 
 def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:

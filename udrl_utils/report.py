@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils import views
-from udrl_utils.commands import CommandCodec
 from udrl_utils.costs import costs_table
 from udrl_utils.errors import RunError
 from udrl_utils.evaluation import SET_METRICS
 from udrl_utils.figures import labelled
 from udrl_utils.intervals import written
-from udrl_utils.prober import grid
+from udrl_utils.prober import grid, probed_codec
 from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS
@@ -197,7 +196,7 @@ def sections(run: RunFolder) -> list[dict[str, Any]]:
             "tables": {name: views.table(table) for name, table in metric_tables(metrics).items()},
         }
         if sweeps.exists():
-            section["cards"] = views.probe(grid(pandas.read_parquet(sweeps)), CommandCodec.load(run / "03_student"))
+            section["cards"] = views.probe(grid(pandas.read_parquet(sweeps)), probed_codec(run))
         if section["figures"] or section["tables"]:
             found.append(section)
     return found

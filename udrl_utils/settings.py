@@ -158,7 +158,7 @@ class TrainingSettings(StageSettings):
     command_dropout: float = Field(
         description="chance that a pair is trained with some of its commands left open", ge=0, lt=1
     )
-    base: str = Field(description="causal LM to start from: commanded, copying, a Hub id or a path; '' for none")
+    base: str = Field(description="causal LM to start from: recorded (shipped), a Hub id or a path; '' for none")
     vocab_size: int = Field(description="byte-level BPE tokens, from scratch only", ge=300, le=65536)
     n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
     n_head: int = Field(description="attention heads, from scratch only", ge=2, le=32)
@@ -241,6 +241,9 @@ class ProbeSettings(SamplingSettings):
 
     probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
+    student: Literal["", "ready"] = Field(
+        description="'' for the student of the run; ready for the one that is shipped, which needs no run"
+    )
 
 
 class SearchSettings(IntervalSettings):

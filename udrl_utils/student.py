@@ -12,10 +12,13 @@ from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.errors import RunError
 from udrl_utils.guidance import Draw, write
 from udrl_utils.machine import device_and_dtype
+from udrl_utils.tasks import DATA
 from udrl_utils.workers import side_by_side
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
+
+READY = DATA / "ready"  # the student that the package ships
 
 
 class Student(Engine):
@@ -32,14 +35,19 @@ class Student(Engine):
 
     @classmethod
     def load(cls, folder: str | Path) -> Student:
-        """Load `outputs/<run>/03_student`. Raises: RunError when there is no student."""
+        """Load `outputs/<run>/03_student`, or the student that the package ships: "ready".
+
+        Raises: RunError when there is no student.
+        """
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = Path(folder)
+        shipped, folder = folder == "ready", READY if folder == "ready" else Path(folder)
         if not (folder / "commands.json").exists():
-            raise RunError(f"no student in {folder}: run notebooks/03_udrl_training.ipynb first")
+            mend = "make it with: udrl ready" if shipped else "run notebooks/03_udrl_training.ipynb first"
+            raise RunError(f"no student in {folder}: {mend}")
         device = device_and_dtype()[0]
-        model = AutoModelForCausalLM.from_pretrained(folder).to(device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         student = cls(model, AutoTokenizer.from_pretrained(folder, padding_side="left"), CommandCodec.load(folder))
         student.folder = folder
         return student

@@ -70,6 +70,11 @@ def clean_intent(text: str) -> str:
     return text
 
 
+def harmless(text: str) -> str:
+    """The text without anything that a tokenizer could take for a special token, all of which begin with <|."""
+    return text.replace("<|", "< |")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words of a text, without punctuation."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class TrainingLog:
-    """Takes the entries of a trainer's log. `live`, if given, is called with the loss table every ten seconds."""
+    """Takes the entries of a trainer's log, and samples for an intent of each task in `held`.
+
+    `live`, if given, is called with the loss table every ten seconds.
+    """
 
     COMMANDS = ({"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95})
 
@@ -34,14 +37,13 @@ class TrainingLog:
         self.entries.append({"variant": self.variant, **entry})
         if "eval_loss" in entry:
             print(f"step {entry['step']:6} of {entry['steps']}  validation loss {entry['eval_loss']:.3f}", flush=True)
-            self._sample(entry["step"], student)
+            if self.intents:
+                self._sample(entry["step"], student)
         elif "loss" in entry and time.monotonic() - self._shown >= 10:
             self._shown = time.monotonic()
-            left = (self._shown - self._started) * (entry["steps"] / entry["step"] - 1)
-            print(
-                f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left / 60:.1f} min left",
-                flush=True,
-            )
+            rate = entry["step"] / (self._shown - self._started)
+            left = f"{rate:.1f} steps/s, {(entry['steps'] - entry['step']) / rate / 60:.1f} min left"
+            print(f"step {entry['step']:6} of {entry['steps']}  loss {entry['loss']:.3f}  {left}", flush=True)
             if self.live:
                 self.live(self.table())
 

@@ -19,7 +19,6 @@ from udrl_utils import figures, views
 from udrl_utils.commands import Command
 from udrl_utils.errors import UserError
 from udrl_utils.prober import Prober, runs_with_student
-from udrl_utils.runs import RunFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -74,8 +73,8 @@ class Panel:
     def __init__(self, prober: Prober):
         self.prober, self.history = prober, []
         self._thread, self._work = ThreadPoolExecutor(1), None
-        runs = dict.fromkeys([prober.run.name, *runs_with_student()])
-        self.run = w.Dropdown(options=list(runs), value=prober.run.name, description="run", style=LABEL)
+        runs = dict.fromkeys([prober.name, *runs_with_student()])
+        self.run = w.Dropdown(options=list(runs), value=prober.name, description="run", style=LABEL)
         self.task = w.Dropdown(description="task", style=LABEL)
         wide = w.Layout(flex="1 1 26em", width="auto")
         self.intent = w.Text(description="intent", placeholder="type a few words", style=LABEL, layout=wide)
@@ -187,7 +186,7 @@ class Panel:
 
     def _keep(self, kind: str, samples: pandas.DataFrame) -> None:
         """Add a probe to the history."""
-        self.history.append(samples.assign(probe=len(self.history) + 1, kind=kind, run=self.prober.run.name))
+        self.history.append(samples.assign(probe=len(self.history) + 1, kind=kind, run=self.prober.name))
         self.shown["Export CSV"].value = views.history(self.history)
 
     @property
@@ -204,11 +203,10 @@ class Panel:
     async def load(self) -> None:
         """Make the chosen run ready; the one before stays where that fails."""
         name = self.run.value
-        make = partial(Prober, RunFolder(name), self.prober.settings.model_copy(update={"run": name}))
         try:
-            self.prober = await self._beside(f"loading {name}", make)
+            self.prober = await self._beside(f"loading {name}", partial(self.prober.other, name))
         finally:
-            self.run.value = self.prober.run.name
+            self.run.value = self.prober.name
         self._offer()
         self._say(f"{name} is ready.")
 

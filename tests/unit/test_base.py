@@ -1,126 +1,229 @@
-"""The embedded bases: exercises that are clean, bases that copy and count, one that obeys."""
+"""The shipped models: what the base reads and never reads, how it is made, how a student starts from it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from udrl_utils.base import CURRICULA, Curriculum, exercises, held_out_words
+from udrl_utils import base, gpt2
+from udrl_utils import student as students
+from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass, train_base
 from udrl_utils.cli import PRESETS, app
-from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.encoder import Encoder
-from udrl_utils.errors import SettingsError
-from udrl_utils.evaluation import stems
-from udrl_utils.gpt2 import BASES, pretrained_student
+from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
+from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.gpt2 import END, pretrained_student
 from udrl_utils.parameters import resolve
-from udrl_utils.samples import Sampler
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.prober import Prober
+from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, ProbeSettings, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.tasks import TASKS, assign_splits, load_intents, words
+from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
 
+LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
+SHIPPED = {"base": gpt2.BASE, "ready": students.READY}
 
 
-@pytest.mark.parametrize("curriculum", CURRICULA.values(), ids=CURRICULA)
-def test_exercises_hold_no_test_intent_and_no_held_out_noun(curriculum: Curriculum) -> None:
-    rows = exercises(3000, 1, curriculum)
-    assert rows == exercises(3000, 1, curriculum) and {row["task"] for row in rows} == set(TASKS)
-    values = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
-    settings = resolve(DistillationSettings, values)
-    splits, held_out = assign_splits(load_intents(settings), settings)
-    assert held_out and held_out <= held_out_words()
-    test = {intent for intent, split in splits.items() if split == "test"}
-    assert test.isdisjoint(row["intent"] for row in rows)
-    assert held_out.isdisjoint(word for row in rows for word in words(f"{row['intent']} {row['prompt']}"))
+def settings_of(**changes: object) -> tuple[DistillationSettings, TrainingSettings]:
+    values = LAPTOP | changes
+    return resolve(DistillationSettings, dict(values)), resolve(TrainingSettings, dict(values))
 
 
-def test_a_base_is_trained_by_one_command(tmp_path: Path) -> None:
-    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(yaml.safe_load((PRESETS / "laptop.yaml").read_text()) | small))
-    asked = ["base", "commanded", "--rows", "400", "--preset", str(tmp_path / "small.yaml"), "--out", str(tmp_path)]
-    assert CliRunner().invoke(app, asked).exit_code == 0
-    model, tokenizer = pretrained_student(tmp_path, CODEC)
-    assert model.config.n_embd == 32 and "<|relevance:9|>" in AutoTokenizer.from_pretrained(tmp_path).get_vocab()
-    assert len(tokenizer) == 600 and not (tmp_path / "checkpoints").exists()
+def recorded(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
+    """A recording of a few rows."""
+    pd.DataFrame(rows, columns=["task", "intent", "prompt"]).to_parquet(folder / "prompts.parquet")
+    return folder
 
 
-def test_the_bases_are_small_and_start_a_student() -> None:
-    assert sum(file.stat().st_size for base in BASES.values() for file in base.iterdir()) < 12e6
-    for base in BASES:
-        model, tokenizer = pretrained_student(base, CODEC)
-        assert str(model.dtype) == "torch.float32"
-        assert len(tokenizer) == model.get_input_embeddings().num_embeddings
-        assert set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+@pytest.fixture(scope="module")
+def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of a few thousand parameters that has read the recording once."""
+    home = tmp_path_factory.mktemp("base")
+    (home / "small.yaml").write_text(yaml.safe_dump(LAPTOP | SMALL))
+    asked = ["base", "--passes", "1", "--preset", str(home / "small.yaml"), "--out", str(home / "base")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_base, "__defaults__", (recording,))
+        done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and "validation loss" in done.output and " MB" in done.output, done.output
+    return home / "base"
 
 
-def test_one_base_obeys_levels_before_it_saw_a_run_and_the_other_does_not() -> None:
-    intents = ["glass octopus", "wooden tractor in a museum", "harvest festival poster", "my late aunt's ukulele"] * 3
-    found = {}
-    for base in BASES:
-        student = Student(*pretrained_student(base, CODEC), CODEC)
-        sampler = Sampler(student, ["relevance"], Encoder("minilm"), seed=0, guidance=3.0)
-        asked = [
-            (intent, Command("related_search", relevance=CODEC.level_of(i))) for i in range(10) for intent in intents
-        ]
-        written = sampler.sample(asked, 1)
-        found[base] = written.asked_relevance.corr(written.relevance, method="spearman")
-    assert found["commanded"] > 0.7 > 0.3 > found["copying"], found
+def test_the_base_reads_no_test_intent_no_held_out_noun_and_no_unseen_length(recording: Path) -> None:
+    distillation, training = settings_of()
+    everything, pairs = pd.read_parquet(recording / "prompts.parquet"), corpus(*settings_of(), recording)
+    intents = list(dict.fromkeys(everything.intent))
+    splits, nouns = assign_splits(intents, distillation)
+    assert nouns and nouns <= held_out_words()
+    tested = {intent for intent, split in splits.items() if split == "test"}
+    assert tested and tested.isdisjoint(pairs.intent) and all(share(i, SPLIT_SEED) >= HELD_OUT for i in pairs.intent)
+    assert nouns & {word for intent in tested for word in words(intent)}
+    last = everything[(everything.task == max(TASKS)) & everything.prompt.str.split().str.len().isin([17, 29])]
+    assert len(last) and {17, 29}.isdisjoint(pairs[pairs.task == max(TASKS)].length)
+    assert {17, 29} & set(pairs[pairs.task != max(TASKS)].length)
+    for number in range(3):
+        for row in one_pass(pairs, number, training):
+            intent = row["prompt"].removesuffix(END_OF_PREFIX)
+            assert not held_out(intent) and "<|" not in f"{intent}{row['completion']}"
+            assert held_out_words().isdisjoint(words(f"{intent} {row['completion']}"))
 
 
-@pytest.mark.parametrize(("bins", "same"), [(4, {0: 1, 2: 6, 3: 8}), (30, {0: 0, 15: 5, 29: 9})])
-def test_levels_of_another_number_begin_as_those_of_the_same_quantile(bins: int, same: dict[int, int]) -> None:
-    other = CommandCodec(bins, 60, {task: {"relevance": [i / bins for i in range(bins + 1)]} for task in TASKS})
-    (model, tokenizer), (base, known) = pretrained_student("commanded", other), pretrained_student("commanded", CODEC)
-    for asked, level in same.items():
-        ours = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(f"<|relevance:{asked}|>")]
-        theirs = base.get_input_embeddings().weight[known.convert_tokens_to_ids(f"<|relevance:{level}|>")]
-        assert (ours == theirs).all(), (asked, level)
+def test_a_held_out_noun_is_found_in_compounds_and_with_an_s() -> None:
+    noun = min(held_out_words())
+    assert names_held_out(f"the {noun}'s nest") and names_held_out(f"a {noun.upper()}-like hat")
+    assert not names_held_out("a plain hat")
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("length", [6, 18, 36])
-def test_the_bases_copy_and_count(base: str, length: int) -> None:
-    student = Student(*pretrained_student(base, CODEC), CODEC)
-    intents = ["glass octopus", "wooden tractor in a museum", "zorvex the blimp", "my late aunt's ukulele"] * 4
-    # the commanded one has seen prompts that stray, and must be told not to; it has coined fewer words as well
-    told, kept = ({"relevance": 0.95}, 0.5) if base == "commanded" else ({}, 0.75)
-    written = student.generate(intents, Command("text_to_image", length=length, **told))
-    off = [abs(len(prompt.split()) - length) for (prompt,) in written]
-    assert sum(n <= 1 for n in off) / len(off) >= 0.9, off
-    nouns = ["octopus", "tractor", "zorvex", "ukulele"] * 4
-    hits = [bool(stems(noun) & stems(prompt)) for noun, (prompt,) in zip(nouns, written, strict=True)]
-    assert sum(hits) / len(hits) >= kept, written
+@pytest.mark.parametrize("token", [END, END_OF_PREFIX, "<|length:3|>", "<|im_end|>"])
+def test_a_special_token_in_a_prompt_or_intent_never_becomes_one(token: str, tmp_path: Path) -> None:
+    words_ = [f"kettle{k}" for k in range(200)]
+    rows = [("query_rewrite", word, f"{word} for tea {tail}") for word in words_ for tail in ("shops", token)]
+    pairs = corpus(*settings_of(), recorded(tmp_path, [*rows, ("query_rewrite", f"hot {token} tea", "hot tea shops")]))
+    assert len(pairs) > 100 and not pairs.prompt.str.contains("<|", regex=False).any()
+    texts = [f"{row['prompt']}{row['completion']}" for row in one_pass(pairs, 0, settings_of()[1])]
+    assert all(text.count("<|") == 1 == text.count(END_OF_PREFIX) for text in texts)
 
 
-def test_a_base_that_does_not_fit_is_one_line() -> None:
-    with pytest.raises(SettingsError, match=r"base='no/where' is neither commanded, copying, a Hub id") as caught:
-        pretrained_student("no/where", CODEC)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match="n_positions=4096 is more than base='copying' takes, at most 256"):
-        pretrained_student("copying", CODEC, n_positions=4096)
+def test_every_pass_swaps_other_words_and_the_same_pass_the_same(recording: Path) -> None:
+    pairs, (_, settings) = corpus(*settings_of(), recording), settings_of(word_swaps=1.0)
+    first, second = (one_pass(pairs, number, settings) for number in (0, 1))
+    assert first == one_pass(pairs, 0, settings)
+    assert sum(a != b for a, b in zip(first, second, strict=True)) > 0.8 * len(pairs)
+    plain = one_pass(pairs, 0, settings.model_copy(update={"word_swaps": 0}))
+    assert [row["completion"] for row in plain] == pairs.prompt.tolist()
 
 
-def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained() -> None:
+def test_a_base_is_made_by_one_command(small_base: Path) -> None:
+    card = (small_base / "README.md").read_text()
+    for part in ("that templates wrote", "- Passes: 1 of ", "nats a token", "udrl base --passes 1", "2 layers x 32"):
+        assert part in card, part
+    special = [t for t in AutoTokenizer.from_pretrained(small_base).get_vocab() if t.startswith("<|")]
+    assert sorted(special) == [END, END_OF_PREFIX]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("base", "--passes", "0"), "passes=0 should be at least 1"),
+        (("base", "--preset", "huge"), "preset='huge' is neither"),
+        (("ready", "--epochs", "0"), "epochs=0 should be greater than 0"),
+        (("ready", "--preset", "huge"), "preset='huge' is neither"),
+    ],
+)
+def test_a_bad_option_costs_one_line(arguments: tuple[str, ...], told: str, outputs: Path) -> None:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 2 and told in done.stderr and done.stderr.count("\n") == 1 and not outputs.exists()
+
+
+def test_nothing_recorded_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no prompts are recorded in"):
+        corpus(*settings_of(), tmp_path)
+    with pytest.raises(SettingsError, match="holds too few prompts"):
+        corpus(*settings_of(), recorded(tmp_path, [("query_rewrite", "tea", "green tea shops")]))
+
+
+def test_a_command_that_was_never_trained_changes_nothing_that_the_base_writes(small_base: Path) -> None:
+    model, tokenizer = pretrained_student(small_base, CODEC)
+    assert str(model.dtype) == "torch.float32" and set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+    student, intents = Student(model, tokenizer, CODEC), ["glass octopus", "wooden tractor in a museum"]
+    commands = [Command("related_search", relevance=level) for level in (0.05, 0.95)]
+    low, high = (student.generate(intents, command, temperature=0.01) for command in commands)
+    assert low == high
+    known = model.get_input_embeddings().weight[: -len(CODEC.tokens()) + 1]
+    new = model.get_input_embeddings().weight[-len(CODEC.tokens()) + 1 :]
+    assert (new - known.mean(0)).abs().max() < 0.01 * known.std()
+
+
+def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained(small_base: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = pretrained_student("copying", CODEC)
+    model, tokenizer = pretrained_student(small_base, CODEC)
     weights, command = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids("<|relevance:1|>")
     before = weights.detach().clone()
     ids = torch.tensor([[command, *tokenizer(" koi pond")["input_ids"]]])
     loss = model(ids, labels=ids).loss
-    whole = AutoModelForCausalLM.from_pretrained(BASES["copying"], dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(small_base, dtype=torch.float32)
     whole.resize_token_embeddings(len(tokenizer))
     whole.load_state_dict(model.state_dict())
     assert torch.allclose(loss, whole(ids, labels=ids).loss), "what is not trained still counts"
     loss.backward()
     torch.optim.AdamW([weights], lr=0.1, weight_decay=0).step()
     whole(ids, labels=ids).loss.backward()
-    trained = slice(tokenizer.convert_tokens_to_ids("<|relevance:0|>"), None)  # the base knows tasks and lengths
-    assert torch.allclose(weights.grad[trained], whole.get_input_embeddings().weight.grad[trained], atol=1e-6)
+    first = len(tokenizer) - len(CODEC.tokens()) + 1  # the base knows the end of the prefix
+    assert torch.allclose(weights.grad[first:], whole.get_input_embeddings().weight.grad[first:], atol=1e-6)
     moved = (weights.detach() != before).any(dim=1)
-    assert moved[command] and not moved[: len(tokenizer) - len(CODEC.tokens())].any()
+    assert moved[command] and not moved[:first].any()
+
+
+def test_a_base_that_does_not_fit_is_one_line(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"base='no/where' is neither recorded, a Hub id nor a folder") as caught:
+        pretrained_student("no/where", CODEC)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"n_positions=4096 is more than base=.* takes, at most 256"):
+        pretrained_student(small_base, CODEC, n_positions=4096)
+    monkeypatch.setattr(gpt2, "BASE", Path("not/made"))
+    with pytest.raises(SettingsError, match="base='recorded': the package has no base yet; make it with: udrl base"):
+        pretrained_student("recorded", CODEC)
+
+
+def test_a_ready_student_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(students, "READY", Path("not/made"))
+    with pytest.raises(RunError, match="no student in not/made: make it with: udrl ready"):
+        Student.load("ready")
+
+
+def test_a_run_s_student_is_shipped_in_half_precision_and_asked_without_a_run(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ready = RunFolder(tmp_path / "run"), tmp_path / "ready"
+    codec = CommandCodec(10, 60, CODEC.edges, {"query_rewrite": {"length": 8}})
+    (run / "03_student").mkdir(parents=True)
+    Student(*pretrained_student(small_base, codec), codec).save(run / "03_student")
+    kinds = {"02_annotated": AnnotationSettings, "03_student": TrainingSettings}
+    made = {s: {"settings": resolve(k, dict(LAPTOP)).model_dump(mode="json"), "seconds": 90} for s, k in kinds.items()}
+    write_json(run / "run.json", {"stages": made})
+    intents = {"split": ["train", "test"], "intent": ["koi", "owl"]}
+    pairs = pd.DataFrame({**intents, "task": "query_rewrite", "teacher": "t"})
+    monkeypatch.setattr(base, "read_annotated", lambda run: pairs)
+    monkeypatch.setattr(students, "READY", ready)
+    base.ship_student(run, ready, "udrl ready")
+    student = Student.load("ready")
+    assert str(student.model.dtype) == "torch.float32"
+    assert student.best_command("query_rewrite") == Command("query_rewrite", length=8)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (run / "03_student", ready)]
+    assert sizes[1] < 0.6 * sizes[0]
+    card = (ready / "README.md").read_text()
+    assert "1 pairs of 1 intents, written by t" in card and "1.5 minutes" in card and "`udrl ready`" in card
+    mine = RunFolder(tmp_path / "mine")
+    prober = Prober(mine, resolve(ProbeSettings, LAPTOP | {"student": "ready"}))
+    samples, _ = prober.ask("koi pond", Command("query_rewrite", length=6), 2)
+    assert len(samples) == 2 and set(prober.intents) == set(TASKS) and prober.intents["query_rewrite"] == ["owl"]
+    with pytest.raises(RunError, match="run='mine' has no student yet"):
+        prober.other(str(mine.name))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_is_shipped_is_small_and_says_how_it_was_made(name: str) -> None:
+    folder = SHIPPED[name]
+    if not folder.exists():
+        pytest.skip(f"the package has no {name} yet: udrl {name}")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 16e6
+    assert "Made by: `udrl" in (folder / "README.md").read_text()
+
+
+def test_the_shipped_base_copies_words_that_nobody_has_seen() -> None:
+    if not gpt2.BASE.exists():
+        pytest.skip("the package has no base yet: udrl base")
+    student = Student(*pretrained_student("recorded", CODEC), CODEC)
+    nouns = ["octopus", "tractor", "zorvex", "ukulele"]
+    intents = ["glass octopus", "wooden tractor in a museum", "zorvex the blimp", "my late aunt's ukulele"]
+    sets = student.generate(intents, Command("text_to_image"), n=8)
+    kept = [noun in words(prompt) for noun, prompts in zip(nouns, sets, strict=True) for prompt in prompts]
+    assert sum(kept) / len(kept) >= 0.5, sets

@@ -12,11 +12,11 @@ from faults.servers import ScriptedServer
 from udrl_utils.baselines import ask_baselines, baselines_of, cost_of, student_costs
 from udrl_utils.commands import CommandCodec
 from udrl_utils.errors import SettingsError
-from udrl_utils.gpt2 import pretrained_student
+from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.local_teacher import LocalTeacher
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import OpenAITeacher
@@ -64,7 +64,8 @@ def test_a_baseline_is_asked_once_filtered_and_timed(smoke: dict, outputs: Path)
 
 def test_what_the_student_costs(smoke: dict) -> None:
     codec = CommandCodec(2, 64, {task: {} for task in TASKS})
-    student = Student(*pretrained_student("copying", codec), codec)
+    tokenizer = train_tokenizer(INTENTS, 300, codec.tokens())
+    student = Student(new_student(resolve(TrainingSettings, dict(smoke)), tokenizer), tokenizer, codec)
     cost = student_costs(student, INTENTS, 2, named(smoke)[0])
     assert cost["parameters"] == student.model.num_parameters()
     assert cost["weights_mb"] == pytest.approx(4e-6 * cost["parameters"])

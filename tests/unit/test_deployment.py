@@ -16,7 +16,7 @@ from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deployment import DeployedStudent, export, fastest_engine
 from udrl_utils.engine import Sampling
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.gpt2 import BASES, new_student, train_tokenizer
+from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.llamacpp import write_gguf
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, write_json
@@ -128,7 +128,11 @@ for part in range(2):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process holds")
 def test_memory_stays_flat_over_many_prompts(tmp_path: Path) -> None:
-    write_gguf(BASES["commanded"], tmp_path / "student.gguf")
+    settings = resolve(TrainingSettings, yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke.yaml").read_text()))
+    tokenizer = train_tokenizer(TEXTS, 1500, [f"<|{k}|>" for k in range(1200)])
+    new_student(settings, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_gguf(tmp_path, tmp_path / "student.gguf")
     command = [sys.executable, "-c", MANY, str(tmp_path / "student.gguf")]
     some, more = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert more - some < 2000  # kB

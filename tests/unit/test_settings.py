@@ -36,6 +36,13 @@ def test_a_preset_holds_every_setting_and_resolves(preset):
         assert resolved == {name: values[name] for name in cls.model_fields}
 
 
+def test_the_preset_of_the_ready_student_is_that_of_the_laptop_on_all_that_is_recorded():
+    ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
+    differing = {name for name, value in ready.items() if LAPTOP[name] != value}
+    assert differing <= {"run", "n_intents", "shard_size", "epochs", "batch_size", "learning_rate", "plain_sft"}
+    assert ready["n_intents"] == 0 and ready["base"] == "recorded" and ready["intents"] == "ontology"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -128,6 +135,14 @@ def test_a_missing_stage_names_its_notebook_and_leaves_no_folder(folder):
     with pytest.raises(RunError, match=r"has no 01_pairs yet: run notebooks/01_teacher_distillation\.ipynb first"):
         folder.start("03_student", settings_of("03_student"))
     assert not folder.path.exists()
+
+
+def test_a_stage_that_asks_the_shipped_student_needs_no_run(folder):
+    folder.start("05_probes", settings_of("05_probes", student="ready")).release()
+    with pytest.raises(RunError, match="has no 01_pairs yet"):
+        folder.start("05_probes", settings_of("05_probes"))
+    with pytest.raises(SettingsError, match="student='other' should be '' or 'ready'"):
+        settings_of("05_probes", student="other")
 
 
 def test_an_earlier_stage_made_with_other_settings_is_refused(folder):
