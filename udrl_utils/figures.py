@@ -292,7 +292,7 @@ def sweep(samples: pandas.DataFrame, codec: CommandCodec) -> Figure:
     figure, axes = panels(len(names), width=4.4)
     for axis, name in zip(axes, names, strict=True):
         rows = samples.reward == name
-        unit, top = ("words", min(codec.longest, 44)) if name == "length" else ("quantile level", 1)
+        unit, top = ("words", samples.asked_length.max() + 4) if name == "length" else ("quantile level", 1)
         achieved = samples[name][rows] if name == "length" else levels[name][rows]
         points = samples[rows].assign(asked=samples[f"asked_{name}"][rows], achieved=achieved)
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)

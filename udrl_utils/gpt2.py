@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 END = "<|end|>"
 BASES = {name: DATA / "bases" / name for name in ("commanded", "copying")}
+NO_BASE = f"parameter base={{base!r}} is neither {', '.join(BASES)}, a Hub id nor a folder"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -70,29 +71,56 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
 
 
 def pretrained_student(
-    base: str | Path, codec: CommandCodec, n_positions: int = 0
+    base: str | Path, codec: CommandCodec, n_positions: int = 0, keep: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pre-trained causal LM, such as gpt2, with the codec's tokens added to its vocabulary.
 
-    Raises: SettingsError when there is no such model, or when it takes fewer than `n_positions` tokens.
+    keep: the embeddings that it knows are not trained.
+
+    Raises: SettingsError when there is no such model, or when it cannot take `n_positions` tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    path = BASES.get(base, base)
-    with loading(f"parameter base={base!r} is neither {', '.join(BASES)}, a Hub id nor a folder"):
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    if n_positions > model.config.max_position_embeddings:
-        most = model.config.max_position_embeddings
-        raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
+    tokenizer = base_tokenizer(base)
+    with loading(NO_BASE.format(base=base)):
+        model = AutoModelForCausalLM.from_pretrained(BASES.get(base, base), dtype=torch.float32)
+    widen(model, n_positions)
     known = tokenizer.get_vocab()
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
     carry_levels(model.get_input_embeddings().weight, known, tokenizer.get_vocab(), codec)
-    keep_embeddings(model, len(known))
+    if keep:
+        keep_embeddings(model, len(known))
     return model, tokenizer
+
+
+def base_tokenizer(base: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a pre-trained causal LM. Raises: SettingsError when there is no such model."""
+    from transformers import AutoTokenizer
+
+    with loading(NO_BASE.format(base=base)):
+        return AutoTokenizer.from_pretrained(BASES.get(base, base), padding_side="left", add_prefix_space=True)
+
+
+def widen(model: PreTrainedModel, positions: int) -> None:
+    """Let a model take sequences of so many tokens. A GPT-2's new positions begin as those half its context before.
+
+    Raises: SettingsError when the model takes fewer and does not learn its positions one by one.
+    """
+    import torch
+
+    most = model.config.max_position_embeddings
+    if positions <= most:
+        return
+    table = getattr(model.base_model, "wpe", None)
+    if table is None:
+        raise SettingsError(f"parameter base: this model takes at most {most} tokens, and {positions} are needed")
+    start = most // 2
+    source = [k if k < most else start + (k - start) % (most - start) for k in range(positions)]
+    wider = torch.nn.Embedding.from_pretrained(table.weight.detach()[source].clone(), freeze=False)
+    model.base_model.wpe, model.config.n_positions = wider, positions
 
 
 def carry_levels(weights: torch.Tensor, known: dict[str, int], tokens: dict[str, int], codec: CommandCodec) -> None:
