@@ -200,8 +200,9 @@ def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
     labels = labelled(sets.system.unique())
     colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
-        swept = samples[(samples.task == task) & (samples.reward == "diversity")]
-        path = swept.groupby("asked_diversity")[["diversity", "relevance"]].mean()
+        path = samples[(samples.task == task) & (samples.reward == "diversity")]
+        if len(path):
+            path = path.groupby("asked_diversity")[["diversity", "relevance"]].mean()
         axis.plot(
             path.diversity,
             path.relevance,

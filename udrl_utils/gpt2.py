@@ -124,9 +124,14 @@ def widen(model: PreTrainedModel, positions: int) -> None:
 
 
 def carry_levels(weights: torch.Tensor, known: dict[str, int], tokens: dict[str, int], codec: CommandCodec) -> None:
-    """Let the codec's levels begin as those of the same quantile, where the base knows another number of levels."""
+    """Let the codec's levels begin as those of the same quantile, where the base knows another number of levels, and
+    lengths beyond the longest that it knows as that one."""
     import torch
 
+    longest = max((i for i in range(1, codec.longest + 1) if f"<|length:{i}|>" in known), default=codec.longest)
+    with torch.no_grad():
+        for i in range(longest + 1, codec.longest + 1):
+            weights[tokens[f"<|length:{i}|>"]] = weights[known[f"<|length:{longest}|>"]]
     for name in codec.levels:
         theirs = [known[f"<|{name}:{i}|>"] for i in range(len(known)) if f"<|{name}:{i}|>" in known]
         if theirs and len(theirs) != codec.bins:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-PRACTICE = 300_000  # prompt tokens that a student learns commands and a new kind of text from
-MOST_PASSES = 6  # more, and a student learns its pairs by heart: the loss on others rises
-SOME_PAIRS = 4_000  # fewer are trained on in smaller steps
+PRACTICE = 2_000_000  # prompt tokens that teach a student commands and a new kind of text: twenty minutes of two cores
+MOST_PASSES = 8  # more, and a student learns its pairs by heart: the loss on others rises
+FEW_PASSES = 2  # up to which nothing is seen often enough to be learnt by heart
+RATE = 1e-3  # half of it learns too little in the passes that few pairs bear
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,18 @@ def schedule(settings: TrainingSettings, pairs: int, tokens: int) -> Schedule:
     over more often, under dropout, and the embeddings that a base knows are trained: it has read another kind of text.
     """
     passes = round(min(max(PRACTICE / max(tokens, 1), 1), MOST_PASSES), 1)
-    rate = 1e-3 * min(1, max(0.25, (pairs / SOME_PAIRS) ** 0.5))
-    amount, by_amount = f"{pairs:,} pairs of {tokens:,} prompt tokens", not settings.epochs
-    epochs, dropout = (passes, 0.1 if passes > 1 else 0.0) if by_amount else (settings.epochs, 0.0)
+    by_amount, rate = not settings.epochs, settings.learning_rate or RATE
+    epochs = passes if by_amount else settings.epochs
+    dropout = 0.1 if by_amount and passes > FEW_PASSES else 0.0
     told = [
-        f"{epochs:g} passes" + ("" if by_amount else f" as epochs says (0 would take {passes:g})"),
-        f"learning rate {settings.learning_rate or rate:.2g}" + (" as set" if settings.learning_rate else ""),
-        f"dropout {dropout:g}" + (", since pairs are seen again and again" if dropout else ""),
+        f"{epochs:g} passes" + ("" if by_amount else f" as epochs says, 0 would take {passes:g}"),
+        f"learning rate {rate:.2g}" + (" as learning_rate says" if settings.learning_rate else ""),
+        f"dropout {dropout:g}" + (", since each pair is seen often" if dropout else ""),
     ]
     if settings.base:
-        told.append("embeddings of the base " + ("trained, its text being another" if by_amount else "kept"))
-    return Schedule(epochs, settings.learning_rate or rate, dropout, by_amount, f"{amount}: {'; '.join(told)}")
+        told.append("the base's embeddings " + ("are trained, for it has read other text" if by_amount else "stay"))
+    reason = f"{pairs:,} pairs of {tokens:,} prompt tokens: {'; '.join(told)}"
+    return Schedule(epochs, rate, dropout, by_amount, reason)
 
 
 def set_dropout(model: Any, share: float) -> None:

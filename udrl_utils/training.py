@@ -58,7 +58,7 @@ def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
-    """The codec of a run, fitted on what it is trained on. No rounds are made where no task has a value of diversity.
+    """The codec of a run, fitted on what it is trained on. There are no rounds where no task is commanded diversity.
 
     Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored.
     """

@@ -27,8 +27,8 @@ from udrl_utils.tasks import words
 from udrl_utils.trainer import schedule, token_counts, tokenized
 from udrl_utils.training import fit_codec, make_room, train_rounds
 
-NOUNS = "heron otter gecko badger falcon turtle salmon beetle walrus panther".split()
-FILLER = "quiet light falls over the old harbor while boats drift and distant bells ring".split()
+NOUNS = ("heron", "otter", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
+FILLER = ("quiet", "light", "falls", "over", "the", "old", "harbor", "while", "boats", "drift", "and", "bells", "ring")
 
 
 def prompt_of(intent: str, size: int, seed: int = 0) -> str:
@@ -121,12 +121,15 @@ def test_an_intent_that_is_cut_is_told(smoke: dict) -> None:
 def test_a_base_learns_more_positions_and_keeps_what_it_knows() -> None:
     import torch
 
-    codec = CommandCodec.fit(annotated([5, 20]), ["length"], bins=2)
+    codec = CommandCodec.fit(annotated([5, 20, 200]), ["length"], bins=2)
     (model, tokenizer), (base, _) = pretrained_student("copying", codec, 512), pretrained_student("copying", codec)
     ids = tokenizer("koi pond " * 40, return_tensors="pt").input_ids
     assert model.config.n_positions == 512 and base.config.n_positions == 256
     assert torch.equal(model(input_ids=ids[:, :200]).logits, base(input_ids=ids[:, :200]).logits)
     assert model(input_ids=ids.repeat(1, 4)[:, :400]).logits.isfinite().all()
+    weights, places = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids
+    assert torch.equal(weights[places("<|length:200|>")], weights[places("<|length:64|>")])
+    assert not torch.equal(weights[places("<|length:63|>")], weights[places("<|length:64|>")])
 
 
 # the amount of pairs
@@ -134,23 +137,26 @@ def test_a_base_learns_more_positions_and_keeps_what_it_knows() -> None:
 
 def test_the_schedule_follows_the_amount_of_pairs(smoke: dict) -> None:
     settings = resolve(TrainingSettings, smoke | {"epochs": 0, "learning_rate": 0, "base": "copying"})
-    plans = [schedule(settings, pairs, 40 * pairs) for pairs in (100, 1_000, 4_000, 20_000, 1_000_000)]
-    assert [plan.epochs for plan in plans] == sorted((plan.epochs for plan in plans), reverse=True)
-    assert [plan.dropout for plan in plans] == sorted((plan.dropout for plan in plans), reverse=True)
-    assert [plan.learning_rate for plan in plans] == sorted(plan.learning_rate for plan in plans)
-    steps = [plan.epochs * pairs for plan, pairs in zip(plans, (100, 1_000, 4_000, 20_000, 1_000_000), strict=True)]
+    amounts = (100, 1_000, 4_000, 20_000, 1_000_000)
+    plans = [schedule(settings, amount, 40 * amount) for amount in amounts]
+    for name in ("epochs", "dropout"):
+        values = [getattr(plan, name) for plan in plans]
+        assert values == sorted(values, reverse=True) and values[0] > values[-1], name
+    steps = [plan.epochs * amount for plan, amount in zip(plans, amounts, strict=True)]
     assert steps == sorted(steps), "more pairs are never trained on for fewer steps"
-    assert plans[0].epochs > 3 and plans[0].dropout > 0 and plans[-1].epochs == 1 and plans[-1].dropout == 0
+    assert plans[-1].epochs == 1 and plans[-1].dropout == 0
     for plan in plans:
-        assert "\n" not in plan.reason and f"{plan.epochs:g} passes" in plan.reason and "dropout" in plan.reason
-        assert plan.of(settings).epochs == plan.epochs and plan.of(settings).learning_rate == plan.learning_rate
+        assert plan.embeddings and 0 < plan.learning_rate <= 1e-3
+        assert "\n" not in plan.reason
+        assert f"{plan.epochs:g} passes; learning rate 0.001; dropout {plan.dropout:g}" in plan.reason
+        assert (plan.of(settings).epochs, plan.of(settings).learning_rate) == (plan.epochs, plan.learning_rate)
 
 
 def test_what_the_settings_say_is_kept(smoke: dict) -> None:
     settings = resolve(TrainingSettings, smoke | {"epochs": 0.4, "learning_rate": 2e-4, "base": "copying"})
     plan = schedule(settings, 1_000, 40_000)
     assert (plan.epochs, plan.learning_rate, plan.dropout, plan.embeddings) == (0.4, 2e-4, 0, False)
-    assert "0.4 passes as epochs says (0 would take" in plan.reason
+    assert "0.4 passes as epochs says, 0 would take 8; learning rate 0.0002 as learning_rate says" in plan.reason
 
 
 # words that are swapped
@@ -201,8 +207,8 @@ def test_long_prompts_that_share_little_are_swapped_in_less_often(smoke: dict) -
 @pytest.mark.parametrize(
     ("table", "changes", "told"),
     [
-        (pairs([300]), {}, r"no prompt has min_words=3 to max_words=40 words; they have 300 in the median, and max_words "
-         "may be up to 200"),
+        (pairs([300]), {},
+         "no prompt has min_words=3 to max_words=40 words; they have 300 in the median, and max_words may be up to 2"),
         (pairs([30]).rename(columns={"intent": "prompt", "prompt": "intent"}), {},
          r"intents have 30 words in the median and prompts 3: are the columns intent and prompt swapped\? Allowed is"),
         (pairs([9]).assign(task="haiku"), {}, "unknown task 'haiku'; allowed are text_to_image"),
@@ -337,13 +343,13 @@ def test_usual_lengths_are_those_of_the_train_split() -> None:
 
 
 class Writer:
-    """Writes prompts that are longer than asked by a share."""
+    """Writes prompts of the length that is asked for."""
 
-    def __init__(self, codec: CommandCodec, share: float):
-        self.codec, self.share = codec, share
+    def __init__(self, codec: CommandCodec):
+        self.codec = codec
 
     def generate(self, intents, commands, n, **_):
-        return [[prompt_of(i, round((1 + self.share) * (c.length or 9)))] * n for i, c in zip(intents, commands)]
+        return [[prompt_of(i, c.length or 9)] * n for i, c in zip(intents, commands, strict=True)]
 
 
 def test_calibration_asks_for_the_lengths_that_the_data_have(smoke: dict) -> None:
@@ -352,7 +358,7 @@ def test_calibration_asks_for_the_lengths_that_the_data_have(smoke: dict) -> Non
     codec = CommandCodec.fit(singles_and_sets(), ["length", "relevance", "diversity"], bins=2)
     settings = resolve(AnalysisSettings, smoke)
     pool = {task: ["heron number 1", "otter number 2"] for task in codec.edges}
-    sampler = Sampler(Writer(codec, 0.0), ["length"], lambda texts: None)
+    sampler = Sampler(Writer(codec), ["length"], lambda texts: None)
     samples = sample_calibration(sampler, pool, settings)
     lengths = samples[samples.reward == "length"]
     for task in pool:
