@@ -139,8 +139,9 @@ def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
 
     Raises: SettingsError when the model cannot take as many.
     """
-    lengths = [token_counts(tokenized(rows, tokenizer, MOST_POSITIONS))[0] for rows in data]
-    longest, positions = max(map(max, filter(None, lengths))), model.config.max_position_embeddings
+    positions = model.config.max_position_embeddings
+    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
+    longest = max(max(found, default=0) for found in lengths)
     if longest > positions:
         needed = 64 * math.ceil(longest / 64)
         print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)

@@ -15,7 +15,7 @@ from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import stems
-from udrl_utils.gpt2 import BASES, pretrained_student
+from udrl_utils.gpt2 import BASES, pretrained_student, widen
 from udrl_utils.parameters import resolve
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import DistillationSettings
@@ -100,8 +100,17 @@ def test_a_base_that_does_not_fit_is_one_line() -> None:
     with pytest.raises(SettingsError, match=r"base='no/where' is neither commanded, copying, a Hub id") as caught:
         pretrained_student("no/where", CODEC)
     assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match="n_positions=4096 is more than base='copying' takes, at most 256"):
-        pretrained_student("copying", CODEC, n_positions=4096)
+
+
+def test_a_model_that_cannot_take_more_tokens_is_one_line() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=128, **shape))
+    widen(model, 128)
+    with pytest.raises(SettingsError, match="this model takes at most 128 tokens, and 192 are needed") as caught:
+        widen(model, 192)
+    assert "\n" not in str(caught.value)
 
 
 def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained() -> None:
