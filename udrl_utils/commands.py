@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
+USUAL = (0.02, 0.98)  # quantiles of the train split's lengths, between which a length is usual
 SUPPORT = 3  # train pairs at or next to a combination that make it feasible
+
+NO_VALUE = {"diversity": "each of its intents has one prompt, and diversity compares the prompts of an intent"}
 
 
 class CommandError(UserError):
@@ -67,7 +70,8 @@ class Command:
 class CommandCodec:
     """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
 
-    edges[task][reward] are the bins + 1 quantiles of the reward; best[task] holds what its best command asks for;
+    edges[task][reward] are the bins + 1 quantiles of the reward, of rewards that the task's pairs have values of;
+    best[task] holds what its best command asks for; lengths[task] are its shortest and longest usual prompt [words];
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     """
@@ -77,6 +81,7 @@ class CommandCodec:
     edges: dict[str, dict[str, list[float]]]
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     joint: dict[str, list[list[int]]] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
     form: str = "tokens"
     place: str = "first"
 
@@ -84,6 +89,8 @@ class CommandCodec:
     def fit(cls, annotated: pandas.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
         """Fit on annotated pairs of the train split (columns task and one per reward).
 
+        A reward that no pair of a task has a value of is not commanded for that task, and a line says so: diversity
+        has nothing to compare where each intent has one prompt.
         Raises: RunError when a reward is the same for every pair of a task, so that there is nothing to command.
         """
         import numpy as np
@@ -94,19 +101,25 @@ class CommandCodec:
             edges[task] = {}
             for name in levels:
                 values = rows[name].dropna()
+                if values.empty:
+                    why = NO_VALUE.get(name, "no pair has a value")
+                    print(f"{name} is not commanded for {task}: {why}", flush=True)
+                    continue
                 if values.nunique() < 2:
                     raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
-        codec = cls(bins, longest, edges)
+        usual = annotated.groupby("task").length.quantile(list(USUAL)).round().astype(int) if longest else None
+        lengths = {task: usual[task].tolist() for task in edges} if longest else {}
+        codec = cls(bins, longest, edges, lengths=lengths)
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pandas.DataFrame) -> list[list[int]]:
         import numpy as np
 
-        rows = rows.dropna(subset=self.levels)
+        rows = rows.dropna(subset=list(self.edges[task]))
         bands = rows.length.astype(int) // LENGTH_BAND if self.longest else np.zeros(len(rows), dtype=int)
-        bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.levels]
+        bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.edges[task]]
         cells, counts = np.unique(np.column_stack([bands, *bins]), axis=0, return_counts=True)
         return np.column_stack([cells, counts]).tolist()
 
@@ -117,8 +130,24 @@ class CommandCodec:
 
     @property
     def levels(self) -> list[str]:
-        """Rewards that are commanded in quantile levels: all but length."""
-        return list(next(iter(self.edges.values())))
+        """Rewards that are commanded in quantile levels, for some task at least: all but length."""
+        return list(dict.fromkeys(name for edges in self.edges.values() for name in edges))
+
+    def rewards_of(self, task: str) -> list[str]:
+        """Rewards that can be commanded for a task."""
+        return [name for name in self.rewards if name == "length" or name in self.edges[task]]
+
+    def complete(self, rows: pandas.DataFrame) -> pandas.DataFrame:
+        """Annotated rows that have a value of every reward, of tasks for which every reward is commanded."""
+        full = [task for task, edges in self.edges.items() if len(edges) == len(self.levels)]
+        return rows[rows.task.isin(full)].dropna(subset=self.levels)
+
+    def usual_lengths(self, task: str, most: int = 37) -> list[int]:
+        """At most so many lengths [words], evenly spaced over those that the task's train pairs usually have."""
+        import numpy as np
+
+        low, high = self.lengths.get(task, (min(4, self.longest), min(40, self.longest)))
+        return np.linspace(low, high, min(most, high - low + 1)).round().astype(int).tolist()
 
     def tokens(self) -> list[str]:
         """Every special token of the codec."""
@@ -157,7 +186,7 @@ class CommandCodec:
         length, levels = command.length, dict(command.levels)
         if length is not None:
             length = min(length, self.longest)
-        names = [name for name in self.levels if name in levels]
+        names = [name for name in self.edges[command.task] if name in levels]
         bins = [self.bin_of_level(command.task, name, levels[name]) for name in names]
         cell = ([] if length is None else [length // LENGTH_BAND]) + bins
         found = self._nearest_cell(command.task, names, length is not None, cell) if names else cell
@@ -182,7 +211,7 @@ class CommandCodec:
         table = np.array(self.joint.get(task, ()))
         if not len(table):
             return cell
-        columns = [0] * banded + [1 + self.levels.index(name) for name in names]
+        columns = [0] * banded + [1 + list(self.edges[task]).index(name) for name in names]
         cells, place = np.unique(table[:, columns], axis=0, return_inverse=True)
         counts = np.bincount(place.ravel(), weights=table[:, -1])
         apart = np.abs(cells - cell)
@@ -199,6 +228,9 @@ class CommandCodec:
         for name in [*["length"] * (command.length is not None), *command.levels]:
             if name not in self.rewards:
                 raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")
+            if name not in self.rewards_of(command.task):
+                known = ", ".join(self.rewards_of(command.task))
+                raise CommandError(f"reward {name!r} was not trained for task={command.task!r}, which knows {known}")
 
     def encode(self, command: Command) -> str:
         """The command as tokens. Raises: CommandError for a reward or length that the student does not know."""
@@ -219,8 +251,8 @@ class CommandCodec:
         """
         bins = {
             name: self.bin_near_value(row["task"], name, row[name], draw(name))
-            for name in self.rewards
-            if name not in left_open and name != "length" and row[name] == row[name]
+            for name in self.edges[row["task"]]
+            if name not in left_open and row[name] == row[name]
         }
         commanded = "length" in self.rewards and "length" not in left_open
         return self._write(row["task"], int(row["length"]) if commanded else None, bins)
@@ -261,8 +293,7 @@ class CommandCodec:
 
         table = pandas.DataFrame(np.nan, index=rows.index, columns=self.levels)
         for task, group in rows.groupby("task"):
-            for name in self.levels:
-                edges = self.edges[task][name]
+            for name, edges in self.edges[task].items():
                 found = np.interp(group[name], edges, np.linspace(0, 1, len(edges)))
                 table.loc[group.index, name] = np.where(group[name].isna(), np.nan, found)
         return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from udrl_utils.commands import CommandCodec
 from udrl_utils.journal import key_of
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.tasks import clean_intent, share, words
+from udrl_utils.tasks import clean_intent, share, stem, words
 
 if TYPE_CHECKING:
     import pandas
     from datasets import Dataset
 
 CHUNK = 10_000  # rows that are in memory at once where rows lie on disk
+SHARED = 20  # words of a prompt for each that it shares with its intent; longer prompts are swapped in less often
 
 
 def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> frozenset[str]:
@@ -78,6 +80,11 @@ class WordSwaps:
     What a prompt must keep of its intent is then never a matter of habit: the student has to copy. The new words come
     from other intents, are spliced from two of them, or are put together from pieces of the tokenizer's vocabulary:
     many of those occur in no train text, and a token that was never practised is not copied when a new word needs it.
+
+    A coined word stands in a prompt only where it stands in the intent too: a student learns to copy such words and
+    not to coin any. Words that occur in another form as well, such as "dog" beside "dogs", stay as they are. A long
+    prompt that shares few words with its intent says in other words what the intent means; swaps would tear the two
+    apart, and are rarer there.
     """
 
     def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings, tokenizer: Any = None):
@@ -91,8 +98,9 @@ class WordSwaps:
         rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
         if rng.random() >= self.settings.word_swaps:
             return intent, prompt
-        shared = sorted({w for w in words(intent) if len(w) > 3 and w.isalpha()} & set(words(prompt)))
-        new = {word: self._other(rng) for word in shared if rng.random() < 0.5}
+        shared = shared_words(intent, prompt)
+        chance = 0.5 * min(1, SHARED * len(shared) / len(prompt.split()))
+        new = {word: self._other(rng) for word in shared if rng.random() < chance}
         if not new:
             return intent, prompt
         swap = lambda text: re.sub(r"\w+", lambda match: new.get(match[0].lower(), match[0]), text)  # noqa: E731
@@ -104,6 +112,13 @@ class WordSwaps:
             return rng.choice(first) + "".join(rng.choices(later, k=rng.choice((1, 1, 2))))
         word, tail = rng.choice(self.known), rng.choice(self.known)
         return word if rng.random() < 0.5 else word[: rng.randint(2, 4)] + tail[-rng.randint(2, 5) :]
+
+
+def shared_words(intent: str, prompt: str) -> list[str]:
+    """Words of four letters and more that both texts hold, and neither in another form."""
+    ours, theirs = set(words(intent)), set(words(prompt))
+    forms = Counter(map(stem, ours | theirs))
+    return sorted(w for w in ours & theirs if len(w) > 3 and w.isalpha() and forms[stem(w)] == 1)
 
 
 def word_pieces(tokenizer: Any) -> tuple[list[str], list[str]]:

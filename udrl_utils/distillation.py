@@ -18,7 +18,7 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.recorded import recorded_requests
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.settings import MOST_WORDS, DistillationSettings
 from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
 from udrl_utils.tasks import (
     TASKS,
@@ -41,6 +41,7 @@ REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|a
 CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
 MARKUP = re.compile(r"</?[a-z!][^<>]*>|<\||```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
 LONGEST_WORD = 60  # characters
+SWAPPED = (20, 3)  # intents of more words, and of so many times those of prompts, in the median, look like prompts
 
 
 def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
@@ -160,6 +161,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     given = given_pairs(settings) if settings.pairs else None
     requests = list(given) if given else plan(settings)
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
+    check_splits(given or {}, splits, settings)
     budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
     teacher = GivenPairs(given) if given else make_teacher(settings, budget)
     write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude=settings.HOW))
@@ -182,6 +184,8 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
         left = passed / number * (len(parts) - number) / 60
         done = f"shard {number} of {len(parts)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
         print(f"{done}, {left:.1f} min left", flush=True)
+    if given:
+        print(dropped_line(total, given, settings), flush=True)
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
     return dict(total), dict(usage)
@@ -237,21 +241,89 @@ def same_settings(folder: Path, settings: DistillationSettings) -> None:
 
 
 def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
-    """An existing data set of pairs, grouped into what a teacher would have been asked."""
+    """An existing data set of pairs, grouped into what a teacher would have been asked; white space becomes one space.
+
+    Raises: SettingsError when a task is unknown, no pair is left, the columns intent and prompt look swapped, or no
+    prompt has an allowed length.
+    """
+    source = f"parameter pairs={settings.pairs!r}"
     table = read_table(settings.pairs, ["task", "intent", "prompt"])
     unknown = set(table.task) - set(TASKS)
     if unknown:
-        raise SettingsError(
-            f"parameter pairs={settings.pairs!r}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}"
-        )
-    table = table.assign(intent=table.intent.map(clean_intent))
-    table = table[table.task.isin(settings.tasks) & (table.intent != "")]
+        raise SettingsError(f"{source}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}")
+    table = table.assign(intent=table.intent.map(clean_intent), prompt=table.prompt.map(lambda p: " ".join(p.split())))
+    asked, intended = table.task.isin(settings.tasks), table.intent != ""
+    left_out = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
+    if any(left_out.values()):
+        print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in left_out.items() if n)}", flush=True)
+    table = table[asked & intended]
     if table.empty:
-        raise SettingsError(
-            f"parameter pairs={settings.pairs!r} holds no pair of the tasks {', '.join(settings.tasks)}"
-        )
+        raise SettingsError(f"{source} holds no pair of the tasks {', '.join(settings.tasks)} that has an intent")
+    check_words(table, settings)
     groups = table.groupby(["task", "intent"], sort=False).prompt.apply(list)
     return {Request(task, intent, len(prompts)): prompts for (task, intent), prompts in groups.items()}
+
+
+def check_words(table: pandas.DataFrame, settings: DistillationSettings) -> None:
+    """Raises: SettingsError when the columns intent and prompt look swapped, or no prompt has an allowed length."""
+    source = f"parameter pairs={settings.pairs!r}"
+    sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
+    intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
+    words, times = SWAPPED
+    if intent > max(words, times * prompt):
+        raise SettingsError(
+            f"{source}: intents have {intent:.0f} words in the median and prompts {prompt:.0f}: are the columns intent "
+            f"and prompt swapped? Allowed is a median of {words} words, or of {times} times those of prompts"
+        )
+    if not sizes["prompt"].between(settings.min_words, settings.max_words).any():
+        raise SettingsError(
+            f"{source}: no prompt has min_words={settings.min_words} to max_words={settings.max_words} words; they "
+            f"have {prompt:.0f} in the median, and max_words may be up to {MOST_WORDS}"
+        )
+
+
+def requests_of(settings: DistillationSettings) -> list[Request]:
+    """What the teacher is asked for, or what the given pairs hold."""
+    return list(given_pairs(settings)) if settings.pairs else plan(settings)
+
+
+def check_splits(given: dict[Request, list[str]], splits: dict[str, str], settings: DistillationSettings) -> None:
+    """Raises: SettingsError when given pairs are too few to train on each task, to watch training and to test it."""
+    found = {(request.task, splits[request.intent]) for request in given}
+    for task in dict.fromkeys(request.task for request in given):
+        if (task, "train") not in found:
+            raise SettingsError(
+                f"parameter pairs={settings.pairs!r}: no intent of {task} is in the train split; "
+                f"give more pairs of {task}, or leave it out of tasks"
+            )
+    for split in ("validation", "test"):
+        if given and split not in splits.values():
+            name = f"{split}_fraction"
+            raise SettingsError(
+                f"parameter {name}={getattr(settings, name)}: none of the {len(splits)} intents of "
+                f"pairs={settings.pairs!r} is held out; more pairs or a {name} below 0.5 are needed"
+            )
+
+
+def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settings: DistillationSettings) -> str:
+    """One line: how many of the given prompts were dropped, the share of each reason, and settings that keep them."""
+    lengths = [len(prompt.split()) for prompts in given.values() for prompt in prompts if prompt]
+    longest, shortest = min(max(lengths), MOST_WORDS), min(lengths)
+    reasons = {k: n for k, n in Counter(counts).most_common() if n and k not in ("asked", "kept")}
+    told, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
+    if not reasons:
+        return told
+    rest = sum(n > MOST_WORDS for n in lengths)
+    kept = f"all but {rest:,}" if rest else "them"
+    keeps = {
+        "too_long": f"max_words={longest} keeps {kept}" if longest > settings.max_words else f"{longest} is the most",
+        "too_short": f"min_words={shortest} keeps the short ones",
+        "near_duplicate": "near_duplicate=1 keeps all that differ",
+        "held_out_word": f"a test_fraction below {settings.test_fraction} holds out fewer words",
+    }
+    shares = (f"{reason} {n / asked:.1%}" if n / asked >= 0.001 else f"{reason} <0.1%" for reason, n in reasons.items())
+    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # what is rare needs no other setting
+    return "; ".join([f"{told}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
 
 
 def pair_table(rows: list[dict[str, str]]) -> pyarrow.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
@@ -12,7 +11,7 @@ from udrl_utils.rewards import annotate
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import MeasuringSettings
 from udrl_utils.student import Student
-from udrl_utils.tasks import clean_intent, noun_heads, plural, share, words
+from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
 
 if TYPE_CHECKING:
     import numpy
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from udrl_utils.encoder import Embed
 
-LENGTHS = range(4, 41)
 INTENTS_PER_LENGTH = 4
 SET_METRICS = (
     *("relevance", "diversity", "non_words", "fluency"),
@@ -29,14 +27,20 @@ SET_METRICS = (
 
 
 def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
-    """Up to `analysis_intents` test intents per task that the teacher wrote a set of prompts for."""
+    """Up to `analysis_intents` test intents per task that the teacher wrote a set of prompts for.
+
+    Of a task that has no sets, because each intent has one prompt, any test intents.
+    Raises: RunError when a task has fewer than two.
+    """
     chosen = {}
     for task, rows in annotated[annotated.split == "test"].groupby("task", sort=False):
         sizes = rows.groupby("intent").size()
-        intents = sorted(sizes[sizes > 1].index, key=lambda intent: share(intent, settings.seed))
+        sets = sizes[sizes > 1]
+        intents = sorted((sets if len(sets) else sizes).index, key=lambda intent: share(intent, settings.seed))
         if len(intents) < 2:
             raise RunError(
-                f"{task} has {len(intents)} test intents with two prompts or more; raise n_intents or test_fraction"
+                f"{task} has {len(intents)} test intents with two prompts or more, at least 2 are needed; "
+                "give more intents or pairs, or raise test_fraction"
             )
         chosen[task] = intents[: settings.analysis_intents]
     return chosen
@@ -45,7 +49,8 @@ def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> di
 def sample_calibration(
     sampler: Sampler, intents: dict[str, list[str]], settings: MeasuringSettings
 ) -> pandas.DataFrame:
-    """Samples under one command at a time: every length from 4 to 40 words, every level of every other reward.
+    """Samples under one command at a time: the lengths that the task's train pairs usually have, every level of every
+    other reward that is commanded for the task.
 
     Column `reward` says which one was commanded. Diversity is asked for in sets, for a third of the intents.
     """
@@ -56,11 +61,12 @@ def sample_calibration(
         n = settings.samples_per_intent if name == "diversity" else 1
         requests = []
         for task, pool in intents.items():
+            if name not in codec.rewards_of(task):
+                continue
             if name == "length":
-                lengths = [length for length in LENGTHS if length <= codec.longest]
                 turns = [
                     (pool[(k * INTENTS_PER_LENGTH + i) % len(pool)], length)
-                    for k, length in enumerate(lengths)
+                    for k, length in enumerate(codec.usual_lengths(task))
                     for i in range(INTENTS_PER_LENGTH)
                 ]
                 requests += [(intent, Command(task, length=length)) for intent, length in turns]
@@ -99,6 +105,7 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings)
             "mae": float(error.mean()),
             "within_1": float((error <= 1).mean()),
             "within_2": float((error <= 2).mean()),
+            "within_5_percent": float((error <= allowed_error(commanded)).mean()),
         }
     # prompts of one set are not independent of each other: sets are resampled, not prompts
     sets = rows.groupby([commanded, "task", "set"])[name].mean()
@@ -106,6 +113,11 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings)
         {"asked": float(level), **interval(values, settings)} for level, values in sets.groupby(level=0)
     ]
     return result
+
+
+def allowed_error(asked: pandas.Series) -> pandas.Series:
+    """Words by which a prompt may miss the length that was asked for: 1 up to 40 words, 5% beyond."""
+    return (0.05 * asked).where(asked > 40, 1)
 
 
 def sample_systems(
@@ -242,18 +254,6 @@ def relative_to_teacher(sets: pandas.DataFrame, settings: MeasuringSettings) -> 
             ratio = ratio_interval(table[system].to_numpy(), table["teacher"].to_numpy(), settings)
             result.setdefault(system, {})[metric] = ratio
     return result
-
-
-@cache
-def _stemmer() -> Any:
-    import snowballstemmer
-
-    return snowballstemmer.stemmer("english")
-
-
-def stems(text: str) -> set[str]:
-    """Stems of a text's words (Snowball, English)."""
-    return set(_stemmer().stemWords(words(text)))
 
 
 def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) -> dict[str, str]:

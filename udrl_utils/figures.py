@@ -247,8 +247,9 @@ def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
     labels = labelled(sets.system.unique())
     colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
-        swept = samples[(samples.task == task) & (samples.reward == "diversity")]
-        path = swept.groupby("asked_diversity")[["diversity", "relevance"]].mean()
+        path = samples[(samples.task == task) & (samples.reward == "diversity")]
+        if len(path):
+            path = path.groupby("asked_diversity")[["diversity", "relevance"]].mean()
         axis.plot(
             path.diversity,
             path.relevance,
@@ -339,7 +340,7 @@ def sweep(samples: pandas.DataFrame, codec: CommandCodec) -> Figure:
     figure, axes = panels(len(names), width=4.4)
     for axis, name in zip(axes, names, strict=True):
         rows = samples.reward == name
-        unit, top = ("words", min(codec.longest, 44)) if name == "length" else ("quantile level", 1)
+        unit, top = ("words", samples.asked_length.max() + 4) if name == "length" else ("quantile level", 1)
         achieved = samples[name][rows] if name == "length" else levels[name][rows]
         points = samples[rows].assign(asked=samples[f"asked_{name}"][rows], achieved=achieved)
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)

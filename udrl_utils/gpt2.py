@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 END = "<|end|>"
 BASE = DATA / "base"  # the shipped one, which the setting base calls "recorded"
+NO_BASE = "parameter base={base!r} is neither recorded, a Hub id nor a folder"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -70,32 +71,67 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
 
 
 def pretrained_student(
-    base: str | Path, codec: CommandCodec, n_positions: int = 0
+    base: str | Path, codec: CommandCodec, n_positions: int = 0, keep: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pre-trained causal LM with the codec's tokens added to its vocabulary: `recorded`, a Hub id or a folder.
 
-    New tokens begin as the mean of all known ones, give or take next to nothing, so that a command that was never
-    trained changes neither what is written nor which tokens are likely.
-    Raises: SettingsError when there is no such model, or when it takes fewer than `n_positions` tokens.
+    keep: the embeddings that it knows are not trained. New tokens begin as the mean of all known ones, give or take
+    next to nothing, so that a command that was never trained changes neither what is written nor which tokens are
+    likely.
+    Raises: SettingsError when there is no such model, or when it cannot take `n_positions` tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    path = BASE if base == "recorded" else base
-    if path == BASE and not (BASE / "config.json").exists():
-        raise SettingsError(f"parameter base={base!r}: the package has no base yet; make it with: udrl base")
-    with loading(f"parameter base={base!r} is neither recorded, a Hub id nor a folder"):
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
+    tokenizer = base_tokenizer(base)
+    path = base_path(base)
+    with loading(NO_BASE.format(base=base)):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    if n_positions > model.config.max_position_embeddings:
-        most = model.config.max_position_embeddings
-        raise SettingsError(f"parameter n_positions={n_positions} is more than base={base!r} takes, at most {most}")
+    widen(model, n_positions)
     known = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
-    keep_embeddings(model, known)
+    if keep:
+        keep_embeddings(model, known)
     return model, tokenizer
+
+
+def base_path(base: str | Path) -> str | Path:
+    """Where a base is loaded from. Raises: SettingsError where the shipped one is not made yet."""
+    if base != "recorded":
+        return base
+    if not (BASE / "config.json").exists():
+        raise SettingsError(f"parameter base={base!r}: the package has no base yet; make it with: udrl base")
+    return BASE
+
+
+def base_tokenizer(base: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a pre-trained causal LM. Raises: SettingsError when there is no such model."""
+    from transformers import AutoTokenizer
+
+    path = base_path(base)
+    with loading(NO_BASE.format(base=base)):
+        return AutoTokenizer.from_pretrained(path, padding_side="left", add_prefix_space=True)
+
+
+def widen(model: PreTrainedModel, positions: int) -> None:
+    """Let a model take sequences of so many tokens. A GPT-2's new positions begin as those half its context before.
+
+    Raises: SettingsError when the model takes fewer and does not learn its positions one by one.
+    """
+    import torch
+
+    most = model.config.max_position_embeddings
+    if positions <= most:
+        return
+    table = getattr(model.base_model, "wpe", None)
+    if table is None:
+        raise SettingsError(f"parameter base: this model takes at most {most} tokens, and {positions} are needed")
+    start = most // 2
+    source = [k if k < most else start + (k - start) % (most - start) for k in range(positions)]
+    wider = torch.nn.Embedding.from_pretrained(table.weight.detach()[source].clone(), freeze=False)
+    model.base_model.wpe, model.config.n_positions = wider, positions
 
 
 def keep_embeddings(model: PreTrainedModel, trained: int) -> None:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def interval(values: Sequence[float], settings: IntervalSettings) -> dict[str, float]:
-    """Mean with its 95% bootstrap interval (percentiles of resampled means)."""
+    """Mean with its 95% bootstrap interval (percentiles of resampled means); NaN where there are no values."""
     import numpy as np
 
     values = np.asarray(values, dtype=float)
+    if not len(values):
+        return dict.fromkeys(("mean", "low", "high"), float("nan"))
     draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}

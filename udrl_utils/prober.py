@@ -20,7 +20,6 @@ from udrl_utils.tasks import TASKS, clean_intent, share
 if TYPE_CHECKING:
     import pandas
 
-LENGTHS = (4, 40)  # words; the range that a sweep of the length covers, where the student knows it
 STEPS = 10  # values of a sweep
 SHIPPED = "ready student"  # its name in the list of runs; no run can have it
 WORDS_OFF = 2  # a length that is off by more has missed its command
@@ -81,12 +80,13 @@ class Prober:
         return sampler.sample([(intent, command)], n, **sampler.sampling), note
 
     def sweep_values(self, name: str) -> list[float]:
-        """Values of a sweep of one reward: lengths from 4 to 40 words, the levels of the others."""
+        """Values of a sweep of one reward: usual lengths of the train pairs, the levels of the others."""
         import numpy as np
 
         if name == "length":
-            low, high = LENGTHS
-            return np.linspace(low, max(low, min(high, self.codec.longest)), STEPS).round().astype(int).tolist()
+            usual = [length for task in self.tasks for length in self.codec.usual_lengths(task)]
+            low, high = min(usual), max(usual)
+            return np.linspace(low, high, min(STEPS, high - low + 1)).round().astype(int).tolist()
         places = np.linspace(0, self.codec.bins - 1, min(STEPS, self.codec.bins)).round().astype(int)
         return [self.codec.level_of(place) for place in places.tolist()]
 
@@ -104,8 +104,8 @@ class Prober:
 
     def sweeps(self) -> pandas.DataFrame:
         """Samples of every reward swept by itself, the others left open, for the intents of the grid."""
-        rewards = self.codec.rewards
-        asked = [(t, i, name, v) for t, i in self.grid_intents() for name in rewards for v in self.sweep_values(name)]
+        known = self.codec.rewards_of
+        asked = [(t, i, name, v) for t, i in self.grid_intents() for name in known(t) for v in self.sweep_values(name)]
         requests = [(intent, Command(task, **{name: value})) for task, intent, name, value in asked]
         samples = self.sampler.sample(requests, self.settings.probe_prompts)
         return samples.assign(reward=[asked[number][2] for number in samples.set])

@@ -9,7 +9,7 @@ from udrl_utils.baselines import journal_of
 from udrl_utils.commands import Command
 from udrl_utils.dialogue import Request
 from udrl_utils.distillation import ask_teacher
-from udrl_utils.evaluation import LENGTHS, calibration_metrics, sample_calibration, without_levels
+from udrl_utils.evaluation import calibration_metrics, sample_calibration, without_levels
 from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.intervals import interval, ratio_interval
 from udrl_utils.rewards import annotate
@@ -39,7 +39,7 @@ def likelihood_check(
     import numpy as np
 
     codec, found = student.codec, {}
-    test = annotated[annotated.split == "test"].dropna(subset=codec.levels)
+    test = codec.complete(annotated[annotated.split == "test"])
     rows = test.groupby("task").sample(PAIRS, replace=True, random_state=seed).drop_duplicates("pair_id")
     prompts = [codec.count_down(p, training.horizon) if training.horizon and codec.longest else p for p in rows.prompt]
     for name in codec.levels:
@@ -69,7 +69,8 @@ def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: Analysi
         n = settings.samples_per_intent if name == "diversity" else 1
         levels = [codec.level_of(k) for k in range(0, codec.bins, 3)]
         some = max(2, len(next(iter(intents.values()))) // (6 if n > 1 else 2))
-        few = [(task, intent) for task, pool in intents.items() for intent in pool[:some]]
+        tasks = [task for task in intents if name in codec.rewards_of(task)]
+        few = [(task, intent) for task in tasks for intent in intents[task][:some]]
         requests = [(intent, Command(task, **{name: level})) for level in levels for task, intent in few]
         single, kept = sampler.sample(requests, n), sampler.best_of(requests, n, n * TRIES)
         ranks = [table[f"asked_{name}"].corr(table[name], method="spearman") for table in (single, kept)]
@@ -88,7 +89,7 @@ def joint_calibration(
     """
     codec = sampler.student.codec
     keys = {(task, intent) for task, pool in intents.items() for intent in pool}
-    test = annotated[annotated.split == "test"].dropna(subset=codec.levels)
+    test = codec.complete(annotated[annotated.split == "test"])
     test = test[[key in keys for key in zip(test.task, test.intent, strict=True)]].groupby(["task", "intent"]).head(1)
     requests = [
         (
@@ -149,7 +150,7 @@ def edge_of_the_data(
             {"probe": f"{what}, within 1 word", "asked": asked, "achieved": right[part].mean(), "train": None}
             for what, asked, part in (
                 ("lengths never seen with this task", str(training.unseen_lengths), unseen),
-                ("all other lengths", f"{LENGTHS[0]} to {LENGTHS[-1]}", ~unseen),
+                ("all other lengths", f"{lengths.asked_length.min():.0f} to {lengths.asked_length.max():.0f}", ~unseen),
             )
             if part.any()
         ]
@@ -163,7 +164,8 @@ def edge_of_the_data(
             rows.append({"probe": what, "asked": f"{rare} to {codec.longest}", "achieved": near, "train": None})
     for name in codec.levels:
         high = train.groupby("task")[name].quantile(0.99)
-        top = sampler.sample([(i, Command(t, **{name: 1.0})) for t in pool for i in pool[t][:12]], 4)
+        tasks = [task for task in pool if name in codec.rewards_of(task)]
+        top = sampler.sample([(i, Command(t, **{name: 1.0})) for t in tasks for i in pool[t][:12]], 4)
         above = (top[name] > top.task.map(high)).mean()
         rows.append(
             {"probe": f"{name} above the 99th percentile", "asked": "level 1", "achieved": above, "train": 0.01}

@@ -166,9 +166,9 @@ class PromptSearch:
     def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
         """One command per task that was trained; what is not asked for, the settings say. None leaves a reward open."""
         codec, wanted = self.writer.codec, self.settings.asked() | asked
-        levels = {name: value for name, value in wanted.items() if name in codec.rewards}
-        known = [task for task in tasks or self.settings.search_tasks if task in codec.edges]
-        return [Command(task, **levels) for task in known or codec.edges]
+        known = [task for task in tasks or self.settings.search_tasks if task in codec.edges] or list(codec.edges)
+        levels = {task: {k: v for k, v in wanted.items() if k in codec.rewards_of(task)} for task in known}
+        return [Command(task, **levels[task]) for task in known]
 
     def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
         """n prompts at most per intent, as many as the settings say without n."""

@@ -41,7 +41,7 @@ def exploratory_commands(
     means, spreads = levels.loc[best].mean(), levels.loc[best].std().fillna(0)
     lengths = rows.loc[best, "length"].astype(int).tolist() if "length" in codec.rewards else [None]
     while True:
-        asked = {name: min(1.0, means[name] + rng.random() * spreads[name]) for name in codec.levels}
+        asked = {name: min(1.0, means[name] + rng.random() * spreads[name]) for name in codec.edges[task]}
         yield codec.feasible(Command(task, length=rng.choice(lengths), **asked))[0]
 
 
@@ -49,12 +49,13 @@ def practice_commands(
     buffer: pandas.DataFrame, codec: CommandCodec, task: str, rng: random.Random
 ) -> Iterator[Command]:
     """Endless commands that ask for what some pair of the task achieved, in some of the rewards."""
-    rows = buffer[buffer.task == task].dropna(subset=list(codec.levels))
+    rows = buffer[buffer.task == task].dropna(subset=list(codec.edges[task]))
+    known = codec.rewards_of(task)
     levels = codec.achieved_levels(rows).to_dict("records")
     lengths = rows.length.astype(int).tolist() if "length" in codec.rewards else []
     while True:
         place = rng.randrange(len(rows))
-        names = [name for name in codec.rewards if rng.random() < 0.5] or [rng.choice(codec.rewards)]
+        names = [name for name in known if rng.random() < 0.5] or [rng.choice(known)]
         asked = {name: levels[place][name] for name in names if name != "length"}
         yield Command(task, length=lengths[place] if "length" in names else None, **asked)
 

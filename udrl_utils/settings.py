@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
+MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
 TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
 
 
@@ -94,7 +95,7 @@ class DistillationSettings(StageSettings):
     teacher_budget: int = Field(description="requests that may be made in all, failed ones included; 0 for any", ge=0)
     teacher_prices: list[float] = Field(description="prices of a million tokens [in, out], to count the cost; or []")
     min_words: int = Field(description="shorter prompts are dropped [words]", ge=1)
-    max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=120)
+    max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=MOST_WORDS)
     near_duplicate: float = Field(
         description="Jaccard similarity of word 3-grams from which a prompt repeats another", gt=0, le=1
     )
@@ -163,11 +164,15 @@ class TrainingSettings(StageSettings):
     n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
     n_head: int = Field(description="attention heads, from scratch only", ge=2, le=32)
     n_embd: int = Field(description="width, from scratch only", ge=32, le=4096)
-    n_positions: int = Field(description="longest sequence [tokens]", ge=64, le=4096)
+    n_positions: int = Field(description="context [tokens]; more where the longest pair needs it", ge=64, le=4096)
     copy_init: bool = Field(description="start from scratch with a copying circuit in the first two layers")
-    epochs: float = Field(description="passes over the train split", gt=0, le=1000)
+    epochs: float = Field(
+        description="passes over the train split; 0 for what suits the amount of pairs", ge=0, le=1000
+    )
     batch_size: int = Field(description="pairs per optimiser step", ge=1)
-    learning_rate: float = Field(description="peak learning rate (AdamW)", gt=0, lt=1)
+    learning_rate: float = Field(
+        description="peak learning rate (AdamW); 0 for what suits the amount of pairs", ge=0, lt=1
+    )
     horizon: int = Field(
         description="words from one note of the length still to come to the next; 0 for no notes", ge=0
     )

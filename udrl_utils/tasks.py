@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,24 @@ def harmless(text: str) -> str:
 def words(text: str) -> list[str]:
     """Lower-case words of a text, without punctuation."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+
+
+@cache
+def _stemmer() -> Any:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """Stem of a word (Snowball, English): the same for "dog" and "dogs"."""
+    return _stemmer().stemWord(word)
+
+
+def stems(text: str) -> set[str]:
+    """Stems of a text's words."""
+    return set(map(stem, words(text)))
 
 
 @dataclass(frozen=True)
@@ -223,7 +241,8 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
     for column in columns:
         if column not in table.columns:
             raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    return table[columns].astype(str).join(table[[column for column in optional if column in table]])
+    text = table[columns].astype(object).where(table[columns].notna(), "").astype(str)  # what is missing is empty
+    return text.join(table[[column for column in optional if column in table]])
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:

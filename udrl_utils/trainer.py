@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,58 @@ from udrl_utils.settings import TrainingSettings
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
+
+
+PRACTICE = 2_000_000  # prompt tokens that teach a student commands and a new kind of text: twenty minutes of two cores
+MOST_PASSES = 8  # more, and a student learns its pairs by heart: the loss on others rises
+FEW_PASSES = 2  # up to which nothing is seen often enough to be learnt by heart
+RATE = 1e-3  # half of it learns too little in the passes that few pairs bear
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a training goes: passes over the pairs, peak learning rate, dropout (a share), and whether the embeddings
+    that a base knows are trained too. `reason` says why, in one line."""
+
+    epochs: float
+    learning_rate: float
+    dropout: float
+    embeddings: bool
+    reason: str
+
+    def of(self, settings: TrainingSettings) -> TrainingSettings:
+        """The settings with what they left to the amount of pairs."""
+        return settings.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
+
+
+def schedule(settings: TrainingSettings, pairs: int, tokens: int) -> Schedule:
+    """How to train on so many pairs, whose prompts have so many tokens together.
+
+    `epochs` and `learning_rate` are those of the settings, where they are not 0. With epochs=0 few pairs are passed
+    over more often, under dropout, and the embeddings that a base knows are trained: it has read another kind of text.
+    """
+    passes = round(min(max(PRACTICE / max(tokens, 1), 1), MOST_PASSES), 1)
+    by_amount, rate = not settings.epochs, settings.learning_rate or RATE
+    epochs = passes if by_amount else settings.epochs
+    dropout = 0.1 if by_amount and passes > FEW_PASSES else 0.0
+    told = [
+        f"{epochs:g} passes" + ("" if by_amount else f" as epochs says, 0 would take {passes:g}"),
+        f"learning rate {rate:.2g}" + (" as learning_rate says" if settings.learning_rate else ""),
+        f"dropout {dropout:g}" + (", since each pair is seen often" if dropout else ""),
+    ]
+    if settings.base:
+        told.append("the base's embeddings " + ("are trained, for it has read other text" if by_amount else "stay"))
+    reason = f"{pairs:,} pairs of {tokens:,} prompt tokens: {'; '.join(told)}"
+    return Schedule(epochs, rate, dropout, by_amount, reason)
+
+
+def set_dropout(model: Any, share: float) -> None:
+    """Train a model with so much dropout, from now on."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
 
 
 class AlikeLengths:
@@ -128,8 +181,8 @@ def make_trainer(
     trainer = make_trainer_class()(
         model=model,
         args=trainer_config(settings, output, len(train)),
-        train_dataset=tokenized(train, tokenizer, settings.n_positions),
-        eval_dataset=tokenized(held, tokenizer, settings.n_positions),
+        train_dataset=tokenized(train, tokenizer, model.config.max_position_embeddings),
+        eval_dataset=tokenized(held, tokenizer, model.config.max_position_embeddings),
         processing_class=tokenizer,
     )
     if anchor is not None:
@@ -140,7 +193,7 @@ def make_trainer(
 def tokenized(rows: Dataset, tokenizer: Any, longest: int) -> Dataset:
     """Prompt/completion rows as token ids and labels, as TRL makes them, but many at once: TRL takes them one by one.
 
-    Rows that `longest` leaves nothing of to learn are dropped.
+    Nothing is cut: rows of more than `longest` tokens are left out, and a line says how many.
     """
     from accelerate import PartialState
 
@@ -148,11 +201,14 @@ def tokenized(rows: Dataset, tokenizer: Any, longest: int) -> Dataset:
         wholes = (f"{p}{c}{tokenizer.eos_token}" for p, c in zip(columns["prompt"], columns["completion"], strict=True))
         read, ids = (tokenizer(texts, add_special_tokens=False).input_ids for texts in (columns["prompt"], [*wholes]))
         # a prefix ends with a token of its own, with which no first word of a completion can merge
-        kept = [(len(r), i[:longest]) for r, i in zip(read, ids, strict=True) if len(r) < longest]
+        kept = [(len(r), i) for r, i in zip(read, ids, strict=True) if len(i) <= longest]
         return {"input_ids": [i for _, i in kept], "labels": [[-100] * r + i[r:] for r, i in kept]}
 
     with PartialState().main_process_first():  # the others find what it has laid out
-        return rows.map(tokens, batched=True, remove_columns=rows.column_names)
+        made = rows.map(tokens, batched=True, remove_columns=rows.column_names)
+    if len(made) < len(rows):
+        print(f"{len(rows) - len(made):,} of {len(rows):,} pairs left out: more than {longest} tokens", flush=True)
+    return made
 
 
 def token_counts(rows: Dataset) -> tuple[list[int], int]:

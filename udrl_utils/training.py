@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from udrl_utils.dataset import command_pairs
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
 from udrl_utils.front import GRID, PATH, best_commands, front_volume, measure_front
-from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
+from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
 from udrl_utils.machine import seed_everything
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import bounded, collect, hindsight_rows
@@ -27,17 +28,20 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.shards import write_shard
 from udrl_utils.student import Student
-from udrl_utils.trainer import make_trainer
+from udrl_utils.trainer import Schedule, make_trainer, schedule, set_dropout, token_counts, tokenized
 from udrl_utils.training_log import TrainingLog, callback
 from udrl_utils.workers import pool, quietly, shares
 
 if TYPE_CHECKING:
     import pandas
+    from datasets import Dataset
 
     Live = Callable[[pandas.DataFrame], None]
 
 # Share of the student's steps after which the baseline beside it is done: its rows have neither commands nor horizon.
 BASELINE_DONE = 0.83
+JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
+MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
@@ -54,14 +58,16 @@ def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
-    """The codec of a run, fitted on what it is trained on.
+    """The codec of a run, fitted on what it is trained on. There are no rounds where no task is commanded diversity.
 
     Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored.
     """
     rewards = run.settings(AnnotationSettings).rewards
-    if settings.rounds and not {"relevance", "diversity"} <= set(rewards):
+    if settings.rounds and not JUDGED.issubset(rewards):
         raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
     codec = CommandCodec.fit(train_rows(settings, run), rewards, settings.bins)
+    if settings.rounds and not JUDGED.issubset(codec.rewards):
+        print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
     return replace(codec, form=settings.command_form, place=settings.command_place)
 
 
@@ -86,16 +92,19 @@ def train_student(
     processes = PartialState()
     seed_everything(settings.seed)
     codec, train, held = fit_codec(settings, run), train_rows(settings, run), read_annotated(run, "validation")
-    model, tokenizer = untrained(settings, codec, train)
+    model, tokenizer, plan = untrained(settings, codec, train)
+    print(plan.reason, flush=True)
+    settings = plan.of(settings)
     folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
     tables, place = (train, held), folder / "rows"
     with processes.main_process_first():  # the others find the rows that it has laid out
         data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
+        make_room(model, tokenizer, data)
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log, last_threads)
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log, last_threads, dropout=plan.dropout)
     if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
-        if settings.rounds:
+        if settings.rounds and JUDGED.issubset(codec.rewards):
             Student(model, tokenizer, codec).save(rounds / "0")
             log.save(rounds / "0" / "training_log.json")
             (rounds / "unfinished").write_text(mark)
@@ -103,12 +112,40 @@ def train_student(
     return log
 
 
-def untrained(settings: TrainingSettings, codec: CommandCodec, train: pandas.DataFrame) -> tuple[Any, Any]:
-    """The model and the tokenizer that training starts from: the base, or a new GPT-2 with the words of the rows."""
+def untrained(settings: TrainingSettings, codec: CommandCodec, train: pandas.DataFrame) -> tuple[Any, Any, Schedule]:
+    """What training starts from, and how it goes: a model, its tokenizer, and the schedule that suits the rows.
+
+    The model is the base, or a new GPT-2 with the words of the rows.
+    """
     if settings.base:
-        return pretrained_student(settings.base, codec, settings.n_positions)
-    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
-    return new_student(settings, tokenizer), tokenizer
+        tokenizer = base_tokenizer(settings.base)
+    else:
+        tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
+    plan = plan_of(settings, train, tokenizer)
+    if settings.base:
+        return *pretrained_student(settings.base, codec, settings.n_positions, keep=not plan.embeddings), plan
+    return new_student(settings, tokenizer), tokenizer, plan
+
+
+def plan_of(settings: TrainingSettings, train: pandas.DataFrame, tokenizer: Any) -> Schedule:
+    """The schedule that suits the amount of training rows."""
+    parts = (list(train.prompt[start : start + 10_000]) for start in range(0, len(train), 10_000))
+    tokens = sum(len(ids) for texts in parts for ids in tokenizer(texts, add_special_tokens=False).input_ids)
+    return schedule(settings, len(train), tokens)
+
+
+def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
+    """Widen a model's context to the longest of its prompt/completion rows, in steps of 64 tokens.
+
+    Raises: SettingsError when the model cannot take as many.
+    """
+    positions = model.config.max_position_embeddings
+    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
+    longest = max(max(found, default=0) for found in lengths)
+    if longest > positions:
+        needed = 64 * math.ceil(longest / 64)
+        print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)
+        widen(model, needed)
 
 
 def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> list[TrainingLog]:
@@ -157,6 +194,7 @@ def fit(
     held: Any,
     log: TrainingLog,
     last_threads: int | None = None,
+    dropout: float = 0.0,
     **anchor: Any,
 ) -> None:
     """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
@@ -164,6 +202,7 @@ def fit(
     from transformers import PrinterCallback
 
     processes, work = PartialState(), folder / "checkpoints"
+    set_dropout(student.model, dropout)
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
@@ -208,7 +247,7 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
     from accelerate.utils import broadcast_object_list
 
     folder, processes = run / "03_student", PartialState()
-    if not settings.rounds:
+    if not settings.rounds or not JUDGED.issubset(CommandCodec.load(folder).rewards):
         return pandas.DataFrame()
     held, sampler = read_annotated(run, "validation"), run_sampler(settings, run, folder / "rounds" / "0")
     tables, best = [], 0.0
@@ -256,7 +295,8 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
     hindsight = bounded(hindsight, codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     hindsight = seen(hindsight, settings)
-    shorter = settings.model_copy(update={"epochs": 1, "learning_rate": settings.learning_rate / 2})
+    rate = plan_of(settings, train, student.tokenizer).learning_rate
+    shorter = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
     anchor = Student.load(before).model if settings.kl_anchor else None
     tables, place = (pandas.concat([hindsight, kept]), held), home / "rows"
     with processes.main_process_first():

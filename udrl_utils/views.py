@@ -73,8 +73,9 @@ def reward_line(
 ) -> dict[str, Any]:
     """What a card says of one reward; places are shares of the reward's whole range, for the little scale."""
     asked, achieved = row.get(f"asked_{name}"), row[name]
-    commanded, measured = asked == asked and asked is not None, achieved == achieved
+    commanded = asked == asked and asked is not None
     level = min(achieved / codec.longest, 1) if name == "length" else levels[name]
+    measured = level == level
     place = asked / codec.longest if commanded and name == "length" else asked
     return {
         "name": name,

@@ -91,7 +91,7 @@ def training(run: RunFolder, turns: int, home: Path) -> dict[str, Any]:
     def side(name: str, make: Callable[..., Any]) -> Callable[[], float]:
         def measure() -> float:
             seed_everything(settings.seed)
-            model, tokenizer = untrained(settings, codec, train)
+            model, tokenizer, _ = untrained(settings, codec, train)
             rate = make(model, tokenizer)
             losses.setdefault(name, []).append(loss_of(model, tokenizer, watched))
             return rate

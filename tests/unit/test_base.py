@@ -16,7 +16,7 @@ from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_he
 from udrl_utils.cli import PRESETS, app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.gpt2 import END, pretrained_student
+from udrl_utils.gpt2 import END, pretrained_student, widen
 from udrl_utils.parameters import resolve
 from udrl_utils.prober import Prober
 from udrl_utils.runs import RunFolder, write_json
@@ -96,6 +96,17 @@ def test_every_pass_swaps_other_words_and_the_same_pass_the_same(recording: Path
     assert sum(a != b for a, b in zip(first, second, strict=True)) > 0.8 * len(pairs)
     plain = one_pass(pairs, 0, settings.model_copy(update={"word_swaps": 0}))
     assert [row["completion"] for row in plain] == pairs.prompt.tolist()
+
+
+def test_a_model_that_cannot_take_more_tokens_is_one_line() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=128, **shape))
+    widen(model, 128)
+    with pytest.raises(SettingsError, match="this model takes at most 128 tokens, and 192 are needed") as caught:
+        widen(model, 192)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_base_is_made_by_one_command(small_base: Path) -> None:

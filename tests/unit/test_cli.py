@@ -27,7 +27,7 @@ BAD = {
     "unknown preset": (("--preset", "huge"), "preset='huge' is neither one of gpu, laptop, paper, smoke"),
     "missing preset file": (("--preset", "mine.yaml"), "preset='mine.yaml' is neither"),
     "unknown key": (("--set", "epoch=3"), "unknown parameter epoch=3; did you mean epochs?"),
-    "impossible value": (("--set", "epochs=0"), "epochs=0 should be greater than 0"),
+    "impossible value": (("--set", "epochs=-1"), "epochs=-1 should be greater than or equal to 0"),
     "impossible value of a stage that is not run": (("--to", "1", "--set", "bins=1"), "bins=1 should be"),
     "no value": (("--set", "epochs"), "set='epochs' is not of the form key=value"),
     "not YAML": (("--set", "tasks=[a"), "tasks='[a' is not YAML"),

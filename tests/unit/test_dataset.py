@@ -129,18 +129,20 @@ def trainer_of(settings: TrainingSettings, tmp_path):
 
 
 @pytest.mark.parametrize("longest", [64, 24])
-def test_tokens_and_labels_are_those_that_trl_makes(settings: TrainingSettings, tmp_path, longest: int) -> None:
+def test_tokens_and_labels_are_those_that_trl_makes(settings, tmp_path, capsys, longest: int) -> None:
     from trl import SFTConfig, SFTTrainer
 
     wordy = PAIRS.head(40).assign(intent="heron " * 30, prompt="far too long for a context of so few tokens")
     rows, tokenizer = pd.concat([PAIRS, wordy]), train_tokenizer([*PAIRS.intent, *PAIRS.prompt], 400, CODEC.tokens())
     data, how = command_pairs(rows, CODEC, settings), {"use_cpu": True, "bf16": False, "report_to": "none"}
-    config = SFTConfig(str(tmp_path), max_length=longest, completion_only_loss=True, **how)
+    config = SFTConfig(str(tmp_path), max_length=None, completion_only_loss=True, **how)
     stock = SFTTrainer(new_student(settings, tokenizer), config, train_dataset=data, processing_class=tokenizer)
     ours = tokenized(data, tokenizer, longest)
-    assert ours["input_ids"][:] == stock.train_dataset["input_ids"][:]
-    assert ours["labels"][:] == stock.train_dataset["labels"][:]
-    assert len(ours) < len(data) or longest == 64, "prefixes that leave no room are dropped"
+    theirs = [row for row in stock.train_dataset if len(row["input_ids"]) <= longest]
+    assert ours["input_ids"][:] == [row["input_ids"] for row in theirs]
+    assert ours["labels"][:] == [row["labels"] for row in theirs]
+    told = f"{len(data) - len(ours)} of 340 pairs left out: more than {longest} tokens"
+    assert len(ours) < len(data) and told in capsys.readouterr().out, "none is cut"
 
 
 def test_a_token_weighs_the_same_in_short_and_long_batches(trainer_of) -> None:

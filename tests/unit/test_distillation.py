@@ -144,7 +144,8 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
         for j in range(3)
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings, run = start(smoke, pairs=str(tmp_path / "pairs.jsonl"), near_duplicate=1.0)
+    changes = {"near_duplicate": 1.0, "validation_fraction": 0.2}
+    settings, run = start(smoke, pairs=str(tmp_path / "pairs.jsonl"), **changes)
     assert distil(settings, run)[0]["kept"] == 120
     assert set(read_pairs(run).teacher) == {"given"}
     (tmp_path / "odd.jsonl").write_text(json.dumps({"task": "haiku", "intent": "a", "prompt": "b"}))

@@ -48,7 +48,7 @@ def test_the_preset_of_the_ready_student_is_that_of_the_laptop_on_all_that_is_re
     [
         ({"epoch": 3}, "epoch=3; did you mean epochs?"),
         ({"qqqqqq": "x"}, "qqqqqq='x'; allowed are ablation_rows, ablation_seeds"),
-        ({"epochs": 0}, "epochs=0 should be greater than 0"),
+        ({"epochs": -1}, "epochs=-1 should be greater than or equal to 0"),
         ({"epochs": "many"}, "epochs='many' should be a valid number"),
         ({"bins": 1}, "bins=1 should be greater than or equal to 2"),
         ({"bins": 2.5}, "bins=2.5 should be a valid integer"),
