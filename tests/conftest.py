@@ -44,6 +44,25 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of a few thousand parameters that has read the recording once, made by `udrl base`."""
+    from typer.testing import CliRunner
+
+    from udrl_utils.base import train_base
+    from udrl_utils.cli import app
+
+    home = tmp_path_factory.mktemp("base")
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
+    (home / "small.yaml").write_text(yaml.safe_dump(yaml.safe_load((PRESETS / "laptop.yaml").read_text()) | small))
+    asked = ["base", "--passes", "1", "--preset", str(home / "small.yaml"), "--out", str(home / "base")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_base, "__defaults__", (recording,))
+        done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and "validation loss" in done.output and " MB" in done.output, done.output
+    return home / "base"
+
+
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs of its own."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
-# What a base knows of commands would hide what is learnt here; levels are learnt anew, in larger steps.
-BLIND = {"base": "copying", "learning_rate": 1e-3}
 PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs
 
 
@@ -148,8 +146,6 @@ def try_out(
     kept = annotated[annotated.split != "train"]
     pandas.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
     training = run.settings(TrainingSettings)
-    if training.base == "commanded":
-        training = training.model_copy(update=BLIND)
     training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
     sets = min(training.round_sets, budget // (4 * PER_SET))
     rest = budget - training.rounds * sets * PER_SET

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from udrl_utils import base, gpt2
 from udrl_utils import student as students
-from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass, train_base
+from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
 from udrl_utils.cli import PRESETS, app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.errors import RunError, SettingsError
@@ -39,19 +39,6 @@ def recorded(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     """A recording of a few rows."""
     pd.DataFrame(rows, columns=["task", "intent", "prompt"]).to_parquet(folder / "prompts.parquet")
     return folder
-
-
-@pytest.fixture(scope="module")
-def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of a few thousand parameters that has read the recording once."""
-    home = tmp_path_factory.mktemp("base")
-    (home / "small.yaml").write_text(yaml.safe_dump(LAPTOP | SMALL))
-    asked = ["base", "--passes", "1", "--preset", str(home / "small.yaml"), "--out", str(home / "base")]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train_base, "__defaults__", (recording,))
-        done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 0 and "validation loss" in done.output and " MB" in done.output, done.output
-    return home / "base"
 
 
 def test_the_base_reads_no_test_intent_no_held_out_noun_and_no_unseen_length(recording: Path) -> None:
@@ -177,8 +164,6 @@ def test_a_base_that_does_not_fit_is_one_line(small_base: Path, monkeypatch: pyt
     with pytest.raises(SettingsError, match=r"base='no/where' is neither recorded, a Hub id nor a folder") as caught:
         pretrained_student("no/where", CODEC)
     assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match=r"n_positions=4096 is more than base=.* takes, at most 256"):
-        pretrained_student(small_base, CODEC, n_positions=4096)
     monkeypatch.setattr(gpt2, "BASE", Path("not/made"))
     with pytest.raises(SettingsError, match="base='recorded': the package has no base yet; make it with: udrl base"):
         pretrained_student("recorded", CODEC)

@@ -64,12 +64,14 @@ def test_the_interval_is_wider_where_prompts_of_a_set_depend_on_each_other() -> 
     assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"])
 
 
-def analysis(smoke: dict, run: RunFolder, **changes: object) -> AnalysisSettings:
-    run.finish("03_student", resolve(TrainingSettings, {**smoke, "base": "copying", **changes}))
+def analysis(smoke: dict, run: RunFolder, base: str) -> AnalysisSettings:
+    run.finish("03_student", resolve(TrainingSettings, {**smoke, "base": base}))
     return resolve(AnalysisSettings, dict(smoke))
 
 
-def test_the_base_is_asked_beside_the_student(smoke: dict, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_asked_beside_the_student(
+    smoke: dict, outputs: Path, small_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not how a base obeys, only that it is there, under the student's codec."""
     run, asked = RunFolder("before"), []
 
@@ -79,7 +81,7 @@ def test_the_base_is_asked_beside_the_student(smoke: dict, outputs: Path, monkey
         return samples("asked", follows=False).drop(columns="model")
 
     monkeypatch.setattr(before_after, "sample_calibration", remembered)
-    settings = analysis(smoke, run)
+    settings = analysis(smoke, run, str(small_base))
     student = type("Known", (), {"codec": codec()})()
     sampler = Sampler(student, [], None, seed=0)
     intents = {"related_search": [f"intent {k}" for k in range(20)]}

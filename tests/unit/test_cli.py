@@ -173,10 +173,3 @@ def test_a_report_of_a_run_that_was_never_made_is_one_line(outputs):
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert not outputs.exists()
-
-
-def test_a_base_that_there_is_not_is_one_line(tmp_path):
-    result = udrl("base", "obedient", "--out", str(tmp_path / "base"))
-    assert result.exit_code == 2 and not (tmp_path / "base").exists()
-    assert "base='obedient' is unknown; allowed are commanded, copying" in result.stderr
-    assert result.stderr.count("\n") == 1
