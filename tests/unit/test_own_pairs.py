@@ -125,7 +125,9 @@ def test_a_base_learns_more_positions_and_keeps_what_it_knows(small_base: Path) 
     (model, tokenizer), (base, _) = pretrained_student(small_base, codec, 512), pretrained_student(small_base, codec)
     ids = tokenizer("koi pond " * 40, return_tensors="pt").input_ids
     assert model.config.n_positions == 512 and base.config.n_positions == 256
-    assert torch.equal(model(input_ids=ids[:, :200]).logits, base(input_ids=ids[:, :200]).logits)
+    wide, narrow = (each(input_ids=ids[:, :200]).logits for each in (model, base))
+    known = len(tokenizer) - len(codec.tokens()) + 1  # what comes after begins anew each time
+    assert torch.equal(wide[..., :known], narrow[..., :known])
     assert model(input_ids=ids.repeat(1, 4)[:, :400]).logits.isfinite().all()
 
 
@@ -205,7 +207,7 @@ def test_long_prompts_that_share_little_are_swapped_in_less_often(smoke: dict) -
     ("table", "changes", "told"),
     [
         (pairs([300]), {},
-         "no prompt has min_words=3 to max_words=40 words; they have 300 in the median, and max_words may be up to 2"),
+         "no prompt has min_words=2 to max_words=40 words; they have 300 in the median, and max_words may be up to 2"),
         (pairs([30]).rename(columns={"intent": "prompt", "prompt": "intent"}), {},
          r"intents have 30 words in the median and prompts 3: are the columns intent and prompt swapped\? Allowed is"),
         (pairs([9]).assign(task="haiku"), {}, "unknown task 'haiku'; allowed are text_to_image"),
