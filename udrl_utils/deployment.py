@@ -167,7 +167,8 @@ def engine_of(precision: str) -> type[DeployedStudent]:
 def fastest_engine(run: RunFolder) -> Engine:
     """A run's deployed student, in the last of its precisions, else the trained one. Raises: RunError without both."""
     found = run.read().get("stages", {}).get("07_deployment")  # which a run forgets when its student is trained anew
-    exported = found and run / "07_deployment" / found["settings"]["precisions"][-1]
+    own = found and not found["settings"].get("student")  # and not the shipped one's
+    exported = own and run / "07_deployment" / found["settings"]["precisions"][-1]
     return DeployedStudent.load(exported) if exported and exported.exists() else Student.load(run / "03_student")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command
 from udrl_utils.errors import RunError
 from udrl_utils.intervals import interval, ratio_interval
-from udrl_utils.rewards import annotate
+from udrl_utils.rewards import annotate, load_rewards, read_annotated
+from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import MeasuringSettings
+from udrl_utils.settings import AnnotationSettings, DeploymentSettings, MeasuringSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
 
@@ -44,6 +47,28 @@ def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> di
             )
         chosen[task] = intents[: settings.analysis_intents]
     return chosen
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A student to measure, with what its prompts are scored with and test intents by task."""
+
+    student: Student
+    rewards: list[str]
+    encoder: str
+    intents: dict[str, list[str]]
+
+
+def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
+    """The student of a run, or the shipped one with the intents that it brings along. Raises: RunError without one."""
+    if settings.student:
+        student = Student.load("ready")
+        facts = json.loads((student.folder / "ready.json").read_text(encoding="utf-8"))
+        few = {task: intents[: settings.analysis_intents] for task, intents in facts["intents"].items()}
+        return Chosen(student, student.codec.rewards, facts["encoder"], few)
+    load_rewards(run)
+    scoring, student = run.settings(AnnotationSettings), Student.load(run / "03_student")
+    return Chosen(student, scoring.rewards, scoring.encoder, test_intents(read_annotated(run), settings))
 
 
 def sample_calibration(

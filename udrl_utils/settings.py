@@ -241,14 +241,19 @@ class AnalysisSettings(SamplingSettings, MeasuringSettings):
     ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
 
 
-class ProbeSettings(SamplingSettings):
+class StudentSettings(StageSettings):
+    """Which student is asked, in every stage that needs no more of a run than its student."""
+
+    student: Literal["", "ready"] = Field(
+        description="'' for the student of the run; ready for the one that is shipped, which needs no run"
+    )
+
+
+class ProbeSettings(SamplingSettings, StudentSettings):
     """05: what the panel opens with, and the grid of commands that is shown without it."""
 
     probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
-    student: Literal["", "ready"] = Field(
-        description="'' for the student of the run; ready for the one that is shipped, which needs no run"
-    )
 
 
 class SearchSettings(IntervalSettings):
@@ -294,7 +299,7 @@ class SearchSettings(IntervalSettings):
         return {name: int(number) if name == "length" else float(number) for name, number in pairs}
 
 
-class DeploymentSettings(MeasuringSettings):
+class DeploymentSettings(MeasuringSettings, StudentSettings):
     """07: what is exported, and what its speed is compared with."""
 
     precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = Field(

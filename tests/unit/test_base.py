@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from udrl_utils import base, gpt2
+from udrl_utils import base, cli, gpt2
 from udrl_utils import student as students
 from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
 from udrl_utils.cli import PRESETS, app
@@ -116,6 +116,19 @@ def test_a_base_is_made_by_one_command(small_base: Path) -> None:
 def test_a_bad_option_costs_one_line(arguments: tuple[str, ...], told: str, outputs: Path) -> None:
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == 2 and told in done.stderr and done.stderr.count("\n") == 1 and not outputs.exists()
+
+
+def test_the_ready_student_is_that_of_notebooks_1_to_3(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, shipped = {}, []
+    monkeypatch.setattr(cli, "execute", lambda stage, settings, *_: made.update({stage: settings}))
+    monkeypatch.setattr(base, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
+    done = CliRunner().invoke(app, ["ready", "--epochs", "3", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert list(made) == ["01_pairs", "02_annotated", "03_student"] and made["03_student"].epochs == 3
+    assert made["01_pairs"].n_intents == 0 and made["03_student"].base == "recorded"
+    assert shipped == [(outputs / "ready", tmp_path, "udrl ready --preset ready --epochs 3")]
 
 
 def test_nothing_recorded_is_one_line(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_an_exported_student_writes_what_the_trained_one_does(trained: Path, exp
         assert DeployedStudent.load(folder).generate(intents, COMMAND, temperature=0.01) == expected
 
 
+@pytest.mark.parametrize("precision", ["float32", "q8_0", "int8"])
+def test_a_student_in_half_precision_is_exported_too(precision: str, trained: Path, tmp_path: Path) -> None:
+    student, intents = Student.load(trained), [text.split()[0] for text in TEXTS]
+    student.model.to(torch.float16)
+    (tmp_path / "half").mkdir()
+    student.save(tmp_path / "half")
+    engine = DeployedStudent.load(export(tmp_path / "half", tmp_path / precision, precision))
+    assert [texts[0] for texts in engine.generate(intents, COMMAND, temperature=0.01)] == TEXTS
+
+
 @pytest.mark.parametrize("precision", ["float32", "q8_0"])
 def test_one_seed_gives_the_same_prompts_and_another_gives_others(precision: str, exported: dict[str, Path]) -> None:
     engine = DeployedStudent.load(exported[precision])
@@ -173,6 +183,9 @@ def test_the_fastest_engine_of_a_run(trained: Path, exported: dict[str, Path], t
     made = {"stages": {"07_deployment": {"settings": {"precisions": list(exported)}}}}
     write_json(trained.parent / "run.json", made)
     assert fastest_engine(RunFolder(trained.parent)).folder == exported["int8"]
+    made["stages"]["07_deployment"]["settings"]["student"] = "ready"
+    write_json(trained.parent / "run.json", made)
+    assert isinstance(fastest_engine(RunFolder(trained.parent)), Student), "what was exported is the shipped student"
     write_json(trained.parent / "run.json", {"stages": {"03_student": {}}})
     assert isinstance(fastest_engine(RunFolder(trained.parent)), Student), "what was exported is of an older student"
     (tmp_path / "03_student").symlink_to(trained)
