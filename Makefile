@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ablations llm corpus bench test lint format lab clean
+.PHONY: help install run ablations llm corpus bench docs test lint format lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -48,6 +48,9 @@ format: install  ## mend what ruff can mend, strip the notebooks
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/nbstripout --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill' notebooks/*.ipynb
+
+docs: install  ## write docs/parameters.md anew
+	$(BIN)/udrl parameters > docs/parameters.md
 
 lab: install  ## open the notebooks in JupyterLab; 05 has the panel
 	$(BIN)/jupyter lab notebooks

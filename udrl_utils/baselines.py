@@ -14,6 +14,7 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.intervals import interval
 from udrl_utils.journal import Journal
 from udrl_utils.latency import timed
+from udrl_utils.local_models import located
 from udrl_utils.local_teacher import LocalTeacher
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
@@ -28,7 +29,10 @@ TIMED = 8  # sets that are asked for one after the other, to see how long one ta
 
 
 def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings) -> dict[str, Teacher]:
-    """Baselines by the name of their model, asked as the run's teacher would be. Raises: SettingsError."""
+    """Baselines by the name of their model, asked as the run's teacher would be.
+
+    A local .gguf file that is not there is left out, and a line says so. Raises: SettingsError.
+    """
     found: dict[str, Teacher] = {}
     for text in settings.baselines:
         form = FORM.fullmatch(text)
@@ -37,9 +41,13 @@ def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings)
                 f"parameter baselines: {text!r} is neither local:<model> nor openai:<model>@<http address>"
             )
         name = form["local"] or form["served"]
+        if form["local"] and name.endswith(".gguf") and not located(name).exists():
+            print(f"baseline left out: there is no {name}; `make llm` fetches the presets' file", flush=True)
+            continue
         backend = {"teacher": "local" if form["local"] else "openai", "teacher_model": name}
         asked = distillation.model_copy(update={**backend, "teacher_base_urls": [form["url"]] if form["url"] else []})
-        found[name] = make_teacher(asked, Budget(None))
+        teacher = make_teacher(asked, Budget(None))
+        found[teacher.name.removesuffix(".gguf")] = teacher
     return found
 
 

@@ -19,7 +19,7 @@ import typer
 from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.local_models import PACKED, fetch
-from udrl_utils.parameters import resolve
+from udrl_utils.parameters import parameters_page, resolve
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
 from udrl_utils.student import READY
@@ -92,6 +92,15 @@ def compare(
     show_table("What differs in the settings", report.differences(*runs))
     show_table("What came of it", report.results_side_by_side(*runs))
     typer.echo(f"with figures: {page}")
+
+
+@app.command()
+def parameters(
+    preset: Annotated[str, typer.Option(help="preset whose values are shown")] = "laptop",
+) -> None:
+    """Print every parameter with its meaning, as the page docs/parameters.md."""
+    with mistakes_in_one_line():
+        typer.echo(parameters_page(read_preset(preset)), nl=False)
 
 
 @app.command()

@@ -7,6 +7,7 @@ whatever it does not know.
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -55,3 +56,20 @@ def explain(error: ValidationError, cls: type[StageSettings]) -> str:
         return f"missing parameter {name} ({cls.model_fields[name].description})"
     what = problem["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
     return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"
+
+
+def parameters_page(values: dict[str, Any]) -> str:
+    """docs/parameters.md: every parameter by notebook, with its value in a preset and what it means."""
+    lines = [
+        "# Parameters",
+        "",
+        "The laptop preset's values. `udrl run --set name=value` changes one, `papermill -p name value` too.",
+        "This page is made by `make docs`.",
+    ]
+    told: set[str] = set()
+    for stage, cls in SETTINGS.items():
+        fields = {name: field for name, field in cls.model_fields.items() if name not in told}
+        told |= fields.keys()
+        lines += ["", f"## {stage}", "", "| parameter | laptop | meaning |", "|---|---|---|"]
+        lines += [f"| `{k}` | `{json.dumps(values[k])}` | {field.description} |" for k, field in fields.items()]
+    return "\n".join(lines) + "\n"

@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.baselines import journal_of
+from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
 from udrl_utils.dialogue import Request
-from udrl_utils.distillation import ask_teacher
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, without_levels
 from udrl_utils.front import PATH, hypervolume, measure_front
 from udrl_utils.intervals import interval, ratio_interval
+from udrl_utils.journal import Journal
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, MeasuringSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
+from udrl_utils.teachers import Teacher, make_teacher
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
 
     from udrl_utils.encoder import Embed
@@ -226,27 +229,47 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 
 
 def outside_intents(
-    sampler: Sampler, intents: list[str], run: RunFolder, settings: AnalysisSettings, n: int = 4
+    sampler: Sampler,
+    intents: list[str],
+    run: RunFolder,
+    models: dict[str, Teacher],
+    settings: AnalysisSettings,
+    n: int = 4,
 ) -> dict[str, Any]:
-    """Relevance of teacher and student on intents that nothing was trained on, in turn over the tasks; its ratio."""
+    """Relevance of the student on intents that nothing was trained on, in turn over the tasks, beside a language model.
+
+    The model is the run's teacher, or the first baseline where the teacher has written all that it will. Returns its
+    name as `reference`, both relevances, and their ratio; only the student's relevance where nobody can be asked.
+    """
     import numpy as np
     import pandas
 
-    tasks = list(sampler.student.codec.edges)
+    tasks, made = list(sampler.student.codec.edges), run.settings(DistillationSettings)
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
-    written = ask_teacher(run, [Request(task, intent, n) for task, intent in keys], journal_of(run, "outside"))
-    rows = [(task, intent, prompt) for (task, intent), prompts in zip(keys, written, strict=True) for prompt in prompts]
-    theirs = annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
-    ours = sampler.of(sampler.student, guidance=1.0).sample(best, n)
-    means = [
-        t.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy() for t in (theirs, ours)
-    ]
-    # an intent that the teacher did not answer says nothing of either
-    means = [values[np.isfinite(means[0])] for values in means]
-    ratio = ratio_interval(means[1], means[0], settings)
-    both = {name: interval(values, settings) for name, values in zip(("teacher", "student_best"), means, strict=True)}
-    return {"intents": len(means[0]), "relevance": both, "relative_to_teacher": ratio}
+
+    def by_intent(table: pandas.DataFrame) -> numpy.ndarray:
+        return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
+
+    ours = by_intent(sampler.of(sampler.student, guidance=1.0).sample(best, n))
+    asks = {"teacher": make_teacher(made, Budget(None))} if made.teacher != "recorded" and not made.pairs else models
+    if not asks:
+        return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}
+    name, reference = next(iter(asks.items()))
+    requests = [Request(task, intent, n) for task, intent in keys]
+    written = reference.write(requests, Journal(journal_of(run, f"outside {name}")))
+    rows = [(task, intent, prompt) for (task, intent), prompts in zip(keys, written, strict=True) for prompt in prompts]
+    theirs = by_intent(
+        annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
+    )
+    answered = np.isfinite(theirs)  # an intent that the model did not answer says nothing of either
+    ours, theirs = ours[answered], theirs[answered]
+    return {
+        "intents": len(ours),
+        "reference": name,
+        "relevance": {name: interval(theirs, settings), "student_best": interval(ours, settings)},
+        "relative_to_reference": ratio_interval(ours, theirs, settings),
+    }
 
 
 def quality(

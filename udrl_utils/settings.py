@@ -226,9 +226,7 @@ class MeasuringSettings(IntervalSettings):
 class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
-    baselines: list[str] = Field(
-        description="language models to compare with: local:<model> or openai:<model>@<address>"
-    )
+    baselines: list[str] = Field(description="to compare with: local:<model>, openai:<model>@<address>")
     fluency_model: str = Field(
         description="causal LM that says how fluent prompts are: a GGUF file, a folder or a Hub id; '' for none"
     )

@@ -279,7 +279,14 @@ def test_a_missing_stage_is_named(tmp_path: Path) -> None:
         report.read_metrics(RunFolder(tmp_path))
 
 
-def test_intents_from_outside_are_put_to_teacher_and_student(smoke_run: Path, tmp_path: Path) -> None:
+class Parrot:
+    """A language model that says what it is asked for, and answers nothing to one intent."""
+
+    def write(self, requests: list, journal: object) -> list[list[str]]:
+        return [[] if "owls" in r.intent else [f"a picture of {r.intent}"] * r.n for r in requests]
+
+
+def test_intents_from_outside_are_put_to_the_student_and_to_a_model(smoke_run: Path, tmp_path: Path) -> None:
     (tmp_path / "typed.csv").write_text("typed\nA red bicycle.\nmoonlit harbour\na red bicycle\nowls on a wire\n")
     run = RunFolder(smoke_run)
     settings = run.settings(AnalysisSettings).model_copy(
@@ -289,7 +296,9 @@ def test_intents_from_outside_are_put_to_teacher_and_student(smoke_run: Path, tm
     sampler = Sampler(Student.load(smoke_run / "03_student"), rewards, encoder, **settings.sampling())
     intents = probes.read_outside(settings)
     assert sorted(intents) == ["a red bicycle", "moonlit harbour", "owls on a wire"]
-    found = probes.outside_intents(sampler, intents, run, settings)
-    assert found["intents"] == 3
-    teacher, student = (found["relevance"][name]["mean"] for name in ("teacher", "student_best"))
-    assert math.isclose(found["relative_to_teacher"]["mean"], student / teacher)
+    found = probes.outside_intents(sampler, intents, run, {"parrot": Parrot()}, settings)
+    assert found["intents"] == 2 and found["reference"] == "parrot"
+    model, student = (found["relevance"][name]["mean"] for name in ("parrot", "student_best"))
+    assert math.isclose(found["relative_to_reference"]["mean"], student / model) and model > 0.5
+    alone = probes.outside_intents(sampler, intents, run, {}, settings)
+    assert alone["intents"] == 3 and set(alone["relevance"]) == {"student_best"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import itertools
-import json
 import re
 import shutil
 import subprocess
@@ -16,7 +15,8 @@ import pytest
 import yaml
 
 from udrl_utils.machine import environment
-from udrl_utils.settings import ROOT, SETTINGS
+from udrl_utils.parameters import parameters_page
+from udrl_utils.settings import ROOT
 
 ORDER = (
     *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
@@ -104,21 +104,15 @@ def test_conda_installs_what_the_lock_pins_and_says_why():
     assert all(" # " in line for line in entries)
 
 
-def test_the_readme_lists_every_parameter_as_it_is():
+def test_the_page_of_parameters_is_up_to_date():
     laptop = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
-    text = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (.+) \|$", text, re.MULTILINE)
-    fields = {name: field for cls in SETTINGS.values() for name, field in cls.model_fields.items()}
-    assert [name for name, *_ in rows] == list(fields)
-    for name, value, meaning in rows:
-        assert json.loads(value) == laptop[name], name
-        assert meaning == fields[name].description, name
+    assert (ROOT / "docs" / "parameters.md").read_text() == parameters_page(laptop), "make docs writes it anew"
 
 
-def test_the_readme_tree_names_every_module_and_notebook():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## ")[0]
-    for path in (*MODULES, *(ROOT / "notebooks").glob("*.ipynb")):
-        assert path.name in tree
+def test_links_of_readme_and_docs_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_machine_is_told_with_its_gpus(monkeypatch) -> None:
