@@ -121,7 +121,7 @@ def record(
 ) -> None:
     """Keep what a run's teacher wrote as the recorded prompts, with a card; a run that was cut off will do."""
     from udrl_utils.recorded import RECORDED
-    from udrl_utils.recorded import record as pack
+    from udrl_utils.recording import record as pack
 
     with mistakes_in_one_line():
         made = pack(run_folder(run), out or RECORDED, add)

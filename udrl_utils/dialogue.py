@@ -69,6 +69,11 @@ def parse_single(reply: str) -> list[str]:
     return []
 
 
+def read_singles(replies: Sequence[str | None]) -> list[str]:
+    """The prompts of replies that should hold one each."""
+    return [prompt for reply in replies for prompt in parse_single(reply or "")]
+
+
 def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
     """Chat messages that ask for n prompts of each intent, few-shot examples included.
 

@@ -15,7 +15,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.dialogue import Request, messages, parse_reply, parse_single, single_messages
+from udrl_utils.dialogue import Request, messages, parse_reply, read_singles, single_messages
 from udrl_utils.errors import SettingsError
 from udrl_utils.journal import Journal, key_of
 from udrl_utils.local_models import load_causal_lm, located
@@ -64,7 +64,10 @@ class LocalTeacher:
 
         for _ in side_by_side(written, batches):
             pass
-        return [self.read(request, journal) or [] for request in requests]
+        found = [(request, self.replies(request, journal)) for request in requests]
+        if self.form == "single":
+            return [read_singles(replies) for _, replies in found]
+        return [parse_reply(replies[0] or "", request.n) for request, replies in found]
 
     def _asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
@@ -75,13 +78,9 @@ class LocalTeacher:
         )
         return {key_of(self.name, self.temperature, self.seed, k, chat): chat for k, chat in enumerate(chats)}
 
-    def read(self, request: Request, journal: Journal) -> list[str] | None:
-        """Prompts in the replies to a request; None while replies are missing."""
-        found = [journal.replies.get(key) for key in self._asked(request)]
-        if None in found:
-            return None
-        parts = map(parse_single, found) if self.form == "single" else [parse_reply(found[0], request.n)]
-        return [prompt for part in parts for prompt in part]
+    def replies(self, request: Request, journal: Journal) -> list[str | None]:
+        """Raw replies to a request, None where none has come."""
+        return [journal.replies.get(key) for key in self._asked(request)]
 
     @cached_property
     def writer(self) -> Writer:

@@ -1,25 +1,20 @@
 """The recorded teacher: what a real language model wrote for intents of the ontology, kept as data with a card.
 
-`udrl record RUN` packs what a run's local or served teacher wrote; a run with teacher=recorded reads it back. Prompts
-are kept as they were written: filters, near-duplicates and splits are the business of every run that reads them.
+A run with teacher=recorded reads it. Prompts are kept as they were written: filters, near-duplicates and splits are the
+business of every run. How the recording is made is in recording.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from udrl_utils.chat import Budget
 from udrl_utils.dialogue import Request
-from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.errors import SettingsError
 from udrl_utils.journal import Journal
-from udrl_utils.local_models import PACKED
-from udrl_utils.local_teacher import MIN_P
-from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import DATA, load_intents
 
@@ -74,98 +69,6 @@ def recorded_requests(settings: DistillationSettings) -> list[Request]:
             f"{missing[0].task}, nor for {len(missing) - 1} others; {OTHERWISE}"
         )
     return wanted
-
-
-def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[str, Any]:
-    """Pack what a run's local or served teacher has written so far: prompts.parquet, recording.json and a card.
-
-    A set counts once all of its replies are there, so that a run that was cut off can be packed as well. `add` keeps
-    what the folder holds, and adds sets of intents that it does not. Returns what recording.json holds.
-    Raises: RunError when there is nothing to pack, or the folder holds what another teacher wrote.
-    """
-    import pandas
-
-    settings = settings_of(run)
-    found, counts = written_sets(run, settings)
-    part = {"seed": settings.seed, "prompts": len(found), **counts}
-    table = pandas.DataFrame(found, columns=["task", "intent", "prompt"])
-    if table.empty:
-        raise RunError(f"run={run.name!r}: its teacher has not written a whole set yet")
-    recording = {
-        "model": Path(settings.teacher_model).name.removesuffix(".gguf"),
-        "form": settings.teacher_form,
-        "temperature": settings.teacher_temperature,
-        "prompts_per_intent": settings.prompts_per_intent,
-        "parts": [part],
-    }
-    if add:
-        held, before = read_recorded(folder), json.loads((folder / "recording.json").read_text())
-        for name, value in recording.items():
-            if name != "parts" and before[name] != value:
-                raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")
-        known = set(zip(held.task, held.intent, strict=True))
-        new = [key not in known for key in zip(table.task, table.intent, strict=True)]
-        table, recording = pandas.concat([held, table[new]]), recording | {"parts": [*before["parts"], part]}
-    sets = table.drop_duplicates(["task", "intent"])
-    recording |= {"prompts": len(table), "intents": sets.groupby("task", sort=False).size().to_dict()}
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / "prompts.parquet", index=False, compression="zstd")
-    write_json(folder / "recording.json", recording)
-    (folder / "README.md").write_text(recording_card(recording), encoding="utf-8")
-    return recording
-
-
-def settings_of(run: RunFolder) -> DistillationSettings:
-    """How the pairs of a run are made, of one that was cut off too. Raises: RunError where nobody was asked."""
-    note = run / "01_pairs" / "_settings.json"
-    if not note.exists():
-        raise RunError(f"run={run.name!r} has no pairs yet: run notebooks/01_teacher_distillation.ipynb first")
-    made = json.loads(note.read_text())
-    if made["teacher"] == "recorded" or made["pairs"] or made["teacher_form"] != "single":
-        raise RunError(f"run={run.name!r}: recorded is what a local or served teacher writes with teacher_form=single")
-    elsewhere = {"run": run.name, "teacher_base_urls": [], "teacher_prices": [], "teacher_budget": 0}
-    return DistillationSettings(**made, **elsewhere, teacher_concurrency=1, teacher_timeout=1)
-
-
-def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[tuple[str, str, str]], Counter]:
-    """(task, intent, prompt) of a run's complete sets, before any filter, and what the filters of notebook 01 find."""
-    from udrl_utils.distillation import journal_of, pair_rows, plan, shards
-    from udrl_utils.teachers import make_teacher
-
-    teacher, rows, counts = make_teacher(settings, Budget(0)), [], Counter()
-    for file, requests in shards(run / "01_pairs", plan(settings), settings):
-        journal = Journal(journal_of(file))
-        for request in requests if journal.replies else []:
-            prompts = teacher.read(request, journal)
-            if prompts is not None:
-                rows += [(request.task, request.intent, prompt) for prompt in prompts]
-                counts += pair_rows(request, "train", prompts, teacher.name, settings, frozenset())[1]
-    return rows, counts
-
-
-def recording_card(recording: dict[str, Any]) -> str:
-    """What somebody who finds the recorded prompts must know: who wrote them, how they were asked, what is there."""
-    packed = next((one for one in PACKED.values() if Path(one.file).stem == recording["model"]), None)
-    file = f", file `{packed.file}`, sha256 `{packed.sha256}`" if packed else ""
-    parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in recording["parts"]]
-    return f"""# Prompts that a language model wrote
-
-{recording["prompts"]} prompts in the order in which they were written: columns task, intent, prompt.
-Intents: {", ".join(f"{n} of {task}" for task, n in recording["intents"].items())}.
-
-- Model: `{recording["model"]}`{file}; weights: Apache-2.0
-- Asked in the form `{recording["form"]}`: the instruction and three examples of `data/tasks.yaml` as chat turns;
-  short, middling and long prompts in turn, {recording["prompts_per_intent"]} per intent
-- Sampling: temperature {recording["temperature"]}, min-p {MIN_P}
-- Intents: drawn from `data/ontology`, `data/intents.yaml` and `data/vocabulary.yaml`, written for this project
-- Licence: that of this workbook
-
-Prompts are kept as they came; a run that reads them filters them. What the filters of notebook 01 find, by part:
-
-- {f"{chr(10)}- ".join(parts)}
-
-Made by `udrl run --preset record --to 1`, then `udrl record record`; further parts with `--set seed=` and `--add`.
-"""
 
 
 class RecordedTeacher:

@@ -10,7 +10,7 @@ from udrl_utils.dialogue import (
     Request,
     messages,
     parse_reply,
-    parse_single,
+    read_singles,
     reply_schema,
     single_messages,
     split_reply,
@@ -49,7 +49,7 @@ class OpenAITeacher:
         """Prompts. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
         if self.form == "single":
             self._answers([question for request in requests for question in self._singles(request)], journal)
-            return [self.read(request, journal) or [] for request in requests]
+            return [read_singles(self.replies(request, journal)) for request in requests]
         groups = grouped(requests, self.together)
         answers = self._answers([self._list(group) for group in groups], journal)
         found: dict[Request, list[str]] = {}
@@ -66,10 +66,9 @@ class OpenAITeacher:
             raise RunError(f"{nothing}; run again later")
         return answers
 
-    def read(self, request: Request, journal: Journal) -> list[str] | None:
-        """Prompts in the single replies to a request; None where none came."""
-        found = [journal.replies.get(question.key(self.name)) for question in self._singles(request)]
-        return None if not any(found) else [prompt for reply in found for prompt in parse_single(reply or "")]
+    def replies(self, request: Request, journal: Journal) -> list[str | None]:
+        """Raw replies to the single questions of a request, None where none has come."""
+        return [journal.replies.get(question.key(self.name)) for question in self._singles(request)]
 
     def _singles(self, request: Request) -> list[Question]:
         how = {"temperature": self.temperature, "max_tokens": 120}

@@ -20,7 +20,17 @@ from udrl_utils.settings import ROOT
 
 ORDER = (
     *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
-    *("tasks", "dialogue", "local_models", "local_teacher", "recorded", "teachers", "distillation", "judge"),
+    *(
+        "tasks",
+        "dialogue",
+        "local_models",
+        "local_teacher",
+        "recorded",
+        "teachers",
+        "distillation",
+        "recording",
+        "judge",
+    ),
     *("encoder", "rewards", "commands", "engine", "guidance", "gpt2", "student", "llamacpp", "deployment", "samples"),
     *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "wording", "cards"),
     *("latency", "baselines", "probes", "ablations", "before_after", "images", "canvas", "motifs", "drawing"),

@@ -12,7 +12,8 @@ from udrl_utils import recorded
 from udrl_utils.distillation import distil, plan, read_pairs
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.parameters import resolve
-from udrl_utils.recorded import RECORDED, RecordedTeacher, record
+from udrl_utils.recorded import RECORDED, RecordedTeacher
+from udrl_utils.recording import record
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import TASKS
@@ -57,7 +58,7 @@ def test_what_was_not_recorded_is_one_line(smoke: dict, packed: Path, tmp_path: 
         ({"n_intents": 5000}, r"n_intents=5000 is more than was recorded .*: 9; 0 takes all"),
         (
             {"intents": str(tmp_path / "mine.txt"), "n_intents": 0},
-            r"nothing was recorded for 'zorblax' .* teacher=local",
+            r"nothing was recorded for 'zorblax' .*teacher=local",
         ),
     ):
         with pytest.raises(SettingsError, match=why) as caught:
