@@ -50,12 +50,22 @@ def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
     return [TASKS[request.task].examples[k] for k in chosen]
 
 
-def borrowed_words(request: Request) -> frozenset[str]:
-    """Rare words of the intents in the examples shown, less its own: a prompt that has one took it from there."""
+def borrows(request: Request, prompt: str) -> bool:
+    """Whether a prompt took something from the examples that it was asked for with, instead of from its intent:
+    a rare word of their intents, or four words in a row of their prompts."""
     from wordfreq import zipf_frequency
 
-    theirs = {word for intent, _ in shown_examples(request) for word in words(intent)} - set(words(request.intent))
-    return frozenset(word for word in theirs if zipf_frequency(word, "en") < RARE)
+    own, examples = words(request.intent), shown_examples(request)
+    foreign = {word for intent, _ in examples for word in words(intent)} - set(own)
+    if any(word in foreign and zipf_frequency(word, "en") < RARE for word in words(prompt)):
+        return True
+    shown = {run for _, prompts in examples for text in prompts for run in runs(words(text))}
+    return not shown.isdisjoint(runs(words(prompt)) - runs(own))
+
+
+def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:
+    """Sequences of so many words in a row."""
+    return {tuple(tokens[k : k + size]) for k in range(len(tokens) - size + 1)}
 
 
 def parse_single(reply: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.chat import Budget
-from udrl_utils.dialogue import Request, borrowed_words
+from udrl_utils.dialogue import Request, borrows
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.journal import Journal
 from udrl_utils.recorded import recorded_requests
@@ -54,9 +54,8 @@ def reject_reason(
     prompt: str,
     settings: DistillationSettings,
     held_out: frozenset[str] = frozenset(),
-    borrowed: frozenset[str] = frozenset(),
 ) -> str | None:
-    """Why a prompt is not kept, or None. `borrowed`: words that it can only have from the examples shown."""
+    """Why a prompt is not kept, or None."""
     split, length = prompt.split(), len(prompt.split())
     found = (
         ("empty", not split),
@@ -69,7 +68,6 @@ def reject_reason(
         ("too_short", length < settings.min_words),
         ("too_long", length > settings.max_words),
         ("other_script", latin(prompt) < 0.5 < latin(intent)),
-        ("example_word", not borrowed.isdisjoint(words(prompt))),
         ("held_out_word", not held_out.isdisjoint(words(prompt))),
     )
     return next((reason for reason, is_so in found if is_so), None)
@@ -134,9 +132,11 @@ def pair_rows(
     """Rows of one request's prompts that are kept, and the counts of why others are not."""
     counts, fine = Counter({"asked": request.n, "missing": max(0, request.n - len(prompts))}), []
     unwanted = frozenset() if split == "test" else held_out
-    borrowed = frozenset() if settings.pairs or settings.teacher_form == "list" else borrowed_words(request)
+    shown = settings.teacher_form == "single" and not settings.pairs  # examples, which some models repeat
     for prompt in (" ".join(prompt.split(" ")) for prompt in prompts):
-        reason = reject_reason(request.intent, prompt, settings, unwanted, borrowed)
+        reason = reject_reason(request.intent, prompt, settings, unwanted)
+        if not reason and shown and borrows(request, prompt):
+            reason = "from_example"
         if reason:
             counts[reason] += 1
         else:

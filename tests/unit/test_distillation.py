@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from udrl_utils import distillation
 from udrl_utils.chat import Budget
-from udrl_utils.dialogue import parse_reply, split_reply
-from udrl_utils.distillation import distil, drop_near_duplicates, read_pairs, reject_reason
+from udrl_utils.dialogue import Request, parse_reply, shown_examples, split_reply
+from udrl_utils.distillation import distil, drop_near_duplicates, pair_rows, read_pairs, reject_reason
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
@@ -77,10 +77,13 @@ def test_reasons(smoke: dict, prompt: str, reason: str | None) -> None:
 
 
 def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None:
-    settings = resolve(DistillationSettings, smoke)
-    assert (
-        reject_reason("koi pond", "a sourdough koi pond", settings, borrowed=frozenset({"sourdough"})) == "example_word"
-    )
+    request = Request("related_search", "koi food", 4)
+    [(_, (shown, *_)), *_] = shown_examples(request)
+    prompts = ["koi food pellets", f"koi food and {shown}", "what do koi eat"]
+    for form, kept in (("single", [prompts[0], prompts[2]]), ("list", prompts)):
+        settings = resolve(DistillationSettings, smoke | {"teacher_form": form})
+        rows, counts = pair_rows(request, "train", prompts, "m", settings, frozenset())
+        assert [row["prompt"] for row in rows] == kept and counts["from_example"] == 3 - len(kept)
 
 
 def test_near_duplicates() -> None:

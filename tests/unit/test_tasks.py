@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from udrl_utils.dialogue import (
     Request,
-    borrowed_words,
+    borrows,
     messages,
     parse_reply,
     parse_single,
@@ -151,8 +151,10 @@ def test_examples_vary_by_intent_and_what_is_borrowed_from_them_is_known() -> No
     shown = {tuple(i for i, _ in shown_examples(Request("text_to_image", intent, 8))) for intent in intents}
     assert len(shown) == 4
     request = next(r for i in intents if "axolotl" in str(shown_examples(r := Request("text_to_image", i, 8))))
-    assert "axolotl" in borrowed_words(request) and "night" not in borrowed_words(request)
-    assert "axolotl" not in borrowed_words(Request("text_to_image", request.intent + " axolotl", 8))
+    assert borrows(request, "an axolotl in the night") and not borrows(request, "a quiet night")
+    assert not borrows(Request("text_to_image", request.intent + " axolotl", 8), "an axolotl in the night")
+    [(_, (shown, *_)), *_] = shown_examples(request)
+    assert borrows(request, f"a red kite, {' '.join(shown.split()[-4:])}")
 
 
 @pytest.mark.parametrize(
