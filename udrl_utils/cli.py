@@ -130,7 +130,9 @@ def record(
 
 @app.command()
 def base(
-    passes: Annotated[int, typer.Option(help="passes over the recorded prompts")] = 4,
+    passes: Annotated[
+        int | None, typer.Option(help="passes over the recorded prompts; without it, what suits their amount")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
@@ -138,10 +140,10 @@ def base(
     from udrl_utils.base import train_base
 
     with mistakes_in_one_line():
-        if passes < 1:
+        if passes is not None and passes < 1:
             raise SettingsError(f"parameter passes={passes} should be at least 1")
         settings = read_settings(preset, [])
-        command = f"udrl base --passes {passes} --preset {preset}"
+        command = f"udrl base --preset {preset}" + (f" --passes {passes}" if passes else "")
         train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
     typer.echo(f"base: {out or BASE}, {megabytes(out or BASE):.1f} MB")
 

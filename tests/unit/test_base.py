@@ -98,7 +98,7 @@ def test_a_model_that_cannot_take_more_tokens_is_one_line() -> None:
 
 def test_a_base_is_made_by_one_command(small_base: Path) -> None:
     card = (small_base / "README.md").read_text()
-    for part in ("that templates wrote", "- Passes: 1 of ", "nats a token", "udrl base --passes 1", "2 layers x 32"):
+    for part in ("that templates wrote", "- Passes: 1 of ", "nats a token", " --passes 1`", "2 layers x 32"):
         assert part in card, part
     special = [t for t in AutoTokenizer.from_pretrained(small_base).get_vocab() if t.startswith("<|")]
     assert sorted(special) == [END, END_OF_PREFIX]
@@ -236,3 +236,11 @@ def test_the_shipped_base_copies_words_that_nobody_has_seen() -> None:
     sets = student.generate(intents, Command("text_to_image"), n=8)
     kept = [noun in words(prompt) for noun, prompts in zip(nouns, sets, strict=True) for prompt in prompts]
     assert sum(kept) / len(kept) >= 0.5, sets
+
+
+@pytest.mark.parametrize(("prompts", "passes"), [(100, 60), (20_000, 31), (1_000_000, 4)])
+def test_a_small_recording_is_read_more_often(prompts: int, passes: int) -> None:
+    tokenizer = type(
+        "Words", (), {"__call__": lambda self, texts, **_: type("Ids", (), {"input_ids": [t.split() for t in texts]})}
+    )()
+    assert base.enough_passes(["a red fox in the snow at dawn"] * prompts, tokenizer) == passes
