@@ -51,11 +51,11 @@ def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def borrows(request: Request, prompt: str) -> bool:
-    """Whether a prompt took something from the examples that it was asked for with, instead of from its intent:
-    a rare word of their intents, or four words in a row of their prompts."""
+    """Whether a prompt took something from the examples of its task, instead of from its intent: a rare word of their
+    intents, or four words in a row of their prompts."""
     from wordfreq import zipf_frequency
 
-    own, examples = words(request.intent), shown_examples(request)
+    own, examples = words(request.intent), TASKS[request.task].examples
     foreign = {word for intent, _ in examples for word in words(intent)} - set(own)
     if any(word in foreign and zipf_frequency(word, "en") < RARE for word in words(prompt)):
         return True
