@@ -27,7 +27,7 @@ from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.tasks import SPLIT_SEED, clean_intent, harmless, noun_heads, plural, share, words
+from udrl_utils.tasks import HELD_OUT, SPLIT_SEED, clean_intent, harmless, noun_heads, plural, share, words
 from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
 from udrl_utils.training_log import TrainingLog, callback
@@ -35,7 +35,6 @@ from udrl_utils.training_log import TrainingLog, callback
 if TYPE_CHECKING:
     import pandas
 
-HELD_OUT = 0.1  # share of intents that the base never reads; the test_fraction of a run that starts from it is smaller
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
 ENOUGH = 5_000_000  # tokens that a small GPT-2 reads until it writes English: twenty minutes of two cores

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 FORM = re.compile(r"local:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
-TIMED = 8  # sets that are asked for one after the other, to see how long one takes
+TIMED = 4  # sets that are asked for one after the other, to see how long one takes
 
 
 def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings) -> dict[str, Teacher]:

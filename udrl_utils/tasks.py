@@ -276,6 +276,7 @@ def share(text: str, seed: int) -> float:
 
 
 SPLIT_SEED = 1  # another than that by which a teacher is shown examples: splits must not differ in them
+HELD_OUT = 0.1  # share of intents that the shipped base never reads: the most that a run from it may test with
 
 
 def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[dict[str, str], frozenset[str]]:

@@ -28,6 +28,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.shards import write_shard
 from udrl_utils.student import Student
+from udrl_utils.tasks import HELD_OUT
 from udrl_utils.trainer import Schedule, make_trainer, schedule, set_dropout, token_counts, tokenized
 from udrl_utils.training_log import TrainingLog, callback
 from udrl_utils.workers import pool, quietly, shares
@@ -60,8 +61,15 @@ def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
     """The codec of a run, fitted on what it is trained on. There are no rounds where no task is commanded diversity.
 
-    Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored.
+    Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored, or the
+    shipped base has read intents that the run tests with.
     """
+    tested = run.settings(DistillationSettings).test_fraction
+    if settings.base == "recorded" and tested > HELD_OUT:
+        raise SettingsError(
+            f"parameter base='recorded' has read intents that test_fraction={tested} holds out; at most {HELD_OUT} "
+            "is allowed with it, any with base=''"
+        )
     rewards = run.settings(AnnotationSettings).rewards
     if settings.rounds and not JUDGED.issubset(rewards):
         raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")

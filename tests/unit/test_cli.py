@@ -24,7 +24,7 @@ def udrl(*arguments: str):
 
 
 BAD = {
-    "unknown preset": (("--preset", "huge"), "preset='huge' is neither one of gpu, laptop, paper, ready, record, smoke"),
+    "unknown preset": (("--preset", "huge"), "is neither one of gpu, laptop, paper, ready, record, smoke"),
     "missing preset file": (("--preset", "mine.yaml"), "preset='mine.yaml' is neither"),
     "unknown key": (("--set", "epoch=3"), "unknown parameter epoch=3; did you mean epochs?"),
     "impossible value": (("--set", "epochs=-1"), "epochs=-1 should be greater than or equal to 0"),
