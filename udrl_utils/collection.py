@@ -56,7 +56,8 @@ def invent(seed: int, count: int) -> list[Facts]:
 
 
 def _invent(name: str, rng: random.Random) -> Facts:
-    world, domain = load_data("collection"), rng.choice(ontology())
+    world = load_data("collection")
+    domain = rng.choice([domain for domain in ontology() if domain.name in world["themes"]])
     form = rng.choice(list(world["forms"]))
     kind = world["forms"][form]["kind"]
     purposes = [p for p in world["purposes"] if (p in ("decoration", "story")) == (kind == "image")]

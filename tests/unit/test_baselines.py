@@ -45,7 +45,7 @@ def test_other_words_are_one_line(smoke: dict, text: str) -> None:
 def test_a_baseline_is_asked_once_filtered_and_timed(smoke: dict, outputs: Path) -> None:
     def answer(body: dict, number: int) -> str:
         intent = json.loads(body["messages"][-1]["content"].splitlines()[0].removeprefix("Intent: "))
-        return json.dumps([f"a print of {intent} number {number}", "<b>bold</b> words here", *["too short"] * 6])
+        return json.dumps([f"a print of {intent} number {number}", "<b>bold</b> words here", *["short"] * 6])
 
     run = RunFolder("with_baselines")
     with ScriptedServer(latency=0.02, answer=answer) as server:
