@@ -150,10 +150,10 @@ def train_base(
 
 
 def enough_passes(prompts: Iterable[str], tokenizer: Any) -> int:
-    """Passes after which a base has read ENOUGH tokens of prompts: from 4 over a large recording to 16 over a small,
+    """Passes after which a base has read ENOUGH tokens of prompts: from 4 over a large recording to 48 over a small,
     which more of them would only teach by heart."""
     tokens = sum(map(len, tokenizer(list(prompts), add_special_tokens=False).input_ids))
-    return min(max(round(ENOUGH / tokens), 4), 16)
+    return min(max(round(ENOUGH / tokens), 4), 48)
 
 
 BASE_CARD = f"""---
