@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.evaluation import without_levels
 from udrl_utils.intervals import written
+from udrl_utils.recorded import recorded_name
 from udrl_utils.rewards import REWARDS
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
@@ -81,6 +82,7 @@ def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> N
     import pandas
 
     made, card = run.settings(DistillationSettings), run / "03_student" / "README.md"
+    teacher = made.pairs or (recorded_name() if made.teacher == "recorded" else made.teacher_model)
     measured = ""
     if metrics:
         obeyed = pandas.DataFrame(without_levels(metrics["calibration"]["all"])).T.astype(float).round(3)
@@ -94,7 +96,7 @@ At its best commands, relative to the teacher, with 95% intervals:
 {", ".join(f"{name} {written(value, '.1%')}" for name, value in relative.items())}.
 """
     text = f"""{card.read_text(encoding="utf-8").partition(MADE)[0]}{MADE}
-Teacher: `{made.pairs or made.teacher_model or made.teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
+Teacher: `{teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
 the recorded teacher comes under the MIT licence of the workbook; one of another language model is bound by the terms of
 that model.
 {measured}"""

@@ -26,7 +26,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_the_card_of_the_data(smoke_run: Path) -> None:
     card = (smoke_run / "02_annotated" / "_README.md").read_text()
     annotated = read_annotated(RunFolder(smoke_run))
-    assert f"{len(annotated)} pairs" in card and "`grammar`" in card and "MIT" in card
+    assert f"{len(annotated)} pairs" in card and "`Qwen2.5-Coder-1.5B-Instruct`" in card and "MIT" in card
     assert "**diversity** [1 - mean cosine]: 1 - mean cosine to the other prompts" in card
     assert f"| 0.5 | {annotated.length.median()} |" in card
 
@@ -36,7 +36,9 @@ def test_the_card_of_the_student(smoke_run: Path) -> None:
     metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())
     cards.describe_student(run, metrics)
     card = file.read_text()
-    assert "Teacher: `grammar`" in card and "MIT" in card and "| text_to_image | relevance | " in card
+    assert (
+        "Teacher: `Qwen2.5-Coder-1.5B-Instruct`" in card and "MIT" in card and "| text_to_image | relevance | " in card
+    )
     assert f"| relevance | {metrics['calibration']['all']['relevance']['spearman']:.3f} |" in card
     assert f"relevance {metrics['relative_to_teacher']['student_best']['relevance']['mean']:.1%} [" in card
     cards.describe_student(run, metrics)
