@@ -75,9 +75,7 @@ def pretrained_student(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pre-trained causal LM with the codec's tokens added to its vocabulary: `recorded`, a Hub id or a folder.
 
-    keep: the embeddings that it knows are not trained. New tokens begin as the mean of all known ones, give or take
-    next to nothing, so that a command that was never trained changes neither what is written nor which tokens are
-    likely.
+    keep: the embeddings that it knows are not trained. New tokens begin at random, spread like the known ones.
     Raises: SettingsError when there is no such model, or when it cannot take `n_positions` tokens.
     """
     import torch
@@ -92,6 +90,9 @@ def pretrained_student(
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():  # all alike they would take long to come apart
+        weights = model.get_input_embeddings().weight
+        weights[known:] = weights[:known].mean(0) + weights[:known].std(0) * torch.randn_like(weights[known:])
     if keep:
         keep_embeddings(model, known)
     return model, tokenizer

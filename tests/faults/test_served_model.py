@@ -91,7 +91,7 @@ def test_a_run_is_distilled_from_a_served_model(smoke: dict, outputs: Path, parr
     sizes = {"n_intents": 9, "prompts_per_intent": 3, "tasks": ["text_to_image"], "teacher_temperature": 0.0}
     settings = resolve(DistillationSettings, smoke | changes | sizes | {"teacher_concurrency": 2})
     counts, usage = distil(settings, RunFolder(settings.run).start("01_pairs", settings))
-    assert counts["kept"] >= 0.8 * counts["asked"]
+    assert counts["kept"] + counts.get("held_out_word", 0) >= 0.8 * counts["asked"]
     written = " ".join(read_pairs(RunFolder(settings.run)).prompt)
     assert set(words(written)) <= set(words(" ".join(PROMPTS)))
     assert usage["requests"] >= 9 and usage["tokens_in"] > usage["tokens_out"] > 0

@@ -140,17 +140,14 @@ def test_nothing_recorded_is_one_line(tmp_path: Path) -> None:
         corpus(*settings_of(), recorded(tmp_path, [("query_rewrite", "tea", "green tea shops")]))
 
 
-def test_a_command_that_was_never_trained_changes_nothing_that_the_base_writes(small_base: Path) -> None:
+def test_new_tokens_begin_spread_like_those_that_the_base_knows(small_base: Path) -> None:
     model, tokenizer = pretrained_student(small_base, CODEC)
     assert str(model.dtype) == "torch.float32" and set(CODEC.tokens()) <= tokenizer.get_vocab().keys()
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings
-    student, intents = Student(model, tokenizer, CODEC), ["glass octopus", "wooden tractor in a museum"]
-    commands = [Command("related_search", relevance=level) for level in (0.05, 0.95)]
-    low, high = (student.generate(intents, command, temperature=0.01) for command in commands)
-    assert low == high
     known = model.get_input_embeddings().weight[: -len(CODEC.tokens()) + 1]
     new = model.get_input_embeddings().weight[-len(CODEC.tokens()) + 1 :]
-    assert (new - known.mean(0)).abs().max() < 0.01 * known.std()
+    assert 0.8 < float(new.std() / known.std()) < 1.25
+    assert len(new.unique(dim=0)) == len(new)
 
 
 def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained(small_base: Path) -> None:
