@@ -146,7 +146,7 @@ def test_new_tokens_begin_spread_like_those_that_the_base_knows(small_base: Path
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings
     known = model.get_input_embeddings().weight[: -len(CODEC.tokens()) + 1]
     new = model.get_input_embeddings().weight[-len(CODEC.tokens()) + 1 :]
-    assert 0.8 < float(new.std() / known.std()) < 1.25
+    assert 0.8 < (new.std() / known.std()).item() < 1.25
     assert len(new.unique(dim=0)) == len(new)
 
 
