@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from udrl_utils.distillation import distil, read_pairs
 from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import words
+from udrl_utils.tasks import ontology_intents, words
 
 PROMPTS = ["a koi pond at dawn, oil painting", "tea house in the rain, seen from above", "paper lanterns over a river"]
 TEMPLATE = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{% endfor %}<|assistant|>"
@@ -33,7 +34,9 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from udrl_utils.gpt2 import train_tokenizer
 
     folder, reply = tmp_path_factory.mktemp("parrot"), json.dumps({"prompts": PROMPTS})
-    chats = [messages("text_to_image", [intent], 3) for intent in ("koi pond", "tea house", "an owl")]
+    chats = [
+        messages("text_to_image", [intent], 3) for intent in itertools.islice(ontology_intents(5, "text_to_image"), 80)
+    ]
     texts = [turn["content"] for chat in chats for turn in chat]
     tokenizer = train_tokenizer([*texts, reply], 1200, ["<|system|>", "<|user|>", "<|assistant|>"])
     tokenizer.chat_template = TEMPLATE
@@ -44,8 +47,8 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.generation_config.pad_token_id = tokenizer.eos_token_id
     answer = tokenizer(reply, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(150):
-        asked = tokenizer.apply_chat_template(chats[step % 3], tokenize=False)
+    for step in range(240):
+        asked = tokenizer.apply_chat_template(chats[step % len(chats)], tokenize=False)
         ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
         loss = model(torch.tensor([ids + answer]), labels=torch.tensor([[-100] * len(ids) + answer])).loss
         loss.backward()
