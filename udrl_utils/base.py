@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from udrl_utils.dialogue import Request
 from udrl_utils.distillation import pair_rows
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.machine import device_and_dtype, gpus, processor, seed_everything
+from udrl_utils.machine import environment, seed_everything
 from udrl_utils.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder, write_json
@@ -143,7 +143,7 @@ def train_base(
         f"tokens, {trainer.model.num_parameters() / 1e6:.1f}M parameters, stored in float16",
         "Loss": f"{loss:.3f} nats a token of the prompts of {held.intent.nunique()} intents that it never read",
         "Seed": settings.seed,
-        "Time": f"{(time.monotonic() - began) / 60:.1f} minutes on {machine()}",
+        "Time": f"{(time.monotonic() - began) / 60:.1f} minutes on {environment()['machine']}",
         "Made by": f"`{command}`",
     }
     (out / "README.md").write_text(BASE_CARD + fact_list(facts), encoding="utf-8")
@@ -194,7 +194,7 @@ def ship_student(run: RunFolder, out: Path, command: str) -> None:
         "Started from": f"`base: {training.base}`" if training.base else "scratch",
         "Passes": f"{training.epochs:g}, and at most {training.rounds} rounds",
         "Seed": training.seed,
-        "Time": f"{seconds / 60:.1f} minutes on {machine()}",
+        "Time": f"{seconds / 60:.1f} minutes on {environment()['machine']}",
         "Made by": f"`{command}`",
     }
     card = out / "README.md"
@@ -204,10 +204,3 @@ def ship_student(run: RunFolder, out: Path, command: str) -> None:
 def fact_list(facts: dict[str, Any]) -> str:
     """Facts as a Markdown list."""
     return "".join(f"- {name}: {value}\n" for name, value in facts.items())
-
-
-def machine() -> str:
-    """Where a model was trained, in words."""
-    device, dtype, _ = device_and_dtype()
-    where: Sequence[str] = gpus() if device == "cuda" else [processor()]
-    return f"{', '.join(where)}, in {str(dtype).removeprefix('torch.')}"

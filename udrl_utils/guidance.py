@@ -48,6 +48,18 @@ class Draw:
         return (summed > drawn).int().argmax(-1)
 
 
+def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> torch.Tensor:
+    """Logits of what comes after the last of `ids`, shape (rows, vocabulary); keys and values go into the cache."""
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+
+
 def write(
     model: Any, batch: Any, guided: list[int], draw: Draw, most: int, end: int
 ) -> Iterator[tuple[list[int], list[int]]]:
@@ -66,14 +78,7 @@ def write(
     mask, ids, cache = batch.attention_mask, batch.input_ids, DynamicCache(config=model.config)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     for step in range(most):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        logits = next_logits(model, ids, mask, position, cache)
         drawn = draw.next_tokens(logits[: len(rows)], logits[len(rows) :], pairs)
         done |= drawn == end
         yield rows[~done].tolist(), drawn[~done].tolist()

@@ -6,28 +6,23 @@ leave the batch. On a CPU batches are written side by side, one thread each. Not
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from udrl_utils.dialogue import Request, messages, parse_reply, read_singles, single_messages
+from udrl_utils.engine import Sampling
 from udrl_utils.errors import SettingsError
+from udrl_utils.guidance import Draw, next_logits
 from udrl_utils.journal import Journal, key_of
 from udrl_utils.local_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.workers import side_by_side
 
-if TYPE_CHECKING:
-    import torch
-
-MIN_P = (
-    0.05  # tokens less likely than this share of the likeliest are not drawn: at temperature 1 they derail small models
-)
+MIN_P = 0.05  # tokens less likely than this share of the likeliest, which derail small models, are not drawn
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; one that has not ended by then is no prompt
 
@@ -134,18 +129,18 @@ class Writer:
         """A reply to each row of a batch; its first key seeds it."""
         import torch
 
-        generator = torch.Generator(self.device).manual_seed(int(next(iter(batch))[:8], 16))
+        sampling = Sampling(int(next(iter(batch))[:8], 16), self.temperature, MIN_P)
         written: list[list[int]] = [[] for _ in batch]
         with torch.inference_mode():
-            for row, token in self._written(list(batch.values()), longest, generator):
+            for row, token in self._written(list(batch.values()), longest, Draw(sampling, self.device)):
                 written[row].append(token)
         texts = [
             self.tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in self.ends else "" for ids in written
         ]
         return [(text, len(ids)) for text, ids in zip(texts, written, strict=True)]
 
-    def _written(self, rows: list[list[int]], longest: int, generator: torch.Generator) -> Any:
-        """(row, token) for each token that is drawn, ends included."""
+    def _written(self, rows: list[list[int]], longest: int, draw: Draw) -> Iterator[tuple[int, int]]:
+        """(row, token) for each token that is drawn, ends included; the likeliest at temperature 0."""
         import torch
         from transformers import DynamicCache
 
@@ -164,15 +159,15 @@ class Writer:
         ids = tensor([[self.tokenizer.eos_token_id] * (width - len(tail)) + list(tail) for tail in tails])
         mask = tensor([[1] * shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
         position = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-        logits = self._step(ids, mask, position, cache)
+        logits = next_logits(self.model, ids, mask, position, cache)
         place = {chat: k for k, chat in enumerate(distinct)}
         first = tensor([place[tuple(row)] for row in rows])  # completions of one chat go on from its end
         cache.batch_select_indices(first)
         logits, mask, position = logits[first], mask[first], position[first, -1:]
-        going, ends = torch.arange(len(rows), device=self.device), tensor(self.ends)
+        going, ends, nobody = torch.arange(len(rows), device=self.device), tensor(self.ends), tensor([])  # is guided
         done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         for step in range(longest):
-            drawn = self._draw(logits, generator)
+            drawn = draw.next_tokens(logits, nobody, nobody) if self.temperature else logits.argmax(-1)
             alive = (~done).nonzero()[:, 0]
             yield from zip(going[alive].tolist(), drawn[alive].tolist(), strict=True)
             done |= torch.isin(drawn, ends)
@@ -184,24 +179,4 @@ class Writer:
                 going, drawn, mask, position, done = going[stay], drawn[stay], mask[stay], position[stay], done[stay]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             position = position + 1
-            logits = self._step(drawn[:, None], mask, position, cache)
-
-    def _step(self, ids: Any, mask: Any, position: Any, cache: Any) -> torch.Tensor:
-        return self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-    def _draw(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A token per row; the likeliest at temperature 0."""
-        import torch
-
-        if not self.temperature:
-            return logits.argmax(-1)
-        scores = (logits.float() - logits.float().amax(-1, keepdim=True)) / self.temperature
-        weights = scores.masked_fill(scores < math.log(MIN_P), -torch.inf).exp()
-        return torch.multinomial(weights, 1, generator=generator)[:, 0]
+            logits = next_logits(self.model, drawn[:, None], mask, position, cache)

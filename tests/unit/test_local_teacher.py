@@ -9,8 +9,10 @@ import torch
 
 from udrl_utils import local_teacher
 from udrl_utils.dialogue import Request
+from udrl_utils.engine import Sampling
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import train_tokenizer
+from udrl_utils.guidance import Draw
 from udrl_utils.journal import Journal
 from udrl_utils.local_teacher import LocalTeacher, Writer
 
@@ -43,7 +45,7 @@ def test_batched_replies_are_those_of_each_chat_alone(tmp_path: Path) -> None:
     for batch in writer.batches(chats, 20):
         rows, written = list(batch.values()), [[] for _ in batch]
         with torch.inference_mode():
-            for row, token in writer._written(rows, 20, torch.Generator()):
+            for row, token in writer._written(rows, 20, Draw(Sampling(), "cpu")):
                 written[row].append(token)
         for ids, tokens in zip(rows, written, strict=True):
             alone = writer.model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]

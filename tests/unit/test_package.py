@@ -20,22 +20,12 @@ from udrl_utils.settings import ROOT
 
 ORDER = (
     *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
-    *(
-        "tasks",
-        "dialogue",
-        "local_models",
-        "local_teacher",
-        "recorded",
-        "teachers",
-        "distillation",
-        "recording",
-        "judge",
-    ),
-    *("encoder", "rewards", "commands", "engine", "guidance", "gpt2", "student", "llamacpp", "deployment", "samples"),
-    *("front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation", "wording", "cards"),
-    *("latency", "baselines", "probes", "ablations", "before_after", "images", "canvas", "motifs", "drawing"),
-    *("collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "study", "prober", "figures"),
-    *("costs", "gallery", "views", "finder", "widgets", "report", "cli"),
+    *("tasks", "commands", "engine", "guidance", "dialogue", "local_models", "local_teacher", "recorded", "teachers"),
+    *("distillation", "recording", "judge", "encoder", "rewards", "gpt2", "student", "llamacpp", "deployment"),
+    *("samples", "front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation"),
+    *("wording", "cards", "latency", "baselines", "probes", "ablations", "before_after", "images", "canvas"),
+    *("motifs", "drawing", "collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "study"),
+    *("prober", "figures", "costs", "gallery", "views", "finder", "widgets", "report", "cli"),
 )
 MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
