@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from udrl_utils.rewards import annotate, load_rewards, read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DeploymentSettings, MeasuringSettings
-from udrl_utils.student import Student
+from udrl_utils.student import Student, ready_facts
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
 
 if TYPE_CHECKING:
@@ -62,8 +61,7 @@ class Chosen:
 def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
     """The student of a run, or the shipped one with the intents that it brings along. Raises: RunError without one."""
     if settings.student:
-        student = Student.load("ready")
-        facts = json.loads((student.folder / "ready.json").read_text(encoding="utf-8"))
+        student, facts = Student.load("ready"), ready_facts()
         few = {task: intents[: settings.analysis_intents] for task, intents in facts["intents"].items()}
         return Chosen(student, student.codec.rewards, facts["encoder"], few)
     load_rewards(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings
-from udrl_utils.student import READY, Student
+from udrl_utils.student import READY, Student, ready_facts
 from udrl_utils.tasks import TASKS, clean_intent, share
 
 if TYPE_CHECKING:
@@ -38,8 +37,7 @@ class Prober:
         """Load the student, the encoder and the test intents. Raises: RunError when there is no student."""
         self.run, self.settings, self.name = run, settings, SHIPPED if settings.student else run.name
         if settings.student:
-            engine = Student.load("ready")
-            facts = json.loads((engine.folder / "ready.json").read_text(encoding="utf-8"))
+            engine, facts = Student.load("ready"), ready_facts()
             encoder, found = facts["encoder"], facts["intents"]
         elif "03_student" in run.read().get("stages", {}):
             load_rewards(run)

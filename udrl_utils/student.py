@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 READY = DATA / "ready"  # the student that the package ships
+
+
+def ready_facts() -> dict[str, Any]:
+    """What goes with the ready student: `encoder` of its rewards, and test `intents` by task."""
+    return json.loads((READY / "ready.json").read_text(encoding="utf-8"))
 
 
 class Student(Engine):

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     Live = Callable[[pandas.DataFrame], None]
 
-# Share of the student's steps after which the baseline beside it is done: its rows have neither commands nor horizon.
-BASELINE_DONE = 0.83
 JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
 MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 
@@ -84,13 +82,12 @@ def train_student(
     run: RunFolder,
     commanded: bool = True,
     live: Live | None = None,
-    last_threads: int | None = None,
 ) -> TrainingLog:
     """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
 
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
     to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete. A student whose
-    rounds were cut off is not trained again. `last_threads`: how many its last steps get, the baseline being done.
+    rounds were cut off is not trained again.
     """
     rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
     if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
@@ -109,7 +106,7 @@ def train_student(
         data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
         make_room(model, tokenizer, data)
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log, last_threads, dropout=plan.dropout)
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log, dropout=plan.dropout)
     if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
         if settings.rounds and JUDGED.issubset(codec.rewards):
@@ -173,25 +170,9 @@ def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = N
         plain = beside.submit(train_student, settings, run, commanded=False)
         torch.set_num_threads(threads)
         try:
-            return [train_student(settings, run, live=live, last_threads=before), plain.result()]
+            return [train_student(settings, run, live=live), plain.result()]
         finally:
             torch.set_num_threads(before)
-
-
-def more_threads(threads: int) -> Any:
-    """A trainer callback that takes so many threads for the last steps.
-
-    From a fixed step on, not when the baseline ends: sums of other parts round otherwise, and a run must repeat itself.
-    """
-    import torch
-    from transformers import TrainerCallback
-
-    class MoreThreads(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step >= BASELINE_DONE * state.max_steps:
-                torch.set_num_threads(threads)
-
-    return MoreThreads()
 
 
 def fit(
@@ -201,7 +182,6 @@ def fit(
     train: Any,
     held: Any,
     log: TrainingLog,
-    last_threads: int | None = None,
     dropout: float = 0.0,
     **anchor: Any,
 ) -> None:
@@ -214,8 +194,6 @@ def fit(
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
-    if last_threads:
-        trainer.add_callback(more_threads(last_threads))
     with processes.main_process_first():
         checkpoint = last_checkpoint(work, settings)
     trainer.train(resume_from_checkpoint=checkpoint)
