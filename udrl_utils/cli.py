@@ -150,18 +150,16 @@ def base(
 
 @app.command()
 def ready(
-    epochs: Annotated[float | None, typer.Option(help="passes over the pairs, in place of the preset's")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
     preset: Annotated[str, typer.Option(help="preset of the run that trains it")] = "ready",
 ) -> None:
     """Train the ready student on all recorded pairs, by notebooks 1 to 3, and keep it with the package."""
     from udrl_utils.base import ship_student
 
-    changes = [] if epochs is None else [f"epochs={epochs:g}"]
-    run(preset=preset, first=1, last=3, name=None, changes=changes)
-    command = f"udrl ready --preset {preset}" + (f" --epochs {epochs:g}" if epochs else "")
+    run(preset=preset, first=1, last=3, name=None, changes=[])
     with mistakes_in_one_line():
-        ship_student(RunFolder(read_settings(preset, changes)["03_student"].run), out or READY, command)
+        made = RunFolder(read_settings(preset, [])["03_student"].run)
+        ship_student(made, out or READY, f"udrl ready --preset {preset}")
     typer.echo(f"student: {out or READY}, {megabytes(out or READY):.1f} MB")
 
 

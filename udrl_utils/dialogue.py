@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from udrl_utils.tasks import TASKS, share, words
@@ -53,14 +54,20 @@ def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
 def borrows(request: Request, prompt: str) -> bool:
     """Whether a prompt took something from the examples of its task, instead of from its intent: a rare word of their
     intents, or four words in a row of their prompts."""
+    rare, shown = marks_of_examples(request.task)
+    own, said = words(request.intent), words(prompt)
+    return not (rare - set(own)).isdisjoint(said) or not (shown - runs(own)).isdisjoint(runs(said))
+
+
+@cache
+def marks_of_examples(task: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+    """What a task's examples can be told by: rare words of their intents, four words in a row of their prompts."""
     from wordfreq import zipf_frequency
 
-    own, examples = words(request.intent), TASKS[request.task].examples
-    foreign = {word for intent, _ in examples for word in words(intent)} - set(own)
-    if any(word in foreign and zipf_frequency(word, "en") < RARE for word in words(prompt)):
-        return True
-    shown = {run for _, prompts in examples for text in prompts for run in runs(words(text))}
-    return not shown.isdisjoint(runs(words(prompt)) - runs(own))
+    named = {word for intent, _ in TASKS[task].examples for word in words(intent)}
+    texts = [text for _, prompts in TASKS[task].examples for text in prompts]
+    rare = frozenset(word for word in named if zipf_frequency(word, "en") < RARE)
+    return rare, frozenset().union(*(runs(words(text)) for text in texts))
 
 
 def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:

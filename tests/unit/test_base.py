@@ -111,7 +111,6 @@ def test_a_base_is_made_by_one_command(small_base: Path) -> None:
     [
         (("base", "--passes", "0"), "passes=0 should be at least 1"),
         (("base", "--preset", "huge"), "preset='huge' is neither"),
-        (("ready", "--epochs", "-1"), "epochs=-1 should be greater than or equal to 0"),
         (("ready", "--preset", "huge"), "preset='huge' is neither"),
     ],
 )
@@ -126,11 +125,13 @@ def test_the_ready_student_is_that_of_notebooks_1_to_3(
     made, shipped = {}, []
     monkeypatch.setattr(cli, "execute", lambda stage, settings, *_: made.update({stage: settings}))
     monkeypatch.setattr(base, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
-    done = CliRunner().invoke(app, ["ready", "--epochs", "3", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, ["ready", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert list(made) == ["01_pairs", "02_annotated", "03_student"] and made["03_student"].epochs == 3
+    preset = yaml.safe_load((PRESETS / "ready.yaml").read_text())
+    assert list(made) == ["01_pairs", "02_annotated", "03_student"]
+    assert made["03_student"].epochs == preset["epochs"]
     assert made["01_pairs"].n_intents == 0 and made["03_student"].base == "recorded"
-    assert shipped == [(outputs / "ready", tmp_path, "udrl ready --preset ready --epochs 3")]
+    assert shipped == [(outputs / "ready", tmp_path, "udrl ready --preset ready")]
 
 
 def test_nothing_recorded_is_one_line(tmp_path: Path) -> None:
