@@ -23,8 +23,9 @@ def measure_front(
 
     Ratios are to the teacher's means on the same intents.
 
-    `teacher` holds annotated pairs; the first `intents` intents of each task are used. One row per command and
-    intent: task, command, intent, relevance, diversity (ratios). Empty when the student knows neither reward.
+    `teacher` holds annotated pairs; the first `intents` intents of each task that is commanded all of these rewards are
+    used. One row per command and intent: task, command, intent, relevance, diversity (ratios). Empty when the student
+    knows neither reward.
     """
     import pandas
 
@@ -34,7 +35,8 @@ def measure_front(
         return pandas.DataFrame()
     axes = {name: values for name, values in grid.items() if name in codec.rewards}
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    teacher = teacher.dropna(subset=names)
+    both = [task for task, edges in codec.edges.items() if set(names) <= set(edges)]
+    teacher = teacher[teacher.task.isin(both)].dropna(subset=names)
     ranks = teacher.groupby("task").intent.transform(lambda column: pandas.factorize(column)[0])
     teacher = teacher[ranks < intents]
     keys = list(teacher[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))

@@ -48,8 +48,12 @@ class TrainingLog:
                 self.live(self.table())
 
     def _sample(self, step: int, student: Student) -> None:
-        known = [asked for asked in self.COMMANDS if set(asked) <= set(student.codec.rewards)]
-        requests = [(intent, Command(task, **asked)) for task, intent in self.intents for asked in known]
+        requests = [
+            (intent, Command(task, **asked))
+            for task, intent in self.intents
+            for asked in self.COMMANDS
+            if set(asked) <= set(student.codec.rewards_of(task))
+        ]
         written = student.generate([intent for intent, _ in requests], [command for _, command in requests])
         for (intent, command), (prompt,) in zip(requests, written, strict=True):
             self.samples.append({"step": step, "intent": intent, "command": repr(command), "prompt": prompt})

@@ -1,4 +1,4 @@
-"""Notebooks 01 to 03 on pairs that real LLMs wrote: long prompts, few pairs, a task with one prompt per intent.
+"""Notebooks 01 to 04 on pairs that real LLMs wrote: long prompts, few pairs, a task with one prompt per intent.
 
 UDRL_LLM_PAIRS names a csv file of them, with columns task, intent and prompt.
 """
@@ -38,7 +38,7 @@ def test_notebooks_run_on_sixty_pairs_of_real_llms(tmp_path: Path) -> None:
     pd.concat([sets, table[table.task == "text_to_template"].head(15)]).to_csv(tmp_path / "few.csv")
     changes = [part for change in (f"pairs={tmp_path / 'few.csv'}", *CHANGES) for part in ("--set", change)]
     environment = {**os.environ, "UDRL_OUTPUTS": str(tmp_path / "outputs"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--to", "3", *changes]
+    command = [sys.executable, "-m", "udrl_utils.cli", "run", "--preset", "smoke", "--to", "4", *changes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "outputs" / "smoke"
