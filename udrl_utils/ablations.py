@@ -1,7 +1,4 @@
-"""Ablations: what each part of the training is worth, at an equal number of training rows, over several seeds.
-
-Every trial is a small run of its own, in 04_analysis/ablations/<variant>-<seed>, and is not made again once measured.
-"""
+"""Students trained with one thing left out, beside the whole; and a student beside the base that it started from."""
 
 from __future__ import annotations
 
@@ -12,23 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
-from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
+from udrl_utils.gpt2 import pretrained_student
+from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, AnnotationSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, SettingsError, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import fingerprint, train_rounds, train_student
-from udrl_utils.workers import pool, quietly, shares
-
-if TYPE_CHECKING:
-    import pandas
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
@@ -94,8 +91,6 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
 
     On a CPU as many variants are trained side by side as it has threads.
     """
-    import pandas
-
     trials = [(name, seed) for name in variants_of(settings) for seed in range(settings.ablation_seeds)]
     count, threads = shares(len(trials))
     rows: list[dict[str, Any]] = []
@@ -131,8 +126,6 @@ def try_out(
     run: RunFolder, settings: AnalysisSettings, variant: Variant, seed: int, home: RunFolder
 ) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
-    import pandas
-
     load_rewards(run)
     annotation = run.settings(AnnotationSettings)
     annotated, budget = read_annotated(run), settings.ablation_rows
@@ -159,3 +152,62 @@ def try_out(
     found = calibration_metrics(sample_calibration(sampler, few, settings), settings)["all"]
     metrics = {f"{reward} Spearman": values["spearman"] for reward, values in found.items()}
     return metrics | ({"length within 1": found["length"]["within_1"]} if "length" in found else {})
+
+
+def ask_before_and_after(
+    sampler: Sampler,
+    calibration: pandas.DataFrame,
+    intents: dict[str, list[str]],
+    run: RunFolder,
+    settings: AnalysisSettings,
+) -> pandas.DataFrame | None:
+    """Samples under one command at a time, as `sample_calibration` makes them, with a column `model`.
+
+    `model` is base, student (its calibration as it is) or shuffled, which is left out where there is none. Base and
+    shuffled are asked on 8 test intents per task. None, and a line that says so, for a student without a base.
+    """
+    training = run.settings(TrainingSettings)
+    if not training.base:
+        print("no before and after: base='', so this student was trained from scratch", flush=True)
+        return None
+    seed_everything(settings.seed)  # the codec's tokens get random embeddings
+    model, tokenizer = pretrained_student(training.base, sampler.student.codec, training.n_positions)
+    others = {"base": Student(model.to(device_and_dtype()[0]), tokenizer, sampler.student.codec)}
+    if "shuffled commands" in variants_of(settings):
+        others["shuffled"] = Student.load(folder_of(run, "shuffled commands", 0) / "03_student")
+    few = {task: pool[:INTENTS] for task, pool in intents.items()}
+    tables = {"student": calibration}
+    tables |= {name: sample_calibration(sampler.of(other), few, settings) for name, other in others.items()}
+    found = {name: tables[name].assign(model=name) for name in ("base", "student", "shuffled") if name in tables}
+    return pandas.concat(found, ignore_index=True)
+
+
+def obedience(samples: pandas.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, dict[str, Any]]]:
+    """How well each model obeys: {reward: {model: {spearman, low, high}}}, of length `within_1` too.
+
+    Spearman's correlation of commanded and achieved, with its 95% bootstrap interval; sets are resampled, since the
+    prompts of one set depend on each other. Where all prompts achieve the same, no command is obeyed: 0.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for (name, model), rows in samples.groupby(["reward", "model"], sort=False):
+        asked = f"asked_{name}"
+        rows = rows.dropna(subset=[name])
+        found.setdefault(name, {})[model] = spearman_interval(rows[["set", asked, name]].to_numpy(float), settings)
+        if name == "length":
+            found[name][model]["within_1"] = float(((rows[asked] - rows[name]).abs() <= 1).mean())
+    return found
+
+
+def spearman_interval(rows: Any, settings: IntervalSettings) -> dict[str, float]:
+    """Spearman's correlation with its 95% interval, of an array with columns set, commanded and achieved."""
+
+    def spearman(part: Any) -> float:
+        ranks = pandas.DataFrame(part[:, 1:]).rank().to_numpy()
+        return float(np.corrcoef(ranks.T)[0, 1]) if np.ptp(ranks, axis=0).all() else 0.0
+
+    order = np.argsort(rows[:, 0], kind="stable")
+    rows = rows[order]
+    sets = np.split(rows, np.unique(rows[:, 0], return_index=True)[1][1:])
+    draws = np.random.default_rng(settings.seed).integers(0, len(sets), (settings.bootstrap_samples, len(sets)))
+    low, high = np.percentile([spearman(np.concatenate([sets[k] for k in draw])) for draw in draws], [2.5, 97.5])
+    return {"spearman": spearman(rows), "low": float(low), "high": float(high)}

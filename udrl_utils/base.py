@@ -13,27 +13,24 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from udrl_utils.commands import END_OF_PREFIX
-from udrl_utils.dataset import WordSwaps
-from udrl_utils.dialogue import Request
-from udrl_utils.distillation import pair_rows
-from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.machine import environment, seed_everything
-from udrl_utils.recorded import RECORDED, recorded_name, recorded_sets
+from udrl_utils.pairs import pair_rows
 from udrl_utils.rewards import read_annotated
+from udrl_utils.rows import WordSwaps
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import HELD_OUT, SPLIT_SEED, clean_intent, harmless, noun_heads, plural, share, words
-from udrl_utils.trainer import make_trainer, token_counts
+from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
+from udrl_utils.teachers.replies import Request
+from udrl_utils.trainer import TrainingLog, callback, make_trainer, token_counts
 from udrl_utils.training import seen
-from udrl_utils.training_log import TrainingLog, callback
-
-if TYPE_CHECKING:
-    import pandas
 
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
@@ -65,8 +62,6 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
     that the last task is never trained on.
     Raises: SettingsError when nothing is recorded in the folder, or too little to train on and to watch.
     """
-    import pandas
-
     if not (folder / "prompts.parquet").exists():
         raise SettingsError(f"no prompts are recorded in {folder}: see notebooks/presets/record.yaml")
     rows, sets = [], recorded_sets(folder)

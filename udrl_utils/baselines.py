@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udrl_utils.chat import Budget
+import pandas
+
 from udrl_utils.commands import Command
-from udrl_utils.dialogue import Request
-from udrl_utils.distillation import reject_reason
-from udrl_utils.errors import SettingsError
-from udrl_utils.intervals import interval
-from udrl_utils.journal import Journal
-from udrl_utils.latency import timed
-from udrl_utils.local_models import located
-from udrl_utils.local_teacher import LocalTeacher
+from udrl_utils.deploy.latency import timed
+from udrl_utils.evaluation import interval
+from udrl_utils.pairs import reject_reason
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
 from udrl_utils.student import Student
 from udrl_utils.teachers import Teacher, make_teacher
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.teachers.local import LocalTeacher, located
+from udrl_utils.teachers.replies import Journal, Request
+from udrl_utils.teachers.server import Budget
 
 FORM = re.compile(r"local:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
 TIMED = 4  # sets that are asked for one after the other, to see how long one takes
@@ -58,8 +54,6 @@ def ask_baselines(
 
     Replies are kept in 04_analysis/baselines, so that a second analysis pays for none of them again.
     """
-    import pandas
-
     rules = run.settings(DistillationSettings)
     requests = [Request(task, i, rules.prompts_per_intent) for task, pool in intents.items() for i in pool]
     tables, costs = {}, {}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udrl_utils.evaluation import without_levels
-from udrl_utils.intervals import written
-from udrl_utils.recorded import recorded_name
+import pandas
+
+from udrl_utils.evaluation import without_levels, written
 from udrl_utils.rewards import REWARDS
-from udrl_utils.runs import RunFolder
+from udrl_utils.runs import RunFolder, shards_of
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
-from udrl_utils.shards import shards_of
 from udrl_utils.tasks import TASKS
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.teachers.recorded import recorded_name
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MADE = "## How it was made\n"  # from here on a student's card says what only its run knows
@@ -79,8 +76,6 @@ def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: Annotation
 
 def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> None:
     """Add to the card that travels with a student what its run knows: teacher, licence, and metrics once measured."""
-    import pandas
-
     made, card = run.settings(DistillationSettings), run / "03_student" / "README.md"
     teacher = made.pairs or (recorded_name() if made.teacher == "recorded" else made.teacher_model)
     measured = ""

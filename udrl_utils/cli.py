@@ -12,20 +12,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import pandas
 import typer
 
-from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
-from udrl_utils.local_models import PACKED, fetch
-from udrl_utils.parameters import parameters_page, resolve
 from udrl_utils.runs import RunFolder, outputs_root
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, STAGES, StageSettings, builds_on
+from udrl_utils.settings import (
+    NOTEBOOKS,
+    ROOT,
+    SETTINGS,
+    STAGES,
+    SettingsError,
+    StageSettings,
+    UserError,
+    builds_on,
+    parameters_page,
+    resolve,
+)
 from udrl_utils.student import READY
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.teachers.local import PACKED, fetch
 
 PRESETS = ROOT / "notebooks" / "presets"
 SECONDS_BETWEEN = 10  # lines of progress
@@ -120,8 +127,8 @@ def record(
     out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
 ) -> None:
     """Keep what a run's teacher wrote as the recorded prompts, with a card; a run that was cut off will do."""
-    from udrl_utils.recorded import RECORDED
-    from udrl_utils.recording import record as pack
+    from udrl_utils.teachers.recorded import RECORDED
+    from udrl_utils.teachers.recording import record as pack
 
     with mistakes_in_one_line():
         made = pack(run_folder(run), out or RECORDED, add)

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udrl_utils.errors import RunError, UserError
+import numpy as np
+import pandas
+
 from udrl_utils.runs import write_json
+from udrl_utils.settings import RunError, UserError
 from udrl_utils.tasks import TASKS, harmless
-
-if TYPE_CHECKING:
-    import pandas
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
@@ -93,8 +93,6 @@ class CommandCodec:
         has nothing to compare where each intent has one prompt.
         Raises: RunError when a reward is the same for every pair of a task, so that there is nothing to command.
         """
-        import numpy as np
-
         levels = [name for name in rewards if name != "length"]
         edges: dict[str, dict[str, list[float]]] = {}
         for task, rows in annotated.groupby("task"):
@@ -115,8 +113,6 @@ class CommandCodec:
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pandas.DataFrame) -> list[list[int]]:
-        import numpy as np
-
         rows = rows.dropna(subset=list(self.edges[task]))
         bands = rows.length.astype(int) // LENGTH_BAND if self.longest else np.zeros(len(rows), dtype=int)
         bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.edges[task]]
@@ -144,8 +140,6 @@ class CommandCodec:
 
     def usual_lengths(self, task: str, most: int = 37) -> list[int]:
         """At most so many lengths [words], evenly spaced over those that the task's train pairs usually have."""
-        import numpy as np
-
         low, high = self.lengths.get(task, (min(4, self.longest), min(40, self.longest)))
         return np.linspace(low, high, min(most, high - low + 1)).round().astype(int).tolist()
 
@@ -157,8 +151,6 @@ class CommandCodec:
 
     def bin_of_value(self, task: str, name: str, value: float) -> int:
         """Level token of an achieved reward."""
-        import numpy as np
-
         return int(np.searchsorted(self.edges[task][name][1:-1], value, side="right"))
 
     def bin_near_value(self, task: str, name: str, value: float, draw: float) -> int:
@@ -206,8 +198,6 @@ class CommandCodec:
 
     def _nearest_cell(self, task: str, names: list[str], banded: bool, cell: list[int]) -> list[int]:
         """The nearest combination with support; one level bin counts as much as one length band."""
-        import numpy as np
-
         table = np.array(self.joint.get(task, ()))
         if not len(table):
             return cell
@@ -288,9 +278,6 @@ class CommandCodec:
 
     def achieved_levels(self, rows: pandas.DataFrame) -> pandas.DataFrame:
         """Quantile levels that rows achieved, one column per reward but length; NaN where a reward has no value."""
-        import numpy as np
-        import pandas
-
         table = pandas.DataFrame(np.nan, index=rows.index, columns=self.levels)
         for task, group in rows.groupby("task"):
             for name, edges in self.edges[task].items():

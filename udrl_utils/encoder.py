@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.errors import extra
-from udrl_utils.machine import device_and_dtype
-from udrl_utils.workers import side_by_side
+import numpy as np
+
+from udrl_utils.machine import device_and_dtype, side_by_side
+from udrl_utils.settings import extra
 
 if TYPE_CHECKING:
     import numpy
@@ -36,8 +37,6 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> numpy.ndarray:
         """Unit vectors of the texts, shape (len(texts), width), float32."""
-        import numpy as np
-
         texts = list(texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
@@ -71,8 +70,6 @@ class Encoder:
 
 def fastest(model: Any, plain: Embed) -> tuple[str, Embed] | None:
     """The fastest way of CTranslate2 that agrees with plain encoding, in words and as a function; None without any."""
-    import numpy as np
-
     for precision, wanted in FASTER.items():
         if embed := by_ctranslate2(model, precision):
             theirs, ours = plain(PROBES), embed(PROBES)
@@ -87,7 +84,6 @@ def by_ctranslate2(model: Any, precision: str) -> Embed | None:
 
     None without the deploy extra, and for a model that cannot be converted.
     """
-    import numpy as np
     import torch
 
     workers = torch.get_num_threads()

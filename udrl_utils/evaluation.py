@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas
+
 from udrl_utils.commands import Command
-from udrl_utils.errors import RunError
-from udrl_utils.intervals import interval, ratio_interval
 from udrl_utils.rewards import annotate, load_rewards, read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DeploymentSettings, MeasuringSettings
+from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings, RunError
 from udrl_utils.student import Student, ready_facts
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
 
 if TYPE_CHECKING:
     import numpy
-    import pandas
 
     from udrl_utils.encoder import Embed
+
+
+def interval(values: Sequence[float], settings: IntervalSettings) -> dict[str, float]:
+    """Mean with its 95% bootstrap interval (percentiles of resampled means); NaN where there are no values."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return dict.fromkeys(("mean", "low", "high"), float("nan"))
+    draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: IntervalSettings) -> dict[str, float]:
+    """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
+    draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
+    low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
+    return {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
+
+
+def written(value: dict[str, float], form: str = ".3g") -> str:
+    """A mean with its interval, such as 0.51 [0.48, 0.53]."""
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
 
 INTENTS_PER_LENGTH = 4
 SET_METRICS = (
@@ -77,8 +101,6 @@ def sample_calibration(
 
     Column `reward` says which one was commanded. Diversity is asked for in sets, for a third of the intents.
     """
-    import pandas
-
     codec, tables = sampler.student.codec, []
     for name in codec.rewards:
         n = settings.samples_per_intent if name == "diversity" else 1
@@ -156,8 +178,6 @@ def sample_systems(
 
     Without guidance, which would trade the variety of a set for obedience; best commands are found without it too.
     """
-    import pandas
-
     sampler = sampler.of(sampler.student, guidance=1.0)
 
     keys = [(task, intent) for task, pool in intents.items() for intent in pool]
@@ -187,8 +207,6 @@ def _cut(table: pandas.DataFrame, sizes: pandas.Series) -> pandas.DataFrame:
 
 def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: Embed) -> pandas.DataFrame:
     """For each (task, intent): the prompts of the nearest train intent of that task, as they are."""
-    import pandas
-
     rows = []
     for task in dict.fromkeys(task for task, _ in keys):
         pool = train[train.task == task]
@@ -204,8 +222,6 @@ def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
 
     Of columns non_words and fluency too, where the samples have them.
     """
-    import pandas
-
     vectors, rows = embed(samples.prompt), []
     per_prompt = ["relevance", "diversity", *(name for name in ("non_words", "fluency") if name in samples)]
     for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
@@ -249,8 +265,6 @@ def distinct_2(prompts: list[str]) -> float:
 
 def vendi(vectors: numpy.ndarray) -> float:
     """Vendi score of unit vectors, 1..n: the effective number of prompts (Friedman and Dieng, arXiv 2210.02410)."""
-    import numpy as np
-
     weights = np.linalg.eigvalsh(vectors @ vectors.T / len(vectors))
     weights = weights[weights > 1e-12]
     return float(np.exp(-(weights * np.log(weights)).sum()))

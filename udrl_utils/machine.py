@@ -1,7 +1,8 @@
-"""The machine that a run is made on: versions, processor, seeds, and the number format that suits it."""
+"""The machine: device and dtype with the reason, seeds, versions, and work side by side on a CPU's cores."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import random
@@ -9,6 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,3 +106,50 @@ def device_and_dtype() -> tuple[str, Any, str]:
     if " amx_bf16" in cpu_facts() or " avx512_bf16" in cpu_facts():
         return "cpu", torch.bfloat16, "no GPU; this processor multiplies bfloat16 twice as fast as float32"
     return "cpu", torch.float32, "no GPU, and a processor without bfloat16 arithmetic"
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """What `work` returns for each item, in order; on a CPU as many at once as it has threads, each on one of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if len(items) < 2 or threads < 2 or device_and_dtype()[0] != "cpu":
+        yield from map(work, items)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield from workers.map(work, items)
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets, later ones start with
+
+
+def shares(most: int) -> tuple[int, int]:
+    """How many of at most so many trainings to run side by side, on how many threads each: one at a time on a GPU."""
+    import torch
+
+    threads = torch.get_num_threads()
+    count = max(1, min(most, threads)) if device_and_dtype()[0] == "cpu" else 1
+    return count, threads // count
+
+
+def pool(count: int, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
+    """Processes that end when this one does, however it ends; each calls `begin` with the arguments first."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (begin, arguments))
+
+
+def _start(begin: Callable[..., None], arguments: tuple) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def quietly(threads: int) -> None:
+    """Print nothing, and compute on so many threads."""
+    import torch
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    torch.set_num_threads(threads)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.deployment import fastest_engine
+from udrl_utils.deploy.export import fastest_engine
 from udrl_utils.encoder import Encoder
-from udrl_utils.errors import RunError
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, ProbeSettings
+from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError
 from udrl_utils.student import READY, Student, ready_facts
 from udrl_utils.tasks import TASKS, clean_intent, share
-
-if TYPE_CHECKING:
-    import pandas
 
 STEPS = 10  # values of a sweep
 SHIPPED = "ready student"  # its name in the list of runs; no run can have it
@@ -79,8 +77,6 @@ class Prober:
 
     def sweep_values(self, name: str) -> list[float]:
         """Values of a sweep of one reward: usual lengths of the train pairs, the levels of the others."""
-        import numpy as np
-
         if name == "length":
             usual = [length for task in self.tasks for length in self.codec.usual_lengths(task)]
             low, high = min(usual), max(usual)
@@ -130,7 +126,6 @@ def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFra
     Missed is a length that is off by more than 2 words, and any other reward whose level token is neither the one
     that was commanded nor next to it.
     """
-    import pandas
 
     def missed(row: pandas.Series, name: str) -> bool:
         asked, achieved = row[f"asked_{name}"], row[name]

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas
+
 from udrl_utils.baselines import journal_of
-from udrl_utils.chat import Budget
 from udrl_utils.commands import Command
-from udrl_utils.dialogue import Request
-from udrl_utils.evaluation import calibration_metrics, sample_calibration, without_levels
-from udrl_utils.front import PATH, hypervolume, measure_front
-from udrl_utils.intervals import interval, ratio_interval
-from udrl_utils.journal import Journal
+from udrl_utils.evaluation import calibration_metrics, interval, ratio_interval, sample_calibration, without_levels
 from udrl_utils.rewards import annotate
+from udrl_utils.rounds import PATH, hypervolume, measure_front
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Teacher, make_teacher
+from udrl_utils.teachers.replies import Journal, Request
+from udrl_utils.teachers.server import Budget
 
 if TYPE_CHECKING:
     import numpy
-    import pandas
 
     from udrl_utils.encoder import Embed
 
@@ -39,8 +39,6 @@ def likelihood_check(
     Sources of a text are ranked by its likelihood under each (CTRL, arXiv 1909.05858). Returns per reward: top_1,
     within_1 (level bins), and what chance would give.
     """
-    import numpy as np
-
     codec, found = student.codec, {}
     test = codec.complete(annotated[annotated.split == "test"])
     rows = test.groupby("task").sample(PAIRS, replace=True, random_state=seed).drop_duplicates("pair_id")
@@ -122,9 +120,6 @@ def among_teacher(
 
     Column `set` says which of the pairs a sample's command came from.
     """
-    import numpy as np
-    import pandas
-
     sets = annotated.set_index("pair_id").groupby(["task", "intent"]).prompt
     result = pandas.Series(np.nan, samples.index)
     for place, rows in samples.groupby("set"):
@@ -141,8 +136,6 @@ def edge_of_the_data(
 
     Lengths that one task never saw, lengths of the rarest hundredth, and levels at the very top.
     """
-    import pandas
-
     train, codec, rows = annotated[annotated.split == "train"], sampler.student.codec, []
     pool = {task: list(group.intent.unique()) for task, group in calibration.groupby("task")}
     if codec.longest:
@@ -188,8 +181,6 @@ def round_fronts(
 
 def front_gain(before: pandas.DataFrame, after: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
     """Hypervolume that the front of `after` gains over that of `before`: mean over tasks, resampled in pairs."""
-    import numpy as np
-
     rng, axes = np.random.default_rng(settings.seed), ["relevance", "diversity"]
     cubes = [
         [
@@ -219,8 +210,6 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 
     Raises: SettingsError when they cannot be read.
     """
-    import numpy as np
-
     if not settings.outside_intents:
         return []
     table = read_table(settings.outside_intents, [settings.outside_column])
@@ -241,9 +230,6 @@ def outside_intents(
     The model is the run's teacher, or the first baseline where the teacher has written all that it will. Returns its
     name as `reference`, both relevances, and their ratio; only the student's relevance where nobody can be asked.
     """
-    import numpy as np
-    import pandas
-
     tasks, made = list(sampler.student.codec.edges), run.settings(DistillationSettings)
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]

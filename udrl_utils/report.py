@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from udrl_utils import views
-from udrl_utils.costs import costs_table
-from udrl_utils.errors import RunError
-from udrl_utils.evaluation import SET_METRICS
+from udrl_utils.deploy.costs import costs_table
+from udrl_utils.evaluation import SET_METRICS, written
 from udrl_utils.figures import labelled
-from udrl_utils.intervals import written
 from udrl_utils.prober import grid, probed_codec
 from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import NOTEBOOKS
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.settings import NOTEBOOKS, RunError
 
 FIGURES = {
     "before_and_after": "What was asked for and what was written, on test intents: by the base that training starts "
@@ -69,8 +66,6 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     non_words is the share of words that do not exist, fluency the log-likelihood per token [nats] under another
     language model, and the last column its difference to the teacher's at the same lengths.
     """
-    import pandas
-
     rows, apart = {}, metrics.get("fluency_vs_teacher", {})
     for system, label in labelled(metrics["systems"]).items():
         values = {name: metrics["systems"][system][name] for name in SET_METRICS if name in metrics["systems"][system]}
@@ -85,8 +80,6 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per task and reward: Spearman, and for length mean absolute error and shares within 1 and 2 words."""
-    import pandas
-
     rows = [
         {"task": task, "reward": name, **{k: round(v, 3) for k, v in result.items() if k != "levels"}}
         for task, rewards in metrics["calibration"].items()
@@ -97,8 +90,6 @@ def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per reward: obeyed singly, all at once, with a choice of several; recognised without sampling."""
-    import pandas
-
     single, several = metrics["calibration"]["all"], metrics["best_of_n"]
     rows = {}
     for name in single:
@@ -117,8 +108,6 @@ def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per variant: mean over seeds, with the lowest and the highest seed."""
-    import pandas
-
     table = pandas.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
     return pandas.DataFrame(
         {
@@ -149,8 +138,6 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
 
 def metric_tables(metrics: dict[str, Any]) -> dict[str, pandas.DataFrame]:
     """Any stage's metrics as tables: lists of rows and nested entries one each, single values together."""
-    import pandas
-
     tables, single = {}, {}
     for name, value in metrics.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
@@ -181,8 +168,6 @@ def figures_of(run: RunFolder, stage: str) -> list[dict[str, Any]]:
 
 def sections(run: RunFolder) -> list[dict[str, Any]]:
     """What each stage but the analysis has to show, the latest first; stages that were not run are left out."""
-    import pandas
-
     found = []
     for stage in sorted(run.read()["stages"], reverse=True):
         if stage == "04_analysis":
@@ -204,8 +189,6 @@ def sections(run: RunFolder) -> list[dict[str, Any]]:
 
 def build(run: RunFolder) -> Path:
     """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
-    import pandas
-
     metrics, record = read_metrics(run), run.read()
     read_rewards(run / "02_annotated")  # for their units
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
@@ -238,7 +221,6 @@ def titles(first: RunFolder, second: RunFolder) -> list[str]:
 
 def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
     """Settings, machine and versions that differ between two runs, one row each."""
-    import pandas
 
     def facts(run: RunFolder) -> dict[str, str]:
         record = run.read()
@@ -254,7 +236,6 @@ def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
 
 def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
     """Calibration over all tasks and the student's place beside its teacher, a column per run."""
-    import pandas
 
     def results(run: RunFolder) -> dict[str, str]:
         metrics = read_metrics(run)

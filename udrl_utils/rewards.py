@@ -11,23 +11,66 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udrl_utils.chat import ChatClient
+import numpy as np
+import pandas
+
 from udrl_utils.encoder import Embed, Encoder
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.judge import Judge
-from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnnotationSettings
-from udrl_utils.shards import is_sound, read_note, read_shards, shards_of, write_shard
+from udrl_utils.runs import RunFolder, is_sound, read_note, read_shards, shards_of, write_shard
+from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
+from udrl_utils.tasks import TASKS, load_data
+from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.server import Budget, ChatClient, Question
 
-if TYPE_CHECKING:
-    import pandas
+SCORES = (1, 10)
+SCHEMA = {
+    "type": "object",
+    "properties": {"score": {"type": "integer", "minimum": SCORES[0], "maximum": SCORES[1]}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
+GRADE = re.compile(r'"?score"?\s*[:=]\s*(\d+(?:\.\d+)?)|^\W*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*$', re.I)
+
+
+class Judge:
+    """Scores pairs by the rubric of judge.yaml; a pair is asked for once, its votes are kept in the journal."""
+
+    def __init__(self, client: ChatClient, votes: int, journal: Journal):
+        self.client, self.votes, self.journal = client, votes, journal
+
+    def __call__(self, pairs: pandas.DataFrame, embed: Any = None) -> Any:
+        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read.
+
+        Raises: RunError when the server refuses to work.
+        """
+        rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
+        questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
+        votes = [read_score(reply or "") for reply in self.client.ask(questions, self.journal, Budget(None))]
+        table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
+        given = np.isfinite(table)
+        total = np.where(given, table, 0).sum(1)
+        return np.where(given.any(1), total / np.maximum(given.sum(1), 1), np.nan)
+
+    def _question(self, task: str, intent: str, prompt: str, vote: int) -> Question:
+        rubric = load_data("judge")["instruction"].format(definition=TASKS[task].definition)
+        pair = json.dumps({"intent": intent, "prompt": prompt}, ensure_ascii=False)
+        chat = [{"role": "system", "content": rubric}, {"role": "user", "content": pair}]
+        sampling = {"temperature": 0.0 if self.votes == 1 else 1.0, "seed": vote, "max_tokens": 40}
+        return Question(chat, sampling, SCHEMA)
+
+
+def read_score(reply: str) -> float:
+    """The score of a reply: of its JSON, or a number that stands alone; NaN where there is none from 1 to 10."""
+    found = GRADE.search(reply[:2000].strip())
+    score = float(found[1] or found[2]) if found else 0.0
+    return score if SCORES[0] <= score <= SCORES[1] else float("nan")
 
 
 @dataclass(frozen=True)
@@ -80,8 +123,6 @@ def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
 
     A column `set` splits an intent's prompts further, where several sets were generated for it.
     """
-    import numpy as np
-
     vectors, result = embed(pairs.prompt), np.full(len(pairs), np.nan)
     keys = [column for column in ("task", "intent", "set") if column in pairs]
     for rows in pairs.groupby(keys, sort=False).indices.values():
@@ -109,8 +150,6 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
 
     Raises: RunError when a reward is unknown, has the wrong length, is not finite, or is the same for every pair.
     """
-    import numpy as np
-
     columns = {}
     for name in check_known(rewards):
         values = np.asarray(REWARDS[name].score(pairs, embed), dtype=float)
@@ -132,7 +171,6 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFra
     A shard that was scored before, from the same pairs and with the same settings, is not scored again. All prompts
     of a task and intent are in one shard, so that sets are whole.
     """
-    import pandas
     import pyarrow as pa
 
     folder, embed = run / "02_annotated", Encoder(settings.encoder)

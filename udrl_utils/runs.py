@@ -1,4 +1,4 @@
-"""The run folder: one sub-folder per stage, what each was made with, and one maker at a time."""
+"""The run folder: who works in it, what each stage was told, and files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas
 from filelock import FileLock, Timeout
 
-from udrl_utils.errors import RunError
 from udrl_utils.machine import environment
-from udrl_utils.parameters import S, resolve
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, StageSettings, builds_on
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSettings, builds_on, resolve
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 def outputs_root() -> Path:
@@ -126,3 +128,53 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
+
+
+def write_shard(file: Path, table: pyarrow.Table, **notes: Any) -> None:
+    """Write a shard under a temporary name and rename it, so that it is there whole or not at all."""
+    import pyarrow.parquet as pq
+
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in notes.items()}
+    temporary = file.with_suffix(".tmp")
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    pq.write_table(table, temporary, write_page_checksum=True)
+    temporary.replace(file)
+
+
+def read_note(file: Path, name: str) -> Any:
+    """A note that a shard was written with; None where it has none of that name."""
+    import pyarrow.parquet as pq
+
+    note = (pq.read_schema(file).metadata or {}).get(name.encode())
+    return None if note is None else json.loads(note)
+
+
+def is_sound(file: Path) -> bool:
+    """Whether a shard is there and whole. One that is torn or corrupt is set aside, to be made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.exists():
+        return False
+    try:
+        pq.read_table(file, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        aside = file.with_name(f"_{file.stem}.corrupt")
+        print(
+            f"{file.name} is corrupt ({str(error).splitlines()[0]}): set aside as {aside.name}, made again", flush=True
+        )
+        file.replace(aside)
+        return False
+    return True
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a folder, in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def read_shards(folder: Path, split: str | None = None, columns: list[str] | None = None) -> pandas.DataFrame:
+    """The rows of a folder's shards in one table: of one split or of all, all columns or some."""
+    filters = None if split is None else [("split", "==", split)]
+    tables = [pandas.read_parquet(file, columns=columns, filters=filters) for file in shards_of(folder)]
+    return pandas.concat(tables, ignore_index=True)

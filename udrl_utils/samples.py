@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas
+
 from udrl_utils.commands import Command
 from udrl_utils.engine import Engine
 from udrl_utils.rewards import annotate
 
 if TYPE_CHECKING:
-    import pandas
-
     from udrl_utils.encoder import Embed
 
 
@@ -30,8 +30,6 @@ class Sampler:
 
     def sample(self, requests: list[tuple[str, Command]], n: int, **columns: Any) -> pandas.DataFrame:
         """Scored samples, n per (intent, command); each request is a set of its own."""
-        import pandas
-
         intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
         written = self.student.generate(intents, commands, n=n, **self.sampling)
         rows = [

@@ -1,21 +1,56 @@
-"""What each stage can be told: its fields, what they mean, and which values are allowed."""
+"""What each stage can be told: settings models, parameters that become settings, and errors told in one line.
+
+In go a preset, `--set` changes and a notebook's parameters; out comes a checked, frozen model for one stage.
+Nothing here knows what a stage does.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; shown as one line, in notebooks too."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class SettingsError(UserError):
+    """A parameter is unknown, mistyped or outside its range."""
+
+
+class RunError(UserError):
+    """The run folder cannot be used: a stage is missing, or was made with other settings."""
+
+
+@contextmanager
+def extra(name: str, wanted_by: str) -> Iterator[None]:
+    """Import what an extra of the package brings. Raises: SettingsError when it is not installed."""
+    try:
+        yield
+    except ImportError:
+        raise SettingsError(f"{wanted_by} needs the {name} extra: pip install 'udrl_utils[{name}]'") from None
+
+
+@contextmanager
+def loading(otherwise: str) -> Iterator[None]:
+    """Load a model that the user named. Raises: SettingsError, which says `otherwise` and why it cannot be loaded."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{otherwise}: {str(error).strip().splitlines()[0]}") from None
+
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -320,3 +355,63 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "06_search": SearchSettings,
     "07_deployment": DeploymentSettings,
 }
+
+
+KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
+S = TypeVar("S", bound=StageSettings)
+
+
+def resolve(cls: type[S], namespace: dict[str, Any]) -> S:
+    """Settings of one stage out of a notebook's namespace (`globals()`) or a plain dict.
+
+    Parameters of other stages may be there, so that one preset drives all notebooks. Any other plain
+    literal is a mistyped parameter. A second call in the same kernel does not look for those again: by
+    then the names may be the user's own.
+
+    Raises: SettingsError, one line that names the parameter, its value and what is allowed.
+    """
+    literals = (str, int, float, bool, list, dict, type(None))
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if type(value) in literals and name.islower() and not name.startswith("_")
+    }
+    if "_settings_resolved" not in namespace:
+        for name in sorted(given.keys() - KNOWN):
+            close = difflib.get_close_matches(name, KNOWN, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(sorted(KNOWN))}"
+            raise SettingsError(f"unknown parameter {name}={given[name]!r}{hint}")
+    try:
+        settings = cls(**{name: value for name, value in given.items() if name in cls.model_fields})
+    except ValidationError as error:
+        raise SettingsError(explain(error, cls)) from None
+    settings._given = {name: value for name, value in given.items() if name in KNOWN}
+    namespace["_settings_resolved"] = True
+    return settings
+
+
+def explain(error: ValidationError, cls: type[StageSettings]) -> str:
+    """First problem of a validation error, in one line."""
+    problem = error.errors()[0]
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"missing parameter {name} ({cls.model_fields[name].description})"
+    what = problem["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
+    return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"
+
+
+def parameters_page(values: dict[str, Any]) -> str:
+    """docs/parameters.md: every parameter by notebook, with its value in a preset and what it means."""
+    lines = [
+        "# Parameters",
+        "",
+        "The laptop preset's values. `udrl run --set name=value` changes one, `papermill -p name value` too.",
+        "This page is made by `make docs`.",
+    ]
+    told: set[str] = set()
+    for stage, cls in SETTINGS.items():
+        fields = {name: field for name, field in cls.model_fields.items() if name not in told}
+        told |= fields.keys()
+        lines += ["", f"## {stage}", "", "| parameter | laptop | meaning |", "|---|---|---|"]
+        lines += [f"| `{k}` | `{json.dumps(values[k])}` | {field.description} |" for k, field in fields.items()]
+    return "\n".join(lines) + "\n"

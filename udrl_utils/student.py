@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.engine import Batch, Engine, Sampling
-from udrl_utils.errors import RunError
-from udrl_utils.guidance import Draw, write
-from udrl_utils.machine import device_and_dtype
+from udrl_utils.engine import Batch, Draw, Engine, Sampling, write
+from udrl_utils.machine import device_and_dtype, side_by_side
+from udrl_utils.settings import RunError
 from udrl_utils.tasks import DATA
-from udrl_utils.workers import side_by_side
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast

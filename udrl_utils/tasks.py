@@ -12,13 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udrl_utils.errors import SettingsError
-from udrl_utils.settings import DistillationSettings
+import pandas
 
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.settings import DistillationSettings, SettingsError
 
 DATA = Path(__file__).parent / "data"
 
@@ -216,8 +214,6 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
 
     Raises: SettingsError when the source cannot be read or lacks a column.
     """
-    import pandas
-
     path = Path(source)
     readers = {
         ".txt": lambda: pandas.DataFrame({columns[0]: path.read_text(encoding="utf-8").splitlines()}),

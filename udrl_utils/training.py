@@ -14,27 +14,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas
+
 from udrl_utils.commands import CommandCodec
-from udrl_utils.dataset import command_pairs
 from udrl_utils.encoder import Encoder
-from udrl_utils.errors import SettingsError
-from udrl_utils.front import GRID, PATH, best_commands, front_volume, measure_front
 from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
-from udrl_utils.machine import seed_everything
+from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import bounded, collect, hindsight_rows
-from udrl_utils.runs import RunFolder
+from udrl_utils.rounds import GRID, PATH, best_commands, bounded, collect, front_volume, hindsight_rows, measure_front
+from udrl_utils.rows import command_pairs
+from udrl_utils.runs import RunFolder, write_shard
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
-from udrl_utils.shards import write_shard
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import HELD_OUT
-from udrl_utils.trainer import Schedule, make_trainer, schedule, set_dropout, token_counts, tokenized
-from udrl_utils.training_log import TrainingLog, callback
-from udrl_utils.workers import pool, quietly, shares
+from udrl_utils.trainer import (
+    Schedule,
+    TrainingLog,
+    callback,
+    make_trainer,
+    schedule,
+    set_dropout,
+    token_counts,
+    tokenized,
+)
 
 if TYPE_CHECKING:
-    import pandas
     from datasets import Dataset
 
     Live = Callable[[pandas.DataFrame], None]
@@ -228,7 +233,6 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
     Returns one row per command of the front and student: round, task, command, relevance, diversity (ratios to the
     teacher on validation intents), hypervolume, kept.
     """
-    import pandas
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -258,7 +262,6 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
 
 def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler) -> None:
     """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
-    import pandas
     import pyarrow
     from accelerate import PartialState
 

@@ -10,6 +10,8 @@ import io
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import pandas
+
 from udrl_utils.figures import axis_label
 from udrl_utils.prober import off_target
 from udrl_utils.rewards import REWARDS
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import jinja2
-    import pandas
     from matplotlib.figure import Figure
 
     from udrl_utils.commands import CommandCodec
@@ -123,8 +124,6 @@ def side_by_side(left: str, right: str) -> str:
 
 def table(frame: pandas.DataFrame, **options: Any) -> str:
     """A data frame as HTML: texts escaped, all of them visible, none cut off without saying so."""
-    import pandas
-
     with pandas.option_context("display.max_colwidth", None):
         shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         return f'<div class="udrl-wide">{shown.to_html(border=0, justify="left", **options)}</div>'
@@ -132,8 +131,6 @@ def table(frame: pandas.DataFrame, **options: Any) -> str:
 
 def history(probes: list[pandas.DataFrame]) -> str:
     """One row per probe, the latest first: what was asked, and what was achieved on average."""
-    import pandas
-
     rows = [
         {
             **samples.iloc[0][["probe", "run", "kind", "task", "intent"]],

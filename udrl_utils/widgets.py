@@ -14,15 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
+import pandas
 
 from udrl_utils import figures, views
 from udrl_utils.commands import Command
-from udrl_utils.errors import UserError
 from udrl_utils.prober import Prober, runs_with_student
+from udrl_utils.settings import UserError
 
 if TYPE_CHECKING:
-    import pandas
-
     from udrl_utils.commands import CommandCodec
 
 START = {"length": 18, "relevance": 0.85}  # what a panel opens with, where the student knows it; else open
@@ -230,8 +229,6 @@ class Panel:
 
     async def sweep(self) -> None:
         """One reward from low to high: the calibration curve, as it forms."""
-        import pandas
-
         name, tables = self.swept.value, []
         if name == "diversity" and self.prompts.value < 2:
             raise UserError("Diversity is measured between prompts: ask for two or more.")
@@ -252,8 +249,6 @@ class Panel:
 
     async def export(self) -> None:
         """The history as CSV, in the run's folder and to download."""
-        import pandas
-
         if not self.history:
             raise UserError("There is no probe to export yet: generate some prompts first.")
         file = self.prober.run / "05_probes" / "history.csv"

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.local_models import load_causal_lm, located
+import numpy as np
+import pandas
+
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
 from udrl_utils.tasks import words
+from udrl_utils.teachers.local import load_causal_lm, located
 
 if TYPE_CHECKING:
-    import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Reader = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -152,8 +154,6 @@ def worded(samples: pandas.DataFrame, annotated: pandas.DataFrame, reader: Reade
 
     Fluency is that of the first prompts of each system and task, spread over all intents, and NaN for others.
     """
-    import pandas
-
     vocabulary = Vocabulary.of(annotated)
     shares = [vocabulary.share(intent, prompt) for intent, prompt in zip(samples.intent, samples.prompt, strict=True)]
     samples = samples.assign(non_words=shares)
@@ -171,8 +171,6 @@ def fluency_vs_teacher(samples: pandas.DataFrame, settings: IntervalSettings) ->
     and band of word counts gets the share that it has among the system's. Returns per system mean, low, high and
     `matched`, the share of its prompts in bands that the teacher has prompts of too.
     """
-    import numpy as np
-
     rows = samples.dropna(subset=["fluency"])
     band = rows.prompt.str.split().str.len() // BAND
     cell, key = rows.groupby(["task", band]).ngroup().to_numpy(), rows.groupby(["task", "intent"]).ngroup().to_numpy()

@@ -19,7 +19,7 @@ from typing import Any
 import speed
 import torch
 
-from udrl_utils import latency
+from udrl_utils.deploy import latency
 from udrl_utils.machine import device_and_dtype, environment
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.student import Student

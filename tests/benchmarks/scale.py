@@ -24,9 +24,8 @@ import numpy as np
 import yaml
 
 from udrl_utils import rewards
-from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, TrainingSettings, resolve
 
 PER_INTENT = 8
 
@@ -56,7 +55,7 @@ def values(pairs: int) -> dict:
 
 def distil_stage(pairs: int) -> int:
     """01: intents, prompts, filters, near-duplicates, shards."""
-    from udrl_utils.distillation import distil
+    from udrl_utils.pairs import distil
 
     settings = resolve(DistillationSettings, values(pairs))
     run = RunFolder(settings.run).start("01_pairs", settings)
@@ -77,8 +76,8 @@ def annotate_stage(pairs: int) -> int:
 
 def rows_stage(pairs: int) -> int:
     """03 up to the first step: codec, training rows, tokens, order of batches."""
-    from udrl_utils.dataset import command_pairs
     from udrl_utils.gpt2 import pretrained_student
+    from udrl_utils.rows import command_pairs
     from udrl_utils.trainer import make_trainer
     from udrl_utils.training import fit_codec, train_rows
 
@@ -118,7 +117,7 @@ def report(stage: Callable[[int], int], pairs: int, pipe) -> None:
 
 def embed_stage(texts: int) -> int:
     """Texts of a made run through the real encoder."""
-    from udrl_utils.distillation import read_pairs
+    from udrl_utils.pairs import read_pairs
 
     smallest = min(Path(os.environ["UDRL_OUTPUTS"]).glob("scale-*"), key=lambda path: int(path.name.split("-")[1]))
     prompts = read_pairs(RunFolder(smallest)).prompt.head(texts)

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from udrl_utils import catalog, collection, study
-from udrl_utils.deployment import fastest_engine
+from udrl_utils.deploy.export import fastest_engine
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import peak_memory
-from udrl_utils.parameters import resolve
-from udrl_utils.retrieval import Index, PromptSearch, Search, Space
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ROOT, SearchSettings
+from udrl_utils.search import catalogue, drawn, study
+from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space
+from udrl_utils.settings import ROOT, SearchSettings, resolve
 
 
 def main() -> None:
@@ -35,20 +34,20 @@ def main() -> None:
     preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
     settings = resolve(SearchSettings, preset | {"n_items": arguments.items, "search_intents": arguments.intents})
 
-    facts = collection.invent(settings.seed, settings.n_items)
+    facts = drawn.invent(settings.seed, settings.n_items)
     rows = (
         {"id": one.id, "title": one.title, "keywords": one.keywords, "kind": one.kind, "image": None} for one in facts
     )
-    items = catalog.as_table(catalog.collect(rows)[0])
+    items = catalogue.as_table(catalogue.collect(rows)[0])
     embed = Encoder("minilm")
     embed(["one text, so that the model is loaded"])
     began, before = time.perf_counter(), peak_memory() / 2**30
-    index = Index(catalog.vectors_of(items, embed))
+    index = Index(catalogue.vectors_of(items, embed))
     built = time.perf_counter() - began
     embed.forget()
 
     finder = PromptSearch(Search([Space(embed, index)]), fastest_engine(RunFolder(arguments.run.resolve())), settings)
-    intents = [one.text for one in collection.judged_intents(facts, settings.seed, settings.search_intents, ())]
+    intents = [one.text for one in drawn.judged_intents(facts, settings.seed, settings.search_intents, ())]
     half, most = np.percentile(study.latencies(finder, intents), [50, 95])
     figures = {"items": len(items), "index": round(built, 1), "p50": round(half, 3), "p95": round(most, 3)}
     print(json.dumps(figures | {"GiB before": round(before, 2), "GiB at most": round(peak_memory() / 2**30, 2)}))

@@ -22,16 +22,17 @@ from typing import Any
 import nbformat
 import torch
 
-from udrl_utils import costs, figures, latency
+from udrl_utils import figures
 from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
-from udrl_utils.dataset import command_pairs
-from udrl_utils.deployment import import_ctranslate2, write_ctranslate2
+from udrl_utils.deploy import costs, latency
+from udrl_utils.deploy.export import import_ctranslate2, write_ctranslate2
+from udrl_utils.deploy.llama import LlamaCpp, write_gguf
 from udrl_utils.encoder import Encoder, encoder_path
 from udrl_utils.engine import Sampling
-from udrl_utils.llamacpp import LlamaCpp, write_gguf
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
+from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student

@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.servers import ScriptedServer
 
-from udrl_utils.chat import Budget, ChatClient
-from udrl_utils.dialogue import Request
-from udrl_utils.journal import Journal
 from udrl_utils.teachers import OpenAITeacher
+from udrl_utils.teachers.replies import Journal, Request
+from udrl_utils.teachers.server import Budget, ChatClient
 
 PATIENCE = 1.0  # seconds beyond the latency until a request is given up
 

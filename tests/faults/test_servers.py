@@ -8,16 +8,13 @@ import time
 import pytest
 from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
 
-from udrl_utils import chat, distillation
-from udrl_utils.chat import Budget, ChatClient
-from udrl_utils.dialogue import Request, parse_reply
-from udrl_utils.distillation import cost, distil, read_pairs, reject_reason
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.parameters import resolve
+from udrl_utils import pairs
+from udrl_utils.pairs import cost, distil, read_pairs, reject_reason
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings
-from udrl_utils.teachers import OpenAITeacher
+from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.teachers import OpenAITeacher, server
+from udrl_utils.teachers.replies import Journal, Request, parse_reply
+from udrl_utils.teachers.server import Budget, ChatClient
 
 REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
 
@@ -35,7 +32,7 @@ def teacher_at(*urls: str, concurrency: int = 8, timeout: float = 1.0, budget: i
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, outputs) -> None:
-    monkeypatch.setattr(chat, "LONGEST_WAIT", 1.0)
+    monkeypatch.setattr(server, "LONGEST_WAIT", 1.0)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
 
 
@@ -175,7 +172,7 @@ def test_a_server_that_refuses_is_one_line(smoke: dict, tmp_path) -> None:
 
 
 def test_a_server_that_is_not_there_leaves_nothing_behind(smoke: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "ATTEMPTS", 2)
+    monkeypatch.setattr(server, "ATTEMPTS", 2)
     settings, run = served(smoke, "http://127.0.0.1:9/v1", n_intents=6)
     with pytest.raises(RunError, match="answered none of 6 requests"):
         distil(settings, run)
@@ -193,4 +190,4 @@ def test_a_corrupt_shard_is_set_aside_and_made_again(smoke: dict, capsys: pytest
         distil(settings, run)
         assert file.read_bytes() == whole and (run / "01_pairs" / "_part-00001.corrupt").read_bytes() == broken
         assert "part-00001.parquet is corrupt" in capsys.readouterr().out
-    assert distillation.read_pairs(run).pair_id.is_unique
+    assert pairs.read_pairs(run).pair_id.is_unique

@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 
 from udrl_utils.commands import Command, CommandError
-from udrl_utils.deployment import DeployedStudent
-from udrl_utils.errors import RunError
+from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.prober import Prober, runs_with_student
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ProbeSettings
+from udrl_utils.settings import ProbeSettings, RunError
 from udrl_utils.student import Student
 from udrl_utils.widgets import Panel
 

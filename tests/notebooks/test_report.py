@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from udrl_utils import cli, report
-from udrl_utils.errors import RunError
 from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.settings import RunError
 
 
 @pytest.fixture

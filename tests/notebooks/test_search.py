@@ -16,13 +16,13 @@ import nbformat
 import pandas as pd
 import pytest
 
-from udrl_utils import ranking
-from udrl_utils.catalog import vectors_of
-from udrl_utils.finder import Finder
-from udrl_utils.images import Plain
-from udrl_utils.retrieval import Index, PromptSearch, Search, Space
 from udrl_utils.rewards import Encoder
 from udrl_utils.runs import RunFolder
+from udrl_utils.search import study
+from udrl_utils.search.catalogue import vectors_of
+from udrl_utils.search.images import Plain
+from udrl_utils.search.page import Finder
+from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space
 from udrl_utils.settings import STAGES, SearchSettings
 from udrl_utils.student import Student
 
@@ -42,7 +42,7 @@ def test_metrics_hold_every_system_with_its_interval(smoke_run: Path) -> None:
     for form in metrics["search"].values():
         assert set(form) == systems
         for found in form.values():
-            assert set(found) == set(ranking.METRICS)
+            assert set(found) == set(study.METRICS)
             assert all(value["low"] <= value["mean"] <= value["high"] for value in found.values())
     assert set(metrics["coverage"]) == systems and set(metrics["gains"]["all"]) == systems - {"raw"}
     assert len(metrics["lever"]["levels"]) == 10

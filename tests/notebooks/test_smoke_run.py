@@ -21,13 +21,20 @@ import torch
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.encoder import Encoder
-from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.machine import shares
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import NOTEBOOKS, ROOT, AnalysisSettings, AnnotationSettings, TrainingSettings
+from udrl_utils.settings import (
+    NOTEBOOKS,
+    ROOT,
+    AnalysisSettings,
+    AnnotationSettings,
+    RunError,
+    SettingsError,
+    TrainingSettings,
+)
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
-from udrl_utils.workers import shares
 
 
 def test_every_contract_file_is_there(smoke_run: Path) -> None:

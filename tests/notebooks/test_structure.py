@@ -14,8 +14,7 @@ import papermill
 import pytest
 import yaml
 
-from udrl_utils.parameters import KNOWN
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS
+from udrl_utils.settings import KNOWN, NOTEBOOKS, ROOT, SETTINGS
 
 FOLDER = ROOT / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))

@@ -17,12 +17,18 @@ from udrl_utils import student as students
 from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
 from udrl_utils.cli import PRESETS, app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
-from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import END, pretrained_student, widen
-from udrl_utils.parameters import resolve
 from udrl_utils.prober import Prober
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, ProbeSettings, TrainingSettings
+from udrl_utils.settings import (
+    AnnotationSettings,
+    DistillationSettings,
+    ProbeSettings,
+    RunError,
+    SettingsError,
+    TrainingSettings,
+    resolve,
+)
 from udrl_utils.student import Student
 from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
 

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udrl_utils import before_after, figures
+from udrl_utils import ablations, figures
 from udrl_utils.commands import CommandCodec
-from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, IntervalSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, IntervalSettings, TrainingSettings, resolve
 
 INTERVALS = IntervalSettings(run="x", seed=0, bootstrap_samples=200)
 
@@ -36,7 +35,7 @@ def samples(model: str, follows: bool) -> pd.DataFrame:
 
 def test_obedience_of_known_samples() -> None:
     both = pd.concat([samples("base", follows=False), samples("student", follows=True)], ignore_index=True)
-    found = before_after.obedience(both, INTERVALS)
+    found = ablations.obedience(both, INTERVALS)
     assert list(found) == ["length", "relevance"] and list(found["length"]) == ["base", "student"]
     assert found["length"]["student"] == pytest.approx({"spearman": 1, "low": 1, "high": 1, "within_1": 1})
     assert found["relevance"]["student"] == pytest.approx({"spearman": 1, "low": 1, "high": 1})
@@ -48,7 +47,7 @@ def test_obedience_of_known_samples() -> None:
 
 def test_who_always_writes_the_same_obeys_nothing() -> None:
     rows = samples("base", follows=True).assign(length=7.0)
-    found = before_after.obedience(rows[rows.reward == "length"], INTERVALS)["length"]["base"]
+    found = ablations.obedience(rows[rows.reward == "length"], INTERVALS)["length"]["base"]
     assert (found["spearman"], found["low"], found["high"]) == (0, 0, 0)
 
 
@@ -57,7 +56,7 @@ def test_the_interval_is_wider_where_prompts_of_a_set_depend_on_each_other() -> 
     asked = np.repeat(rng.random(30), 8)
     achieved = asked + np.repeat(rng.normal(0, 0.5, 30), 8)
     together, apart = (
-        before_after.spearman_interval(np.column_stack([sets, asked, achieved]), INTERVALS)
+        ablations.spearman_interval(np.column_stack([sets, asked, achieved]), INTERVALS)
         for sets in (np.arange(240) // 8, np.arange(240))
     )
     assert together["spearman"] == apart["spearman"]
@@ -77,16 +76,16 @@ def test_the_base_is_asked_beside_the_student(
 
     def remembered(sampler: Sampler, intents: dict, settings: AnalysisSettings) -> pd.DataFrame:
         asked.append(sampler)
-        assert all(len(pool) <= before_after.INTENTS for pool in intents.values())
+        assert all(len(pool) <= ablations.INTENTS for pool in intents.values())
         return samples("asked", follows=False).drop(columns="model")
 
-    monkeypatch.setattr(before_after, "sample_calibration", remembered)
+    monkeypatch.setattr(ablations, "sample_calibration", remembered)
     settings = analysis(smoke, run, str(small_base))
     student = type("Known", (), {"codec": codec()})()
     sampler = Sampler(student, [], None, seed=0)
     intents = {"related_search": [f"intent {k}" for k in range(20)]}
     calibration = samples("student", follows=True).drop(columns="model")
-    found = before_after.ask_before_and_after(sampler, calibration, intents, run, settings)
+    found = ablations.ask_before_and_after(sampler, calibration, intents, run, settings)
     assert found.model.unique().tolist() == ["base", "student"]
     [base] = asked
     assert base.sampling == sampler.sampling and base.student.codec == codec()
@@ -97,7 +96,7 @@ def test_from_scratch_there_is_no_before(smoke: dict, outputs: Path, capsys: pyt
     run = RunFolder("scratch")
     settings = analysis(smoke, run, base="")
     sampler = Sampler(type("Known", (), {"codec": codec()})(), [], None)
-    assert before_after.ask_before_and_after(sampler, pd.DataFrame(), {}, run, settings) is None
+    assert ablations.ask_before_and_after(sampler, pd.DataFrame(), {}, run, settings) is None
     told = capsys.readouterr().out
     assert "from scratch" in told and told.count("\n") == 1
 
@@ -105,7 +104,7 @@ def test_from_scratch_there_is_no_before(smoke: dict, outputs: Path, capsys: pyt
 def test_the_figure_shows_each_reward_with_its_agreement() -> None:
     models = {"base": False, "student": True, "shuffled": False}
     asked = pd.concat([samples(model, follows) for model, follows in models.items()], ignore_index=True)
-    figure = figures.before_and_after(asked, before_after.obedience(asked, INTERVALS), codec())
+    figure = figures.before_and_after(asked, ablations.obedience(asked, INTERVALS), codec())
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == [f"{name}: agreement 0.00 before, 1.00 after" for name in ("Length", "Relevance")]
     assert len(figure.legends[0].get_texts()) == 4

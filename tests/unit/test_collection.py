@@ -8,34 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from udrl_utils import collection
-from udrl_utils.catalog import as_table, load_catalog, read_judgements, texts_of, vectors_of
-from udrl_utils.errors import SettingsError
-from udrl_utils.parameters import resolve
-from udrl_utils.settings import SearchSettings
+from udrl_utils.search import drawn
+from udrl_utils.search.catalogue import as_table, load_catalog, read_judgements, texts_of, vectors_of
+from udrl_utils.settings import SearchSettings, SettingsError, resolve
 from udrl_utils.tasks import load_data, ontology
 
 
 @pytest.fixture(scope="module")
-def items() -> list[collection.Facts]:
-    return collection.invent(0, 600)
+def items() -> list[drawn.Facts]:
+    return drawn.invent(0, 600)
 
 
-def test_items_are_the_same_every_time(items: list[collection.Facts]) -> None:
-    assert collection.invent(0, 200) == items[:200]
-    assert collection.invent(1, 200) != items[:200]
+def test_items_are_the_same_every_time(items: list[drawn.Facts]) -> None:
+    assert drawn.invent(0, 200) == items[:200]
+    assert drawn.invent(1, 200) != items[:200]
 
 
-def test_pictures_are_the_same_every_time(items: list[collection.Facts], tmp_path: Path) -> None:
+def test_pictures_are_the_same_every_time(items: list[drawn.Facts], tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        collection.draw(items[:8], tmp_path / folder, seed=0)
+        drawn.draw(items[:8], tmp_path / folder, seed=0)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_the_drawn_catalogue_is_read_back_from_its_files(
-    items: list[collection.Facts], smoke: dict, tmp_path: Path
-) -> None:
+def test_the_drawn_catalogue_is_read_back_from_its_files(items: list[drawn.Facts], smoke: dict, tmp_path: Path) -> None:
     table, counts = load_catalog(resolve(SearchSettings, smoke | {"n_items": 40}), tmp_path)
     assert not counts and len(table) == 40
     for facts, row in zip(items[:40], table.itertuples(), strict=True):
@@ -68,37 +64,35 @@ def test_every_theme_has_tags_and_ways_to_ask() -> None:
     assert all(len(theme["asks"]) >= 3 and len(theme["tags"]) >= 5 for theme in themes.values())
 
 
-def test_grades_follow_from_the_facts(items: list[collection.Facts]) -> None:
+def test_grades_follow_from_the_facts(items: list[drawn.Facts]) -> None:
     one = items[0]
-    grades = collection.grades({"theme": one.theme, "subject": one.subject, "style": one.style}, items)
+    grades = drawn.grades({"theme": one.theme, "subject": one.subject, "style": one.style}, items)
     assert grades[one.id] == 3
     for item in items:
         same = (item.subject == one.subject) + (item.subject == one.subject and item.style == one.style)
         assert grades.get(item.id, 0) == (0 if item.theme != one.theme else 1 + same)
 
 
-def test_intents_are_of_their_form_unseen_and_answerable(items: list[collection.Facts]) -> None:
-    before = collection.judged_intents(items, 0, 15, ())
+def test_intents_are_of_their_form_unseen_and_answerable(items: list[drawn.Facts]) -> None:
+    before = drawn.judged_intents(items, 0, 15, ())
     seen = {one.text for one in before[::3]}
-    judged = collection.judged_intents(items, 0, 15, seen)
+    judged = drawn.judged_intents(items, 0, 15, seen)
     assert not seen & {one.text for one in judged}
-    assert {form: sum(one.form == form for one in judged) for form in collection.FORMS} == dict.fromkeys(
-        collection.FORMS, 15
-    )
+    assert {form: sum(one.form == form for one in judged) for form in drawn.FORMS} == dict.fromkeys(drawn.FORMS, 15)
     for one in judged:
         assert max(one.grades.values()) == 3, one.text
         assert len(one.text.split()) <= 2 if one.form == "short" else one.form != "long" or len(one.text.split()) >= 6
 
 
-def test_visits_recommend_nothing_that_was_seen(items: list[collection.Facts]) -> None:
-    visits = collection.visits(items, 0, 30)
+def test_visits_recommend_nothing_that_was_seen(items: list[drawn.Facts]) -> None:
+    visits = drawn.visits(items, 0, 30)
     assert visits
     for visit in visits:
-        assert len(visit.history) == collection.HISTORY and visit.grades
+        assert len(visit.history) == drawn.HISTORY and visit.grades
         assert not set(visit.history) & set(visit.grades)
 
 
-def test_judgements_of_ones_own(items: list[collection.Facts], tmp_path: Path) -> None:
+def test_judgements_of_ones_own(items: list[drawn.Facts], tmp_path: Path) -> None:
     file = tmp_path / "judgements.csv"
     file.write_text("intent,id,grade\nkoi pond,item-00003,2\nkoi pond,item-00005,1\nfox,gone,3\n")
     judged = read_judgements(str(file), as_table(map(vars, items)))
@@ -111,5 +105,5 @@ def test_judgements_of_ones_own(items: list[collection.Facts], tmp_path: Path) -
 
 
 def test_metadata_is_escaped() -> None:
-    assert b"<rdf:li>a &lt;b&gt; &amp; c</rdf:li>" in collection.xmp("", ["a <b> & c"])
-    assert json.dumps(vars(collection.invent(0, 1)[0]))
+    assert b"<rdf:li>a &lt;b&gt; &amp; c</rdf:li>" in drawn.xmp("", ["a <b> & c"])
+    assert json.dumps(vars(drawn.invent(0, 1)[0]))

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udrl_utils import dataset
+from udrl_utils import rows
 from udrl_utils.commands import CommandCodec
-from udrl_utils.dataset import WordSwaps, command_pairs, left_open, word_pieces
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.parameters import resolve
-from udrl_utils.settings import TrainingSettings
+from udrl_utils.rows import WordSwaps, command_pairs, left_open, word_pieces
+from udrl_utils.settings import TrainingSettings, resolve
 from udrl_utils.trainer import AlikeLengths, make_trainer, tokenized
 
 NAMES = ["length", "relevance"]
@@ -72,7 +71,7 @@ def test_a_swapped_word_is_the_same_in_intent_and_prompt(settings: TrainingSetti
 
 
 def test_rows_on_disk_are_the_rows_in_memory(settings: TrainingSettings, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(dataset, "CHUNK", 70)
+    monkeypatch.setattr(rows, "CHUNK", 70)
     in_memory = command_pairs(PAIRS, CODEC, settings)
     on_disk = command_pairs(PAIRS, CODEC, settings, folder=tmp_path)
     assert on_disk[:] == in_memory[:] and on_disk.cache_files

@@ -11,16 +11,14 @@ import pytest
 import torch
 import yaml
 
-from udrl_utils import deployment, latency
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.deployment import DeployedStudent, export, fastest_engine
+from udrl_utils.deploy import latency
+from udrl_utils.deploy.export import CTRANSLATE2, GGUF, DeployedStudent, export, fastest_engine
+from udrl_utils.deploy.llama import write_gguf
 from udrl_utils.engine import Sampling
-from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.llamacpp import write_gguf
-from udrl_utils.parameters import resolve
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import ROOT, DeploymentSettings, TrainingSettings
+from udrl_utils.settings import ROOT, DeploymentSettings, RunError, SettingsError, TrainingSettings, resolve
 from udrl_utils.student import Student
 
 TASK = "text_to_image"
@@ -118,7 +116,7 @@ def test_what_an_engine_cannot_do_is_one_line(
 
 
 def test_an_engine_that_is_not_used_can_be_given_up(exported: dict[str, Path]) -> None:
-    program = "import sys; from udrl_utils.deployment import DeployedStudent; DeployedStudent.load(sys.argv[1])"
+    program = "import sys; from udrl_utils.deploy.export import DeployedStudent; DeployedStudent.load(sys.argv[1])"
     for folder in exported.values():
         subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=60)
 
@@ -126,7 +124,7 @@ def test_an_engine_that_is_not_used_can_be_given_up(exported: dict[str, Path]) -
 MANY = r"""
 import re, sys
 from pathlib import Path
-from udrl_utils.llamacpp import LlamaCpp
+from udrl_utils.deploy.llama import LlamaCpp
 model = LlamaCpp(Path(sys.argv[1]), 256, 1)
 held = lambda: int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text()).group(1))
 for part in range(2):
@@ -280,4 +278,4 @@ def test_an_unknown_shape_is_one_line(tmp_path: Path) -> None:
 
 def test_precisions_are_those_of_the_settings() -> None:
     allowed = DeploymentSettings.model_fields["precisions"].annotation.__args__[0].__args__
-    assert set(allowed) == {*deployment.CTRANSLATE2, deployment.GGUF}
+    assert set(allowed) == {*CTRANSLATE2, GGUF}

@@ -8,15 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import distillation
-from udrl_utils.chat import Budget
-from udrl_utils.dialogue import Request, parse_reply, shown_examples, split_reply
-from udrl_utils.distillation import distil, drop_near_duplicates, pair_rows, read_pairs, reject_reason
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.parameters import resolve
+from udrl_utils import pairs
+from udrl_utils.pairs import distil, drop_near_duplicates, pair_rows, read_pairs, reject_reason
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers import make_teacher
+from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
+from udrl_utils.teachers.server import Budget
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)
 
@@ -105,7 +103,7 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
     counts, usage = distil(*start(smoke, run="whole"))
     assert counts["kept"] == len(read_pairs(RunFolder("whole")))
     settings, run = start(smoke, run="cut")
-    real, calls = distillation.write_shard, []
+    real, calls = pairs.write_shard, []
 
     def dies_at_the_second(*args, **notes) -> None:
         calls.append(args)
@@ -113,11 +111,11 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
             raise KeyboardInterrupt
         real(*args, **notes)
 
-    monkeypatch.setattr(distillation, "write_shard", dies_at_the_second)
+    monkeypatch.setattr(pairs, "write_shard", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         distil(settings, run)
     assert len(list((run / "01_pairs").glob("*.parquet"))) == 1
-    monkeypatch.setattr(distillation, "write_shard", real)
+    monkeypatch.setattr(pairs, "write_shard", real)
     assert distil(settings, run) == (counts, usage)
     for part in (outputs / "whole" / "01_pairs").glob("*.parquet"):
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udrl_utils.catalog import as_table
-from udrl_utils.collection import xmp
 from udrl_utils.commands import CommandCodec
-from udrl_utils.finder import Finder
-from udrl_utils.images import Plain
-from udrl_utils.parameters import resolve
-from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.settings import SearchSettings
+from udrl_utils.search.catalogue import as_table
+from udrl_utils.search.drawn import xmp
+from udrl_utils.search.images import Plain
+from udrl_utils.search.page import Finder
+from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space
+from udrl_utils.settings import SearchSettings, resolve
 
 NAMES = ["relevance", "diversity"]
 CODEC = CommandCodec(10, 40, {"related_search": {name: [] for name in NAMES}})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udrl_utils.engine import Sampling
-from udrl_utils.guidance import Draw, write
+from udrl_utils.engine import Draw, Sampling, write
 
 
 def draw(**changes: float) -> Draw:

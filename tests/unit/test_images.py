@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from udrl_utils import images
-from udrl_utils.collection import xmp
-from udrl_utils.errors import SettingsError
-from udrl_utils.images import BadImage, Metadata, color_name, open_image
+from udrl_utils.search import images
+from udrl_utils.search.drawn import xmp
+from udrl_utils.search.images import BadImage, Metadata, color_name, open_image
+from udrl_utils.settings import SettingsError
 
 
 def iptc(title: str, keywords: list[str]) -> bytes:

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import rewards
-from udrl_utils.chat import ChatClient
-from udrl_utils.errors import SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.judge import Judge, read_score
-from udrl_utils.parameters import resolve
+from udrl_utils.rewards import Judge, read_score
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnnotationSettings
+from udrl_utils.settings import AnnotationSettings, SettingsError, resolve
+from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.server import ChatClient
 
 PAIRS = pd.DataFrame(
     {

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from udrl_utils import local_teacher
-from udrl_utils.dialogue import Request
-from udrl_utils.engine import Sampling
-from udrl_utils.errors import SettingsError
+from udrl_utils.engine import Draw, Sampling
 from udrl_utils.gpt2 import train_tokenizer
-from udrl_utils.guidance import Draw
-from udrl_utils.journal import Journal
-from udrl_utils.local_teacher import LocalTeacher, Writer
+from udrl_utils.settings import SettingsError
+from udrl_utils.teachers import local
+from udrl_utils.teachers.local import LocalTeacher, Writer
+from udrl_utils.teachers.replies import Journal, Request
 
 TEMPLATE = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{% endfor %}<|assistant|>"
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -61,8 +59,8 @@ def test_a_reply_that_does_not_end_is_no_prompt(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_writes_the_same_after_a_kill_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(local_teacher.BATCH_ROWS, "cpu", 4)
-    monkeypatch.setattr(local_teacher, "LONGEST_PROMPT", 12)
+    monkeypatch.setitem(local.BATCH_ROWS, "cpu", 4)
+    monkeypatch.setattr(local, "LONGEST_PROMPT", 12)
     save_llama(tmp_path / "llama")
 
     def teacher(seed: int) -> LocalTeacher:

@@ -10,18 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udrl_utils import distillation
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.dataset import WordSwaps, command_pairs, shared_words
-from udrl_utils.distillation import distil, given_pairs, read_pairs
-from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration
 from udrl_utils.evaluation import test_intents as intents_of_test_split
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
-from udrl_utils.parameters import resolve
+from udrl_utils.pairs import distil, given_pairs, read_pairs
 from udrl_utils.rewards import annotate
+from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.tasks import words
 from udrl_utils.trainer import schedule, token_counts, tokenized
@@ -218,7 +215,7 @@ def test_long_prompts_that_share_little_are_swapped_in_less_often(smoke: dict) -
     ids=["300 words", "swapped columns", "unknown task", "no intents", "no such task", "two intents"],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_before_any_work(smoke, outputs, tmp_path, monkeypatch, table, changes, told) -> None:
-    monkeypatch.setattr(distillation, "write_shard", lambda *args, **notes: pytest.fail("work has begun"))
+    monkeypatch.setattr("udrl_utils.pairs.write_shard", lambda *args, **notes: pytest.fail("work has begun"))
     settings = given(smoke, tmp_path, table, **changes)
     with pytest.raises(SettingsError, match=told) as caught:
         distil(settings, start(settings))

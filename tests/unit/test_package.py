@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import shutil
@@ -15,19 +14,12 @@ import pytest
 import yaml
 
 from udrl_utils.machine import environment
-from udrl_utils.parameters import parameters_page
-from udrl_utils.settings import ROOT
+from udrl_utils.settings import ROOT, parameters_page
 
-ORDER = (
-    *("machine", "workers", "errors", "settings", "parameters", "runs", "intervals", "shards", "journal", "chat"),
-    *("tasks", "commands", "engine", "guidance", "dialogue", "local_models", "local_teacher", "recorded", "teachers"),
-    *("distillation", "recording", "judge", "encoder", "rewards", "gpt2", "student", "llamacpp", "deployment"),
-    *("samples", "front", "rounds", "dataset", "trainer", "training_log", "training", "base", "evaluation"),
-    *("wording", "cards", "latency", "baselines", "probes", "ablations", "before_after", "images", "canvas"),
-    *("motifs", "drawing", "collection", "catalog", "assets", "retrieval", "recommendation", "ranking", "study"),
-    *("prober", "figures", "costs", "gallery", "views", "finder", "widgets", "report", "cli"),
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "udrl_utils").rglob("*.py")
 )
-MODULES = sorted(path for path in (ROOT / "udrl_utils").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "trl", "datasets")
 
 # Written so that this file does not match itself.
@@ -37,27 +29,12 @@ REGISTRY = re.compile(
 OWN_PATH = re.compile(r"(?<![\w.:/<>-])/(home|root|Users|tmp|opt|mnt|srv|work)/")
 
 
-@pytest.mark.parametrize("module", ["udrl_utils", *(f"udrl_utils.{path.stem}" for path in MODULES)])
+@pytest.mark.parametrize("module", MODULES)
 def test_an_import_loads_no_heavy_library(module):
     command = f"import sys, {module}; print(*({set(HEAVY)} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_run_one_way(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            package, _, module = name.partition(".")
-            if package == "udrl_utils" and module in ORDER:
-                assert ORDER.index(module) < ORDER.index(path.stem), f"{path.stem} imports {module}"
 
 
 def checkout() -> list[Path]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from udrl_utils import study
-from udrl_utils.catalog import as_table
-from udrl_utils.collection import Judged, invent, visits
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.parameters import resolve
-from udrl_utils.recommendation import next_searches, queries_of, unseen
-from udrl_utils.retrieval import Index, PromptSearch, Search, Space
-from udrl_utils.settings import SearchSettings
+from udrl_utils.search import study
+from udrl_utils.search.catalogue import as_table
+from udrl_utils.search.drawn import Judged, invent, visits
+from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space, next_searches, queries_of, unseen
+from udrl_utils.settings import SearchSettings, resolve
 
 CODEC = CommandCodec(10, 40, {task: {"diversity": []} for task in ("related_search", "text_to_image")})
 CATALOG = as_table(

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import ranking
-from udrl_utils.collection import Judged
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.parameters import resolve
-from udrl_utils.retrieval import (
+from udrl_utils.search import study
+from udrl_utils.search.drawn import Judged
+from udrl_utils.search.retrieval import (
     UNLIKENESS,
     Index,
     PromptSearch,
@@ -24,7 +23,7 @@ from udrl_utils.retrieval import (
     fuse,
     write_prompts,
 )
-from udrl_utils.settings import SearchSettings
+from udrl_utils.settings import SearchSettings, resolve
 
 
 def units(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
@@ -104,7 +103,7 @@ def test_re_ranking_makes_lists_more_diverse() -> None:
     diverse = search.diversified([{"a": 1.0}], 60)[0]
     assert set(plain) == set(thinned) == set(diverse)
     assert search.rank([{"a": 1.0}], 5, 0.7)[0] == thinned[:5], "a short list is the beginning of a long one"
-    spreads = [ranking.spread(vectors, found[:10]) for found in (plain, thinned, diverse)]
+    spreads = [study.spread(vectors, found[:10]) for found in (plain, thinned, diverse)]
     assert spreads[0] < min(spreads[1:])
 
 
@@ -145,24 +144,24 @@ def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
 def test_metrics_are_those_of_their_definitions() -> None:
     ids, vectors = [f"i{k}" for k in range(60)], units(60)
     judged = [Judged("koi", "short", {"i1": 3, "i4": 1, "i50": 1}), Judged("fox", "short", {"i59": 1})]
-    row = ranking.measure([list(range(55))] * 2, judged, ids, vectors).iloc[0]
+    row = study.measure([list(range(55))] * 2, judged, ids, vectors).iloc[0]
     gain, ideal = 3 / math.log2(3) + 1 / math.log2(6), 3 + 1 / math.log2(3) + 1 / math.log2(4)
     assert row.ndcg_10 == pytest.approx(gain / ideal)
     assert (row.recall_10, row.recall_50, row.mrr, row.null) == pytest.approx((2 / 3, 2 / 3, 1 / 2, 0))
     pairs = [1 - vectors[a] @ vectors[b] for a in range(10) for b in range(a)]
     assert row.diversity == pytest.approx(np.mean(pairs), abs=1e-5)
-    assert ranking.measure([list(range(55))] * 2, judged, ids, vectors).null.tolist() == [0, 1]
+    assert study.measure([list(range(55))] * 2, judged, ids, vectors).null.tolist() == [0, 1]
 
 
 def test_what_is_shown_and_how_new_it_is() -> None:
-    assert ranking.coverage([[0, 1], [1, 2]], 10) == 0.3
-    often, seldom = ranking.novelty([[0], [1]], np.array([6, 0]))
+    assert study.coverage([[0, 1], [1, 2]], 10) == 0.3
+    often, seldom = study.novelty([[0], [1]], np.array([6, 0]))
     assert (often, seldom) == pytest.approx((-math.log2(7 / 8), 3))
 
 
 def test_intents_without_judgements_have_a_diversity_only(smoke: dict) -> None:
-    table = ranking.measure([[0, 1]], [Judged("koi", "unjudged", {})], ["a", "b"], units(2)).assign(system="raw")
-    found = ranking.summary(table, ranking.METRICS, resolve(SearchSettings, smoke))
+    table = study.measure([[0, 1]], [Judged("koi", "unjudged", {})], ["a", "b"], units(2)).assign(system="raw")
+    found = study.summary(table, study.METRICS, resolve(SearchSettings, smoke))
     assert set(found["all"]["raw"]) == {"diversity"}
 
 
@@ -170,10 +169,10 @@ def test_gains_are_differences_of_the_same_intent(smoke: dict) -> None:
     ids, vectors = ["a", "b"], units(2)
     judged = [Judged("koi", "short", {"a": 1}), Judged("fox", "short", {"b": 1})]
     tables = [
-        ranking.measure(ranked, judged, ids, vectors).assign(system=system)
+        study.measure(ranked, judged, ids, vectors).assign(system=system)
         for system, ranked in {"raw": [[1, 0], [0, 1]], "student": [[0, 1], [1, 0]]}.items()
     ]
     import pandas as pd
 
-    found = ranking.gains(pd.concat(tables), ["mrr"], "raw", resolve(SearchSettings, smoke))
+    found = study.gains(pd.concat(tables), ["mrr"], "raw", resolve(SearchSettings, smoke))
     assert found["all"] == {"student": {"mrr": {"mean": 0.5, "low": 0.5, "high": 0.5}}}

@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation
 from udrl_utils.commands import SUPPORT, Command, CommandCodec, CommandError
-from udrl_utils.errors import RunError
-from udrl_utils.front import best_commands, hypervolume
-from udrl_utils.parameters import resolve
-from udrl_utils.rounds import bounded, exploratory_commands, hindsight_rows, practice_commands, returns
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.rounds import (
+    best_commands,
+    bounded,
+    exploratory_commands,
+    hindsight_rows,
+    hypervolume,
+    practice_commands,
+    returns,
+)
+from udrl_utils.settings import DistillationSettings, RunError, resolve
 
 NAMES = ["length", "relevance", "diversity"]
 

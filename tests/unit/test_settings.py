@@ -7,10 +7,18 @@ import json
 import pytest
 import yaml
 
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.parameters import KNOWN, resolve
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ROOT, SETTINGS, STAGES, DistillationSettings, TrainingSettings
+from udrl_utils.settings import (
+    KNOWN,
+    ROOT,
+    SETTINGS,
+    STAGES,
+    DistillationSettings,
+    RunError,
+    SettingsError,
+    TrainingSettings,
+    resolve,
+)
 
 PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
 LAPTOP = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())

@@ -8,20 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils.dialogue import (
-    Request,
-    borrows,
-    messages,
-    parse_reply,
-    parse_single,
-    shown_examples,
-    single_messages,
-    split_reply,
-)
-from udrl_utils.distillation import plan
-from udrl_utils.errors import SettingsError
-from udrl_utils.parameters import resolve
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.pairs import plan
+from udrl_utils.settings import DistillationSettings, SettingsError, resolve
 from udrl_utils.tasks import (
     TASKS,
     assign_splits,
@@ -34,6 +22,16 @@ from udrl_utils.tasks import (
     subjects_of,
     with_article,
     words,
+)
+from udrl_utils.teachers.replies import (
+    Request,
+    borrows,
+    messages,
+    parse_reply,
+    parse_single,
+    shown_examples,
+    single_messages,
+    split_reply,
 )
 
 

@@ -12,11 +12,11 @@ import psutil
 import pytest
 import torch
 
-from udrl_utils import workers
+from udrl_utils import machine
 
 SLEEPER = """
 import os, time
-from udrl_utils.workers import pool
+from udrl_utils.machine import pool
 
 if __name__ == "__main__":
     with pool(1, os.getpid) as processes:
@@ -49,13 +49,13 @@ def test_a_process_that_works_ends_with_the_one_that_started_it(tmp_path: Path) 
 def test_threads_are_shared_out_on_a_cpu_only(
     monkeypatch: pytest.MonkeyPatch, device: str, threads: int, most: int, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(workers, "device_and_dtype", lambda: (device, torch.float32, "as this test says"))
+    monkeypatch.setattr(machine, "device_and_dtype", lambda: (device, torch.float32, "as this test says"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert workers.shares(most) == expected
+    assert machine.shares(most) == expected
 
 
 def test_a_process_is_told_its_threads_and_prints_nothing(capfd: pytest.CaptureFixture) -> None:
-    with workers.pool(1, workers.quietly, 1) as processes:
+    with machine.pool(1, machine.quietly, 1) as processes:
         assert processes.submit(torch.get_num_threads).result() == 1
         assert processes.submit(os.getpid).result() != os.getpid()
         processes.submit(print, "what nobody should see").result()
@@ -63,11 +63,11 @@ def test_a_process_is_told_its_threads_and_prints_nothing(capfd: pytest.CaptureF
 
 
 def test_work_side_by_side_comes_in_order_on_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "device_and_dtype", lambda: ("cpu", torch.float32, "as this test says"))
+    monkeypatch.setattr(machine, "device_and_dtype", lambda: ("cpu", torch.float32, "as this test says"))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = list(workers.side_by_side(lambda k: (k, torch.get_num_threads()), range(5)))
+        found = list(machine.side_by_side(lambda k: (k, torch.get_num_threads()), range(5)))
         assert found == [(k, 1) for k in range(5)]
         assert torch.get_num_threads() == 2
     finally:

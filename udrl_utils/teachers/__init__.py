@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from udrl_utils.chat import Budget, ChatClient, Question
-from udrl_utils.dialogue import (
+from udrl_utils.settings import DistillationSettings, RunError, SettingsError
+from udrl_utils.teachers.local import LocalTeacher
+from udrl_utils.teachers.recorded import RecordedTeacher
+from udrl_utils.teachers.replies import (
+    Journal,
     Request,
     messages,
     parse_reply,
@@ -15,11 +18,7 @@ from udrl_utils.dialogue import (
     single_messages,
     split_reply,
 )
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.local_teacher import LocalTeacher
-from udrl_utils.recorded import RecordedTeacher
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.teachers.server import Budget, ChatClient, Question
 
 
 class Teacher(Protocol):

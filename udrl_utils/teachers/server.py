@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.errors import RunError
-from udrl_utils.journal import Journal, key_of
+from udrl_utils.settings import RunError
+from udrl_utils.teachers.replies import Journal, key_of
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

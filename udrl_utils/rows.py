@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas
+
 from udrl_utils.commands import CommandCodec
-from udrl_utils.journal import key_of
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import clean_intent, share, stem, words
+from udrl_utils.teachers.replies import key_of
 
 if TYPE_CHECKING:
-    import pandas
     from datasets import Dataset
 
 CHUNK = 10_000  # rows that are in memory at once where rows lie on disk

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas
+
+from udrl_utils.evaluation import written
 from udrl_utils.figures import labelled, panels
-from udrl_utils.intervals import written
 
 if TYPE_CHECKING:
-    import pandas
     from matplotlib.figure import Figure
 
 
 def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per system whose cost is known: parameters, weights and seconds per set, with their 95% interval."""
-    import pandas
-
     rows = {}
     for system, cost in metrics["costs"].items():
         seconds = cost["seconds_per_set"]
@@ -29,8 +28,6 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per engine: how its commands are obeyed, its sets relative to the first engine's, and to draws alike."""
-    import pandas
-
     rows = {}
     for name, found in metrics["quality"].items():
         obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
@@ -46,8 +43,6 @@ def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per engine: cold start, memory, latency."""
-    import pandas
-
     rows = {
         name: {
             "weights [MB]": f"{cost['weights_mb']:.1f}",
@@ -66,8 +61,6 @@ def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per model: parameters, weights, tokens per second, and how many times the last student's that is."""
-    import pandas
-
     ours = [values for name, values in metrics["shapes"].items() if name.startswith("student")][-1]
     rows = {
         name: {

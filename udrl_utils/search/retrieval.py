@@ -1,4 +1,4 @@
-"""Search with prompts: an intent is expanded into commanded prompts, each is searched, and the rankings are fused."""
+"""Retrieval: what a person typed and what the student wrote find items together, ranked and thinned."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas
+
 from udrl_utils.commands import Command
 from udrl_utils.engine import Engine
-from udrl_utils.errors import extra
-from udrl_utils.settings import SearchSettings
+from udrl_utils.search.catalogue import texts_of
+from udrl_utils.settings import SearchSettings, extra
 
 if TYPE_CHECKING:
     import numpy
-
 EXACT = 200_000  # items up to which every one is looked at
 DEPTH = 200  # items of each ranking that are fused
 PAGE, CHOICE = 10, 50  # items that a person sees at first, and best ones that they are chosen from
@@ -48,8 +50,6 @@ class Index:
 
     def nearest(self, queries: numpy.ndarray, k: int) -> tuple[numpy.ndarray, numpy.ndarray]:
         """Cosines and places of the k nearest items of each query, best first, each of shape (queries, k)."""
-        import numpy as np
-
         k = min(k, len(self.vectors))
         if self.cells is not None:
             return self.cells.search(np.ascontiguousarray(queries), k)
@@ -84,8 +84,6 @@ def diversify(scores: dict[int, float], vectors: numpy.ndarray, keep: float) -> 
 
     Scores are given best first; `vectors`: unit vectors of all items.
     """
-    import numpy as np
-
     places = list(scores)
     values = np.array([scores[place] for place in places[:CHOICE]])
     own, left, nearest, page = vectors[places[:CHOICE]], np.ones(len(values), dtype=bool), np.zeros(len(values)), []
@@ -117,8 +115,6 @@ class Search:
 
     def diversified(self, queries: Sequence[dict[str, float]], n: int, keep: float = 0.8) -> list[list[int]]:
         """The n best with their first PAGE chosen anew by cosine to the query and to each other: a baseline."""
-        import numpy as np
-
         space, ranked = self.spaces[0], []
         for query, scores in zip(queries, self._fused(queries, n), strict=True):
             center, vectors = np.array(list(query.values())) @ space.embed(list(query)), space.index.vectors
@@ -207,3 +203,33 @@ class PromptSearch:
     def diversity(self, asked: float | None = None) -> float:
         """The diversity that is asked for; else what the settings say, and 0.5 where they do not."""
         return self.settings.asked().get("diversity", 0.5) if asked is None else asked
+
+
+Histories = Sequence[Sequence[int]]  # of places in the catalogue
+
+
+def next_searches(
+    finder: PromptSearch, catalog: pandas.DataFrame, histories: Histories, **asked: Any
+) -> list[list[str]]:
+    """Next searches per history, in equal shares from each of its items, as many as the settings say of prompts."""
+    share = max(1, finder.settings.search_prompts // max(map(len, histories)))
+    titles = [catalog.title.iloc[place] for history in histories for place in history]
+    written = iter(finder.write(titles, finder.commands(["related_search"], **asked), share))
+    per_item = [[next(written) for _ in history] for history in histories]
+    return [list(dict.fromkeys(text for texts in sets for text in texts)) for sets in per_item]
+
+
+def queries_of(
+    catalog: pandas.DataFrame, histories: Histories, searches: Sequence[Sequence[str]], own: float
+) -> list[dict[str, float]]:
+    """A query per history: its items' texts, which share the weight `own`, and the next searches, which share 1."""
+    texts, queries = texts_of(catalog), []
+    for history, written in zip(histories, searches, strict=True):
+        each = (own if written else 1.0) / len(history)
+        queries.append({**{text: 1 / len(written) for text in written}, **{texts[place]: each for place in history}})
+    return queries
+
+
+def unseen(ranked: Sequence[Sequence[int]], histories: Histories) -> list[list[int]]:
+    """Ranked items without those of the history."""
+    return [[place for place in row if place not in set(seen)] for row, seen in zip(ranked, histories, strict=True)]

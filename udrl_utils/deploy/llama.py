@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.errors import RunError, extra
+from udrl_utils.settings import RunError, extra
 
 if TYPE_CHECKING:
     import numpy

@@ -10,16 +10,12 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from udrl_utils.dialogue import Request
-from udrl_utils.errors import SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.settings import DistillationSettings
+import pandas
+
+from udrl_utils.settings import DistillationSettings, SettingsError
 from udrl_utils.tasks import DATA, load_intents
-
-if TYPE_CHECKING:
-    import pandas
+from udrl_utils.teachers.replies import Journal, Request
 
 RECORDED = DATA / "recorded"
 OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai) writes for any intent"
@@ -27,8 +23,6 @@ OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai
 
 def read_recorded(folder: Path | None = None) -> pandas.DataFrame:
     """Recorded prompts in the order of their recording: task, intent, prompt; the package's own, or a folder's."""
-    import pandas
-
     return pandas.read_parquet((folder or RECORDED) / "prompts.parquet")
 
 

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from udrl_utils.commands import Command
-from udrl_utils.deployment import CTranslate2Student, LlamaCppStudent
+from udrl_utils.deploy.export import CTranslate2Student, LlamaCppStudent
+from udrl_utils.deploy.llama import LlamaCpp
 from udrl_utils.engine import Engine, Sampling
-from udrl_utils.errors import loading
-from udrl_utils.intervals import interval
-from udrl_utils.llamacpp import LlamaCpp
+from udrl_utils.evaluation import interval
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import DeploymentSettings
+from udrl_utils.settings import DeploymentSettings, loading
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ def costs(
     engines: dict[str, Engine], requests: Sequence[tuple[str, Command]], settings: DeploymentSettings
 ) -> dict[str, dict[str, Any]]:
     """Of each engine: its cold start, weights [MB], latency of a prompt [s], prompts per second by batch size."""
-    import numpy as np
-
     found = {}
     for name, engine in engines.items():
         turns = [requests[k % len(requests)] for k in range(settings.latency_requests + 1)]

@@ -10,19 +10,22 @@ import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils import collection
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.images import LONGEST_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
-from udrl_utils.settings import SearchSettings
+import numpy as np
+import pandas
+
+from udrl_utils.machine import device_and_dtype
+from udrl_utils.search import drawn
+from udrl_utils.search.drawn import xmp
+from udrl_utils.search.images import LONGEST_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
+from udrl_utils.settings import RunError, SearchSettings, SettingsError, extra, loading
 from udrl_utils.tasks import read_table
 
 if TYPE_CHECKING:
     import numpy
-    import pandas
 
     from udrl_utils.encoder import Embed
 
@@ -39,8 +42,8 @@ def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFra
     """
     shutil.rmtree(folder, ignore_errors=True)
     if settings.catalog == "drawn":
-        items = collection.invent(settings.seed, settings.n_items)
-        collection.draw(items, folder, settings.seed)
+        items = drawn.invent(settings.seed, settings.n_items)
+        drawn.draw(items, folder, settings.seed)
         rows, counts = read_folder(folder, settings.n_items)
     elif Path(settings.catalog).is_dir():
         rows, counts = read_folder(Path(settings.catalog), settings.n_items)
@@ -53,8 +56,6 @@ def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFra
 
 def as_table(rows: list[Row]) -> pandas.DataFrame:
     """Items as a table."""
-    import pandas
-
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -152,8 +153,6 @@ def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
 
     A keyword is embedded once, however many items carry it, and no title is lost among many keywords.
     """
-    import numpy as np
-
     keywords = [words.split(", ") if words else [] for words in catalog.keywords]
     vectors, distinct = embed(catalog.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
@@ -170,7 +169,7 @@ def common_keywords(catalog: pandas.DataFrame, most: int = 500) -> list[str]:
     return [word for word, _ in counts.most_common(most)]
 
 
-def read_judgements(source: str, catalog: pandas.DataFrame) -> list[collection.Judged]:
+def read_judgements(source: str, catalog: pandas.DataFrame) -> list[drawn.Judged]:
     """Intents of a table (intent, id, grade) of one's own, with their relevant items. Raises: SettingsError."""
     table = read_table(source, ["intent", "id", "grade"])
     table = table[table.id.isin(set(catalog.id))]
@@ -178,6 +177,31 @@ def read_judgements(source: str, catalog: pandas.DataFrame) -> list[collection.J
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
     forms = {text: "short" if len(text.split()) <= 2 else "long" for text in table.intent.unique()}
     by_intent = table.assign(grade=table.grade.astype(float).astype(int)).groupby("intent", sort=False)
-    return [
-        collection.Judged(text, forms[text], dict(zip(rows.id, rows.grade, strict=True))) for text, rows in by_intent
-    ]
+    return [drawn.Judged(text, forms[text], dict(zip(rows.id, rows.grade, strict=True))) for text, rows in by_intent]
+
+
+def load_pipeline(name: str) -> Any:
+    """A diffusers text-to-image pipeline, by Hub id or path. Raises: SettingsError when there is none."""
+    with extra("search", "parameter generator"):
+        from diffusers import DiffusionPipeline
+    with loading(f"parameter generator={name!r} is neither a Hub id nor a folder"):
+        pipeline = DiffusionPipeline.from_pretrained(name)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device_and_dtype()[0])
+
+
+def make_assets(
+    pipeline: Any, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
+) -> pandas.DataFrame:
+    """One picture per prompt, saved with the prompt as its title and the intent as its keyword; the new catalogue rows.
+
+    options go to the pipeline: num_inference_steps, height, ...
+    """
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, prompt in enumerate(prompts):
+        draw = torch.Generator().manual_seed(seed + k)
+        image = pipeline(prompt, generator=draw, **options).images[0]
+        image.save(folder / f"asset-{k:04d}.jpg", quality=92, xmp=xmp(prompt, [intent]))
+    return as_table(read_folder(folder)[0])

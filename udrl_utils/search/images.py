@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from udrl_utils.errors import loading
+import numpy as np
+
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SearchSettings
+from udrl_utils.settings import SearchSettings, loading
 
 if TYPE_CHECKING:
     import numpy
@@ -264,7 +265,6 @@ class Clip:
         return self._vectors("get_image_features", lambda batch: {"images": batch}, list(images))
 
     def _vectors(self, method: str, form: Any, items: list[Any], batch_size: int = 32) -> numpy.ndarray:
-        import numpy as np
         import torch
 
         processor, model = self.parts

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udrl_utils.chat import Budget
-from udrl_utils.dialogue import Request, borrows
-from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.journal import Journal
-from udrl_utils.recorded import recorded_requests
-from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import MOST_WORDS, DistillationSettings
-from udrl_utils.shards import is_sound, read_note, read_shards, write_shard
+import pandas
+
+from udrl_utils.runs import RunFolder, is_sound, read_note, read_shards, write_json, write_shard
+from udrl_utils.settings import MOST_WORDS, DistillationSettings, RunError, SettingsError
 from udrl_utils.tasks import (
     TASKS,
     assign_splits,
@@ -31,9 +27,11 @@ from udrl_utils.tasks import (
     words,
 )
 from udrl_utils.teachers import make_teacher
+from udrl_utils.teachers.recorded import recorded_requests
+from udrl_utils.teachers.replies import Journal, Request, borrows
+from udrl_utils.teachers.server import Budget
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
 
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.deploy.llama import LlamaCpp, write_gguf
 from udrl_utils.engine import Batch, Engine, Sampling
-from udrl_utils.errors import RunError, extra
-from udrl_utils.llamacpp import LlamaCpp, write_gguf
 from udrl_utils.runs import RunFolder
+from udrl_utils.settings import RunError, extra
 from udrl_utils.student import Student
 
 # How weights are stored: by CTranslate2, which calls that and what is computed in together, or as GGUF for llama.cpp.

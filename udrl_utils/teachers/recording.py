@@ -11,17 +11,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from udrl_utils.chat import Budget
-from udrl_utils.dialogue import read_singles
-from udrl_utils.distillation import journal_of, pair_rows, plan, shards
-from udrl_utils.errors import RunError
-from udrl_utils.journal import Journal
-from udrl_utils.local_models import PACKED
-from udrl_utils.local_teacher import MIN_P
-from udrl_utils.recorded import RECORDED, read_recorded
+import pandas
+
+from udrl_utils.pairs import journal_of, pair_rows, plan, shards
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.teachers import make_teacher
+from udrl_utils.teachers.local import MIN_P, PACKED
+from udrl_utils.teachers.recorded import RECORDED, read_recorded
+from udrl_utils.teachers.replies import Journal, read_singles
+from udrl_utils.teachers.server import Budget
 
 
 def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[str, Any]:
@@ -31,8 +30,6 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
     what the folder holds, and adds sets of intents that it does not. Returns what recording.json holds.
     Raises: RunError when there is nothing to pack, or the folder holds what another teacher wrote.
     """
-    import pandas
-
     settings = settings_of(run)
     found, counts = written_sets(run, settings)
     part = {"seed": settings.seed, "prompts": len(found), **counts}
