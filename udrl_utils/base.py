@@ -161,7 +161,7 @@ A small GPT-2 that knows how prompts for search and recommendation read, and no 
 starts from it and teaches it commands. It reads `intent <|prompt|> prompt <|end|>`: no task, no command, no length.
 
 Never in it, nor in its tokenizer's text: intents that a run may test with (up to `test_fraction` {HELD_OUT}), nouns
-that a run may hold out, and the lengths of `unseen_lengths` in the last task.
+that a run may hold out, and the lengths that `unseen_lengths` keeps back.
 
 """
 
