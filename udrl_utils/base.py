@@ -59,7 +59,7 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
     """Recorded pairs that the base may read: pair_id, split (train, validation), task, intent, prompt, length [words].
 
     They pass the filters of notebook 01. None has an intent that a run may test with, a held-out noun, or a length
-    that the last task is never trained on.
+    that `unseen_lengths` keeps from its task.
     Raises: SettingsError when nothing is recorded in the folder, or too little to train on and to watch.
     """
     if not (folder / "prompts.parquet").exists():

@@ -68,7 +68,6 @@ NOTEBOOKS = {
 STAGES = tuple(NOTEBOOKS)
 MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
 TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
-TASK_NAMES = list(get_args(TaskName))
 SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; what it is for is left out without it
 
 
@@ -143,7 +142,7 @@ class DistillationSettings(StageSettings):
         ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
     )
 
-    tasks: list[TaskName] = setting(TASK_NAMES, "kinds of prompt to distil", min_length=1)
+    tasks: list[TaskName] = setting(list(get_args(TaskName)), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", "'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
     n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from udrl_utils.settings import (
     TrainingSettings,
     resolve,
 )
+from udrl_utils.training import seen
 
 PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
 
@@ -211,3 +213,14 @@ def test_a_search_command_that_cannot_be_read_is_refused(part):
 def test_a_search_command_is_read_as_numbers():
     settings = settings_of("06_search", search_command=["length 12", "relevance 1", "mine_too 0.25"])
     assert settings.asked() == {"length": 12, "relevance": 1.0, "mine_too": 0.25}
+
+
+def test_unseen_lengths_are_kept_from_their_task_alone():
+    rows = pd.DataFrame({"task": ["text_to_template", "text_to_image", "text_to_template"], "length": [17, 17, 18]})
+    settings = settings_of("03_student")
+    assert list(seen(rows, settings).task) == ["text_to_image", "text_to_template"]
+    images = rows[rows.task == "text_to_image"]
+    assert len(seen(images, settings)) == 1, "a run without the task trains on every length"
+    assert len(seen(rows, settings_of("03_student", unseen_lengths={}))) == 3
+    both = settings_of("03_student", unseen_lengths={"text_to_image": [17], "text_to_template": [18]})
+    assert list(seen(rows, both).length) == [17]
