@@ -59,7 +59,7 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
     """Recorded pairs that the base may read: pair_id, split (train, validation), task, intent, prompt, length [words].
 
     They pass the filters of notebook 01. None has an intent that a run may test with, a held-out noun, or a length
-    that the last task is never trained on.
+    that `unseen_lengths` keeps from its task.
     Raises: SettingsError when nothing is recorded in the folder, or too little to train on and to watch.
     """
     if not (folder / "prompts.parquet").exists():
@@ -161,7 +161,7 @@ A small GPT-2 that knows how prompts for search and recommendation read, and no 
 starts from it and teaches it commands. It reads `intent <|prompt|> prompt <|end|>`: no task, no command, no length.
 
 Never in it, nor in its tokenizer's text: intents that a run may test with (up to `test_fraction` {HELD_OUT}), nouns
-that a run may hold out, and the lengths of `unseen_lengths` in the last task.
+that a run may hold out, and the lengths that `unseen_lengths` keeps back.
 
 """
 

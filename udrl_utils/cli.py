@@ -20,6 +20,7 @@ import typer
 from udrl_utils.gpt2 import BASE
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.settings import (
+    DEFAULTS,
     NOTEBOOKS,
     ROOT,
     SETTINGS,
@@ -102,12 +103,9 @@ def compare(
 
 
 @app.command()
-def parameters(
-    preset: Annotated[str, typer.Option(help="preset whose values are shown")] = "laptop",
-) -> None:
-    """Print every parameter with its meaning, as the page docs/parameters.md."""
-    with mistakes_in_one_line():
-        typer.echo(parameters_page(read_preset(preset)), nl=False)
+def parameters() -> None:
+    """Print every parameter with its default and its meaning, as the page docs/parameters.md."""
+    typer.echo(parameters_page(), nl=False)
 
 
 @app.command()
@@ -196,8 +194,8 @@ def stages_between(first: int, last: int) -> tuple[str, ...]:
 
 
 def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, StageSettings]:
-    """Settings of every stage: a preset, `key=value` changes to it, a run name. Raises: SettingsError."""
-    values = read_preset(preset)
+    """Settings of every stage: defaults, a preset, `key=value` changes, a run name. Raises: SettingsError."""
+    values = DEFAULTS | read_preset(preset)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -205,9 +203,6 @@ def read_settings(preset: str, changes: list[str], name: str | None = None) -> d
         values[key] = read_yaml(text, f"parameter {key}={text!r}") if text else ""
     if name is not None:
         values["run"] = name
-    for key, value in values.items():
-        if not all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value])):
-            raise SettingsError(f"parameter {key}={value!r} is neither text, a number, true, false nor a list of those")
     return {stage: resolve(cls, values) for stage, cls in SETTINGS.items()}
 
 

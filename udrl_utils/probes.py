@@ -21,6 +21,7 @@ from udrl_utils.tasks import clean_intent, distinct, read_table
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.replies import Journal, Request
 from udrl_utils.teachers.server import Budget
+from udrl_utils.training import is_unseen
 
 if TYPE_CHECKING:
     import numpy
@@ -141,11 +142,12 @@ def edge_of_the_data(
     if codec.longest:
         lengths = calibration[calibration.reward == "length"]
         right = (lengths.asked_length - lengths.length).abs() <= 1
-        unseen = (lengths.task == max(codec.edges)) & lengths.asked_length.isin(training.unseen_lengths)
+        unseen = is_unseen(lengths.task, lengths.asked_length, training)
+        kept_out = sorted({n for task in pool for n in training.unseen_lengths.get(task, ())})
         rows += [
             {"probe": f"{what}, within 1 word", "asked": asked, "achieved": right[part].mean(), "train": None}
             for what, asked, part in (
-                ("lengths never seen with this task", str(training.unseen_lengths), unseen),
+                ("lengths never seen with this task", str(kept_out), unseen),
                 ("all other lengths", f"{lengths.asked_length.min():.0f} to {lengths.asked_length.max():.0f}", ~unseen),
             )
             if part.any()

@@ -55,7 +55,7 @@ class RunFolder:
         Raises: RunError, one line that names the notebook or the parameter to mend.
         """
         made = self.read().get("stages", {})
-        for earlier in () if getattr(settings, "student", "") else builds_on(stage):
+        for earlier in settings.needs(stage):
             if earlier not in made:
                 raise RunError(
                     f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first"

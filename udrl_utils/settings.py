@@ -1,7 +1,7 @@
-"""What each stage can be told: settings models, parameters that become settings, and errors told in one line.
+"""What each stage can be told: one model per stage, whose fields hold a parameter's default, limits and meaning.
 
-In go a preset, `--set` changes and a notebook's parameters; out comes a checked, frozen model for one stage.
-Nothing here knows what a stage does.
+In go a preset with `--set` changes, or the parameters cell of a notebook; out comes a checked, frozen model, or an
+error of one line. Nothing here knows what a stage does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 
 class UserError(ValueError):
@@ -68,27 +68,12 @@ NOTEBOOKS = {
 STAGES = tuple(NOTEBOOKS)
 MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
 TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
+SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; what it is for is left out without it
 
 
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
-
-
-class StageSettings(BaseModel):
-    """What every stage knows. Fields carry no defaults: those live in `notebooks/presets/*.yaml`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    run: str = Field(description="name of the run; its folder is outputs/<run>", pattern=r"^[A-Za-z0-9][\w.-]*$")
-    seed: int = Field(description="seed of every random choice", ge=0, lt=2**31)
-    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
-    # Settings that say how a stage is made and not what: they may change between two parts of its making.
-    HOW: ClassVar[frozenset[str]] = frozenset({"run"})
-
-    def show(self) -> None:
-        """Print each setting with what it means."""
-        for name, field in type(self).model_fields.items():
-            print(f"{name:24} {getattr(self, name)!r:32} {field.description}")
 
 
 def without_secrets(urls: list[str]) -> list[str]:
@@ -100,6 +85,56 @@ def without_secrets(urls: list[str]) -> list[str]:
     return urls
 
 
+Addresses = Annotated[list[str], AfterValidator(without_secrets)]
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field of a settings model."""
+    return Field(default, description=meaning, **limits)
+
+
+class StageSettings(BaseModel):
+    """What every stage knows. Defaults and meanings stand here; notebooks and docs/parameters.md repeat them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    run: str = setting("laptop", "name of the run; its folder is outputs/<run>", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    seed: int = setting(0, "seed of every random choice", ge=0, lt=2**31)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    # Settings that say how a stage is made and not what: they may change between two parts of its making.
+    HOW: ClassVar[frozenset[str]] = frozenset({"run"})
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """Settings from a notebook's `globals()`, where its parameters cell and papermill's have left their values.
+
+        The names that those cells assigned when they last ran are read from their source, which IPython keeps in `In`.
+        So a mistyped name is reported whenever this runs, and names of other cells are left alone.
+
+        Raises: SettingsError as `resolve` does.
+        """
+        names = set(cls.model_fields)
+        for source in reversed(namespace.get("In", [])):
+            assigned, injected = set(ASSIGNED.findall(source)), source.startswith("# Parameters")  # papermill's cell
+            if injected or assigned & cls.model_fields.keys():
+                names |= assigned
+                if not injected:
+                    break
+        return resolve(cls, {name: namespace[name] for name in names if name in namespace})
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Parameters that do not go together: a name, and what is allowed."""
+        return iter(())
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """Stages of the run that must be finished before this one."""
+        return builds_on(stage)
+
+    def show(self) -> None:
+        """Print each setting with what it means."""
+        for name, field in type(self).model_fields.items():
+            print(f"{name:24} {getattr(self, name)!r:32} {field.description}")
+
+
 class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
@@ -107,54 +142,36 @@ class DistillationSettings(StageSettings):
         ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
     )
 
-    tasks: list[TaskName] = Field(description="kinds of prompt to distil", min_length=1)
-    intents: str = Field(description="'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
-    intents_column: str = Field(description="column of the intents, in files that have columns", min_length=1)
-    n_intents: int = Field(description="intents to use; 0 means all of a file, or all that were recorded", ge=0)
-    prompts_per_intent: int = Field(description="prompts asked for per task and intent", ge=2, le=64)
-    pairs: str = Field(
-        description="file or Hub data set of (task, intent, prompt) that replaces the teacher; '' for none"
+    tasks: list[TaskName] = setting(list(get_args(TaskName)), "kinds of prompt to distil", min_length=1)
+    intents: str = setting("ontology", "'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
+    intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
+    n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
+    prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
+    pairs: str = setting("", "file or Hub data set of (task, intent, prompt) in place of a teacher; '' for none")
+    teacher: Literal["recorded", "local", "openai"] = setting(
+        "recorded", "who writes the prompts: recorded, local (a model here) or openai (a server)"
     )
-    teacher: Literal["recorded", "local", "openai"] = Field(
-        description="who writes the prompts: recorded ones, a model on this machine, or a server"
-    )
-    teacher_model: str = Field(description="Hub id, folder or .gguf file of a local teacher; a server's model name")
-    teacher_form: Literal["single", "list"] = Field(
-        description="one prompt per completion, which suits small models, or a JSON list of all"
-    )
-    teacher_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers, asked in turn")
-    teacher_temperature: float = Field(description="sampling temperature of an LLM teacher", ge=0, le=2)
-    teacher_intents_per_request: int = Field(description="intents that a request to a server holds", ge=1, le=100)
-    teacher_concurrency: int = Field(description="requests under way at once", ge=1, le=4096)
-    teacher_timeout: float = Field(description="a request that takes longer is made again [s]", gt=0)
-    teacher_budget: int = Field(description="requests that may be made in all, failed ones included; 0 for any", ge=0)
-    teacher_prices: list[float] = Field(description="prices of a million tokens [in, out], to count the cost; or []")
-    min_words: int = Field(description="shorter prompts are dropped [words]", ge=1)
-    max_words: int = Field(description="longer prompts are dropped [words]", ge=4, le=MOST_WORDS)
-    near_duplicate: float = Field(
-        description="Jaccard similarity of word 3-grams from which a prompt repeats another", gt=0, le=1
-    )
-    validation_fraction: float = Field(description="share of intents held out to watch training", gt=0, lt=0.5)
-    test_fraction: float = Field(description="share of intents held out for the analysis", gt=0, lt=0.5)
-    shard_size: int = Field(
-        description="requests per shard, which is never made again; best many times teacher_concurrency", ge=1
-    )
+    teacher_model: str = setting("", "Hub id, folder or .gguf file of a local teacher; a server's model name")
+    teacher_form: Literal["single", "list"] = setting("single", "one prompt per reply (single) or all as JSON (list)")
+    teacher_base_urls: Addresses = setting([], "addresses of OpenAI-compatible servers, used in turn")
+    teacher_temperature: float = setting(0.9, "sampling temperature of an LLM teacher", ge=0, le=2)
+    teacher_intents_per_request: int = setting(1, "intents in one request to a server", ge=1, le=100)
+    teacher_concurrency: int = setting(16, "requests under way at once", ge=1, le=4096)
+    teacher_timeout: float = setting(120.0, "a request that takes longer is made again [s]", gt=0)
+    teacher_budget: int = setting(0, "most requests to make, failed ones included; 0 for no limit", ge=0)
+    teacher_prices: list[float] = setting([], "prices of a million tokens [in, out], to count the cost; or []")
+    min_words: int = setting(2, "shorter prompts are dropped [words]", ge=1)
+    max_words: int = setting(60, "longer prompts are dropped [words]", ge=4, le=MOST_WORDS)
+    near_duplicate: float = setting(0.9, "Jaccard similarity of word 3-grams that makes a duplicate", gt=0, le=1)
+    validation_fraction: float = setting(0.06, "share of intents held out to watch training", gt=0, lt=0.5)
+    test_fraction: float = setting(0.09, "share of intents held out for the analysis", gt=0, lt=0.5)
+    shard_size: int = setting(500, "requests per shard, best many times teacher_concurrency", ge=1)
 
-    _urls = field_validator("teacher_base_urls")(without_secrets)
-
-    @field_validator("teacher_prices")
-    @classmethod
-    def _two_prices(cls, value: list[float]) -> list[float]:
-        if len(value) not in (0, 2) or min(value, default=0) < 0:
-            raise ValueError("should be two numbers from 0, or none")
-        return value
-
-    @field_validator("max_words")
-    @classmethod
-    def _not_below_min_words(cls, value: int, others: ValidationInfo) -> int:
-        if value < others.data.get("min_words", 0):
-            raise ValueError(f"should not be less than min_words={others.data['min_words']}")
-        return value
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if len(self.teacher_prices) not in (0, 2) or min(self.teacher_prices, default=0) < 0:
+            yield "teacher_prices", "should be two numbers from 0, or none"
+        if self.max_words < self.min_words:
+            yield "max_words", f"should not be less than min_words={self.min_words}"
 
 
 class AnnotationSettings(StageSettings):
@@ -162,23 +179,18 @@ class AnnotationSettings(StageSettings):
 
     HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout"))
 
-    rewards: list[str] = Field(description="rewards to score, from the registry", min_length=1)
-    encoder: str = Field(description="'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
-    data_repo: str = Field(description="hub repository that the annotated pairs are uploaded to; '' for none")
-    judge_model: str = Field(description="model that gives the reward 'judge'; '' for none")
-    judge_base_urls: list[str] = Field(description="addresses of OpenAI-compatible servers of the judge, asked in turn")
-    judge_votes: int = Field(description="votes behind each score of the judge", ge=1, le=32)
-    judge_concurrency: int = Field(description="requests of the judge under way at once", ge=1, le=4096)
-    judge_timeout: float = Field(description="a request of the judge that takes longer is made again [s]", gt=0)
+    rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
+    encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
+    data_repo: str = setting("", "Hub repository to upload the annotated pairs to; '' for none")
+    judge_model: str = setting("", "model that gives the reward 'judge'; '' for none")
+    judge_base_urls: Addresses = setting([], "addresses of the judge's OpenAI-compatible servers, used in turn")
+    judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
+    judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
+    judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
 
-    _urls = field_validator("judge_base_urls")(without_secrets)
-
-    @field_validator("judge_model")
-    @classmethod
-    def _named_where_needed(cls, value: str, others: ValidationInfo) -> str:
-        if not value and "judge" in others.data.get("rewards", ()):
-            raise ValueError("should name a model, since rewards hold 'judge'")
-        return value
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if "judge" in self.rewards and not self.judge_model:
+            yield "judge_model", "should name a model, since rewards hold 'judge'"
 
 
 class TrainingSettings(StageSettings):
@@ -186,59 +198,45 @@ class TrainingSettings(StageSettings):
 
     HOW = frozenset(("run", "model_repo", "report_to"))
 
-    bins: int = Field(description="quantile levels per reward", ge=2, le=100)
-    command_form: Literal["tokens", "text", "none"] = Field(
-        description="how commands are written: tokens, text or none"
+    bins: int = setting(10, "quantile levels per reward", ge=2, le=100)
+    command_form: Literal["tokens", "text", "none"] = setting("tokens", "how commands are written: tokens, text, none")
+    command_place: Literal["first", "last"] = setting("first", "commands before the intent, or after it: first or last")
+    command_dropout: float = setting(0.5, "chance that a pair leaves some of its commands open", ge=0, lt=1)
+    base: str = setting("recorded", "causal LM to start from: recorded (shipped), a Hub id or a path; '' for none")
+    vocab_size: int = setting(4096, "byte-level BPE tokens, from scratch only", ge=300, le=65536)
+    n_layer: int = setting(4, "transformer layers, from scratch only", ge=2, le=48)
+    n_head: int = setting(6, "attention heads, from scratch only", ge=2, le=32)
+    n_embd: int = setting(192, "width, from scratch only", ge=32, le=4096)
+    n_positions: int = setting(256, "context [tokens]; more where the longest pair needs it", ge=64, le=4096)
+    copy_init: bool = setting(True, "start from scratch with a copying circuit in the first two layers")
+    epochs: float = setting(6, "passes over the train split; 0 for what suits the number of pairs", ge=0, le=1000)
+    batch_size: int = setting(8, "pairs per optimiser step", ge=1)
+    learning_rate: float = setting(0.001, "peak learning rate; 0 for what suits the number of pairs", ge=0, lt=1)
+    horizon: int = setting(1, "words between two notes of the length still to come; 0 for no notes", ge=0)
+    word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
+    rounds: int = setting(0, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
+    round_sets: int = setting(400, "sets of 4 prompts that a round asks the student for", ge=10)
+    unseen_lengths: dict[TaskName, list[int]] = setting(
+        {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
-    command_place: Literal["first", "last"] = Field(description="commands before the intent, or after it")
-    command_dropout: float = Field(
-        description="chance that a pair is trained with some of its commands left open", ge=0, lt=1
+    kl_anchor: float = setting(0.05, "weight that keeps a round near the student it started from; 0 for none", ge=0)
+    model_repo: str = setting("", "Hub repository to upload the student to; '' for none")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "where losses are also reported: none, tensorboard, wandb, trackio"
     )
-    base: str = Field(description="causal LM to start from: recorded (shipped), a Hub id or a path; '' for none")
-    vocab_size: int = Field(description="byte-level BPE tokens, from scratch only", ge=300, le=65536)
-    n_layer: int = Field(description="transformer layers, from scratch only", ge=2, le=48)
-    n_head: int = Field(description="attention heads, from scratch only", ge=2, le=32)
-    n_embd: int = Field(description="width, from scratch only", ge=32, le=4096)
-    n_positions: int = Field(description="context [tokens]; more where the longest pair needs it", ge=64, le=4096)
-    copy_init: bool = Field(description="start from scratch with a copying circuit in the first two layers")
-    epochs: float = Field(
-        description="passes over the train split; 0 for what suits the amount of pairs", ge=0, le=1000
-    )
-    batch_size: int = Field(description="pairs per optimiser step", ge=1)
-    learning_rate: float = Field(
-        description="peak learning rate (AdamW); 0 for what suits the amount of pairs", ge=0, lt=1
-    )
-    horizon: int = Field(
-        description="words from one note of the length still to come to the next; 0 for no notes", ge=0
-    )
-    word_swaps: float = Field(
-        description="chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1
-    )
-    rounds: int = Field(description="rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
-    round_sets: int = Field(description="sets of 4 prompts that a round asks the student for", ge=10)
-    unseen_lengths: list[int] = Field(description="lengths that the last task is never trained on, as a probe")
-    kl_anchor: float = Field(description="weight that keeps a round near the student it started from; 0 for none", ge=0)
-    model_repo: str = Field(description="hub repository that the student is uploaded to; '' for none")
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        description="where losses are also reported, if that package is installed"
-    )
-    plain_sft: bool = Field(description="also train the baseline without commands, at equal budget")
+    plain_sft: bool = setting(True, "also train the baseline without commands, at equal budget")
 
-    @field_validator("n_embd")
-    @classmethod
-    def _whole_even_heads(cls, value: int, others: ValidationInfo) -> int:
-        heads = others.data.get("n_head", 1)
-        if value % (2 * heads):
-            raise ValueError(f"should be a multiple of {2 * heads}, twice n_head={heads}")
-        return value
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.n_embd % (2 * self.n_head):
+            yield "n_embd", f"should be a multiple of {2 * self.n_head}, twice n_head={self.n_head}"
 
 
 class SamplingSettings(StageSettings):
     """How a student writes, in every stage that lets it."""
 
-    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
-    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
+    temperature: float = setting(1.1, "sampling temperature of the student", gt=0, le=2)
+    min_p: float = setting(0.02, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    guidance: float = setting(3.0, "how strongly levels are followed; 1 as it was learned", ge=0, le=10)
 
     def sampling(self) -> dict[str, Any]:
         """What the student is told of how to sample."""
@@ -248,83 +246,69 @@ class SamplingSettings(StageSettings):
 class IntervalSettings(StageSettings):
     """How sure we are of a mean, in every stage that gives one."""
 
-    bootstrap_samples: int = Field(description="resamples behind each 95% interval", ge=100)
+    bootstrap_samples: int = setting(1000, "resamples behind each 95% interval", ge=100)
 
 
 class MeasuringSettings(IntervalSettings):
     """What is measured on test intents."""
 
-    analysis_intents: int = Field(description="test intents per task", ge=2)
-    samples_per_intent: int = Field(description="prompts per set when diversity is calibrated", ge=2)
+    analysis_intents: int = setting(24, "test intents per task", ge=2)
+    samples_per_intent: int = setting(6, "prompts per set when diversity is calibrated", ge=2)
 
 
 class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
-    baselines: list[str] = Field(description="to compare with: local:<model>, openai:<model>@<address>")
-    fluency_model: str = Field(
-        description="causal LM that says how fluent prompts are: a GGUF file, a folder or a Hub id; '' for none"
-    )
-    outside_intents: str = Field(description="file or Hub data set of intents from outside, as a probe; '' for none")
-    outside_column: str = Field(description="column of the outside intents", min_length=1)
-    ablations: list[str] = Field(
-        description="variants to train and compare: all, or such as 'no guidance'; [] for none"
-    )
-    ablation_rows: int = Field(description="training rows that each variant gets", ge=100)
-    ablation_seeds: int = Field(description="seeds that each variant is trained with", ge=1)
+    baselines: list[str] = setting([f"local:{SMOLLM2}"], "to compare with: local:<model>, openai:<model>@<address>")
+    fluency_model: str = setting(SMOLLM2, "rates fluency: a GGUF file, folder or Hub id; '' for none")
+    outside_intents: str = setting("", "file or Hub data set of intents from outside, as a probe; '' for none")
+    outside_column: str = setting("intent", "column of the outside intents", min_length=1)
+    ablations: list[str] = setting([], "variants to train and compare: all, or such as 'no guidance'; [] for none")
+    ablation_rows: int = setting(6000, "training rows that each variant gets", ge=100)
+    ablation_seeds: int = setting(3, "seeds that each variant is trained with", ge=1)
 
 
 class StudentSettings(StageSettings):
     """Which student is asked, in every stage that needs no more of a run than its student."""
 
-    student: Literal["", "ready"] = Field(
-        description="'' for the student of the run; ready for the one that is shipped, which needs no run"
-    )
+    student: Literal["", "ready"] = setting("", "'' for the run's own, ready for the shipped one, which needs no run")
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """Nothing when the shipped student is asked."""
+        return () if self.student else builds_on(stage)
 
 
 class ProbeSettings(SamplingSettings, StudentSettings):
     """05: what the panel opens with, and the grid of commands that is shown without it."""
 
-    probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
-    probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
+    probe_intents: list[str] = setting([], "intents of the grid of commands; [] for a test intent of each task")
+    probe_prompts: int = setting(4, "prompts per probe", ge=1, le=32)
 
 
 class SearchSettings(IntervalSettings):
     """06: the catalogue, how it is searched, and what the search is measured on."""
 
-    catalog: str = Field(
-        description="'drawn', a folder of images, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
+    catalog: str = setting(
+        "drawn", "'drawn', an image folder, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
     )
-    n_items: int = Field(description="items to draw, or to keep of another catalogue, where 0 means all", ge=0)
-    judgements: str = Field(description="file of (intent, id, grade) for a catalogue of your own; '' for none")
-    image_encoder: str = Field(description="CLIP- or SigLIP-class model that embeds the images too; '' for none")
-    captioner: str = Field(description="BLIP-class model that turns images into intents; '' for none")
-    generator: str = Field(description="diffusers text-to-image pipeline that adds assets; '' for none")
-    search_prompts: int = Field(description="prompts written for an intent", ge=1, le=64)
-    search_tasks: list[TaskName] = Field(description="kinds of prompt that are searched with, in turn", min_length=1)
-    search_command: list[str] = Field(
-        description="what those prompts are commanded, such as 'length 5'; [] for nothing"
-    )
-    search_guidance: float = Field(description="how far the levels of that command are followed", ge=0, le=10)
-    raw_weight: float = Field(
-        description="weight of the intent beside its prompts, which share 1, times 1 - the diversity asked for", ge=0
-    )
-    search_intents: int = Field(description="intents of each form that are judged: short, long and vague", ge=2)
+    n_items: int = setting(2000, "items to draw, or to keep of another catalogue, where 0 means all", ge=0)
+    judgements: str = setting("", "file of (intent, id, grade) for a catalogue of your own; '' for none")
+    image_encoder: str = setting("", "CLIP- or SigLIP-class model that embeds the images too; '' for none")
+    captioner: str = setting("", "BLIP-class model that turns images into intents; '' for none")
+    generator: str = setting("", "diffusers text-to-image pipeline that adds assets; '' for none")
+    search_prompts: int = setting(12, "prompts to write for an intent", ge=1, le=64)
+    search_tasks: list[TaskName] = setting(["related_search"], "kinds of prompt to search with, in turn", min_length=1)
+    search_command: list[str] = setting(["length 5", "diversity 0.7"], "the command for them; [] for none")
+    search_guidance: float = setting(2.0, "how strongly that command's levels are followed", ge=0, le=10)
+    raw_weight: float = setting(3.5, "weight of the intent (its prompts share 1), times 1 - diversity", ge=0)
+    search_intents: int = setting(100, "intents to judge of each form: short, long and vague", ge=2)
 
-    @field_validator("n_items")
-    @classmethod
-    def _some_to_draw(cls, value: int, others: ValidationInfo) -> int:
-        if value < 20 and others.data.get("catalog") == "drawn":
-            raise ValueError("should be at least 20 with catalog='drawn'")
-        return value
-
-    @field_validator("search_command")
-    @classmethod
-    def _rewards_with_numbers(cls, value: list[str]) -> list[str]:
-        for part in value:
-            if not re.fullmatch(r"length [1-9]\d*|(?!length )[a-z_]\w* (0(\.\d+)?|1(\.0+)?)", part):
-                raise ValueError("should hold rewards with a number of words or a level, such as 'diversity 0.5'")
-        return value
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.n_items < 20 and self.catalog == "drawn":
+            yield "n_items", "should be at least 20 with catalog='drawn'"
+        part = r"length [1-9]\d*|(?!length )[a-z_]\w* (0(\.\d+)?|1(\.0+)?)"
+        if not all(re.fullmatch(part, given) for given in self.search_command):
+            yield "search_command", "should hold rewards with a number of words or a level, such as 'diversity 0.5'"
 
     def asked(self) -> dict[str, float]:
         """The command as rewards and numbers."""
@@ -335,15 +319,15 @@ class SearchSettings(IntervalSettings):
 class DeploymentSettings(MeasuringSettings, StudentSettings):
     """07: what is exported, and what its speed is compared with."""
 
-    precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = Field(
-        description="how exported weights are stored: float32, bfloat16, int8; q8_0: llama.cpp", min_length=1
+    precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = setting(
+        ["float32", "q8_0", "int8"], "stored weights: float32, bfloat16, int8; q8_0 for llama.cpp", min_length=1
     )
-    threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
-    top_k: int = Field(description="likeliest tokens that the deployed student draws from; 0 for all", ge=0)
-    top_p: float = Field(description="share of their probability that it draws from", gt=0, le=1)
-    latency_requests: int = Field(description="requests that are timed one by one", ge=5)
-    batch_sizes: list[int] = Field(description="prompts written at once when throughput is timed", min_length=1)
-    shapes: list[str] = Field(description="models whose speed is set beside: 124M, 1B, 8B, a Hub id or a path")
+    threads: int = setting(0, "processor threads of the deployed student; 0 for all", ge=0)
+    top_k: int = setting(50, "likeliest tokens that the deployed student draws from; 0 for all", ge=0)
+    top_p: float = setting(0.9, "share of their probability that it draws from", gt=0, le=1)
+    latency_requests: int = setting(60, "requests that are timed one by one", ge=5)
+    batch_sizes: list[int] = setting([1, 8, 32, 64], "prompts written at once when throughput is timed", min_length=1)
+    shapes: list[str] = setting(["124M", "1B", "8B"], "models to compare speed with: 124M, 1B, 8B, a Hub id or a path")
 
 
 SETTINGS: dict[str, type[StageSettings]] = {
@@ -356,62 +340,46 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "07_deployment": DeploymentSettings,
 }
 
-
-KNOWN = {name for cls in SETTINGS.values() for name in cls.model_fields}
+DEFAULTS = {name: field.default for cls in SETTINGS.values() for name, field in cls.model_fields.items()}
+ASSIGNED = re.compile(r"^([A-Za-z]\w*) *(?::[^=\n]*)?=(?!=)", re.MULTILINE)  # a name at the start of a line
 S = TypeVar("S", bound=StageSettings)
 
 
-def resolve(cls: type[S], namespace: dict[str, Any]) -> S:
-    """Settings of one stage out of a notebook's namespace (`globals()`) or a plain dict.
+def resolve(cls: type[S], given: dict[str, Any]) -> S:
+    """Settings of one stage: defaults, and what is given in their place.
 
-    Parameters of other stages may be there, so that one preset drives all notebooks. Any other plain
-    literal is a mistyped parameter. A second call in the same kernel does not look for those again: by
-    then the names may be the user's own.
+    Parameters of other stages may be given too, so that one preset drives all notebooks.
 
     Raises: SettingsError, one line that names the parameter, its value and what is allowed.
     """
-    literals = (str, int, float, bool, list, dict, type(None))
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if type(value) in literals and name.islower() and not name.startswith("_")
-    }
-    if "_settings_resolved" not in namespace:
-        for name in sorted(given.keys() - KNOWN):
-            close = difflib.get_close_matches(name, KNOWN, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(sorted(KNOWN))}"
-            raise SettingsError(f"unknown parameter {name}={given[name]!r}{hint}")
+    for name in sorted(given.keys() - DEFAULTS.keys()):
+        close = difflib.get_close_matches(name, DEFAULTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(sorted(DEFAULTS))}"
+        raise SettingsError(f"unknown parameter {name}={given[name]!r}; {hint}")
     try:
         settings = cls(**{name: value for name, value in given.items() if name in cls.model_fields})
+        wrong = [(name, getattr(settings, name), allowed) for name, allowed in settings.mistakes()]
     except ValidationError as error:
-        raise SettingsError(explain(error, cls)) from None
-    settings._given = {name: value for name, value in given.items() if name in KNOWN}
-    namespace["_settings_resolved"] = True
+        first = error.errors()[0]
+        wrong = [(str(first["loc"][0]), first["input"], re.sub("^(Input|String|Value error,) ", "", first["msg"]))]
+    for name, value, allowed in wrong:
+        raise SettingsError(f"parameter {name}={value!r} {allowed} ({cls.model_fields[name].description})")
+    settings._given = dict(given)
     return settings
 
 
-def explain(error: ValidationError, cls: type[StageSettings]) -> str:
-    """First problem of a validation error, in one line."""
-    problem = error.errors()[0]
-    name = str(problem["loc"][0])
-    if problem["type"] == "missing":
-        return f"missing parameter {name} ({cls.model_fields[name].description})"
-    what = problem["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
-    return f"parameter {name}={problem['input']!r} {what} ({cls.model_fields[name].description})"
-
-
-def parameters_page(values: dict[str, Any]) -> str:
-    """docs/parameters.md: every parameter by notebook, with its value in a preset and what it means."""
+def parameters_page() -> str:
+    """docs/parameters.md: every parameter by notebook, with its default and what it means."""
     lines = [
         "# Parameters",
         "",
-        "The laptop preset's values. `udrl run --set name=value` changes one, `papermill -p name value` too.",
-        "This page is made by `make docs`.",
+        "A preset in `notebooks/presets` holds what differs from these defaults; `laptop` takes them as they are.",
+        "`udrl run --set name=value` changes one, and so does `papermill -p name value`. `make docs` makes this page.",
     ]
-    told: set[str] = set()
+    shown: set[str] = set()
     for stage, cls in SETTINGS.items():
-        fields = {name: field for name, field in cls.model_fields.items() if name not in told}
-        told |= fields.keys()
-        lines += ["", f"## {stage}", "", "| parameter | laptop | meaning |", "|---|---|---|"]
-        lines += [f"| `{k}` | `{json.dumps(values[k])}` | {field.description} |" for k, field in fields.items()]
+        lines += ["", f"## {stage}", "", "| parameter | default | meaning |", "|---|---|---|"]
+        fields = {name: field for name, field in cls.model_fields.items() if name not in shown}
+        lines += [f"| `{k}` | `{json.dumps(field.default)}` | {field.description} |" for k, field in fields.items()]
+        shown |= fields.keys()
     return "\n".join(lines) + "\n"

@@ -49,16 +49,23 @@ MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
-    """Annotated pairs to train on: the train split, less the lengths that its last task is not to see."""
+    """Annotated pairs to train on: the train split, without `unseen_lengths`."""
     return seen(read_annotated(run, "train"), settings)
 
 
 def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame:
-    """The rows without those lengths of the last task that are kept from it as a probe."""
+    """The rows without the lengths of each task that are kept out of training as a probe."""
     if "length" not in rows:
         return rows
-    unseen = (rows.task == max(rows.task)) & rows.length.isin(settings.unseen_lengths)
-    return rows[~unseen].reset_index(drop=True)
+    return rows[~is_unseen(rows.task, rows.length, settings)].reset_index(drop=True)
+
+
+def is_unseen(tasks: pandas.Series, lengths: pandas.Series, settings: TrainingSettings) -> pandas.Series:
+    """Whether each length [words] is one that `unseen_lengths` keeps from its task."""
+    unseen = pandas.Series(False, tasks.index)
+    for task, kept_out in settings.unseen_lengths.items():
+        unseen |= (tasks == task) & lengths.isin(kept_out)
+    return unseen
 
 
 def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:

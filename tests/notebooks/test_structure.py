@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import re
+import textwrap
 from collections import Counter
 from pathlib import Path
-from statistics import median
 
 import nbformat
 import papermill
 import pytest
-import yaml
 
-from udrl_utils.settings import KNOWN, NOTEBOOKS, ROOT, SETTINGS
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS
 
 FOLDER = ROOT / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))
-LAPTOP = yaml.safe_load((FOLDER / "presets" / "laptop.yaml").read_text())
 STAGE_OF = {name: stage for stage, name in NOTEBOOKS.items()}
 # name = value  # comment, with no other "=" or "#": papermill's help loses the line otherwise
 PARAMETER = re.compile(r"(?P<name>[a-z_]+) = (?P<value>[^=#]+)  # (?P<comment>[^=#]{3,90})")
@@ -41,6 +38,33 @@ def lines_of(source: str) -> list[str]:
 
 def python_of(source: str) -> ast.Module:
     return ast.parse("\n".join("" if line.lstrip().startswith("%") else line for line in source.splitlines()))
+
+
+def names_bound_by(source: str) -> set[str]:
+    """Names that code assigns, imports, defines or loops over; targets of comprehensions too."""
+    names = set()
+    for node in ast.walk(python_of(source)):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+            names.add(node.name)
+    return names
+
+
+def test_every_way_to_bind_a_name_is_seen():
+    ways = """
+        a = b, *c = 1; d += 1; (e := 1); f: int = 1
+        for g in []: pass
+        with open(h) as i: pass
+        import j.k, l as m
+        from n import o, p as q
+        def r(s): pass
+        try: pass
+        except ValueError as t: pass
+        [u for u in v]"""
+    assert names_bound_by(textwrap.dedent(ways)) == set("abcdefgijmoqrtu")
 
 
 def parameters_of(file: Path) -> list[str]:
@@ -78,26 +102,24 @@ def test_it_opens_with_a_title_and_what_goes_in_and_out(file):
 
 
 @each_notebook
-def test_a_sentence_stands_before_each_code_cell(file):
-    cells = read(file).cells
-    for before, cell in itertools.pairwise(cells):
-        assert cell.cell_type == "markdown" or before.cell_type == "markdown", cell.source
-    assert all(cell.source.strip() for cell in cells)
-
-
-@each_notebook
-def test_parameters_are_plain_literals_with_the_laptop_preset_as_defaults(file):
-    names = []
+def test_parameters_are_plain_literals_and_repeat_defaults_and_meanings(file):
+    fields, names = SETTINGS[STAGE_OF[file.stem]].model_fields, []
     for line in parameters_of(file):
         match = PARAMETER.fullmatch(line)
         assert match, f"not `name = literal  # short comment`: {line}"
         name, value = match["name"], ast.literal_eval(match["value"])
         names.append(name)
-        assert name in KNOWN, name
-        assert value == LAPTOP[name] and isinstance(value, type(LAPTOP[name])), line
-    assert len(names) == len(set(names))
-    if file.stem in STAGE_OF:
-        assert set(names) >= set(SETTINGS[STAGE_OF[file.stem]].model_fields)
+        assert value == fields[name].default and isinstance(value, type(fields[name].default)), line
+        assert match["comment"] == fields[name].description
+    assert sorted(names) == sorted(fields)
+
+
+@each_notebook
+def test_a_parameter_is_bound_by_the_parameters_cell_alone(file):
+    parameters = SETTINGS[STAGE_OF[file.stem]].model_fields.keys()
+    for cell in read(file).cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            assert not parameters & names_bound_by(cell.source), cell.source
 
 
 @each_notebook
@@ -110,10 +132,9 @@ def test_papermill_shows_each_parameter_with_its_help(file):
 @each_notebook
 def test_cells_are_short(file):
     sizes = [len(lines_of(source)) for source in code_of(file)]
-    assert len(sizes) <= 20
-    assert sum(sizes) <= 150
-    assert median(sizes) <= 8
-    assert max(sizes) <= 25
+    assert len(sizes) <= 25
+    assert sum(sizes) <= 220
+    assert max(sizes) <= 30
 
 
 @each_notebook

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import yaml
 
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import (
-    KNOWN,
+    DEFAULTS,
     ROOT,
     SETTINGS,
     STAGES,
@@ -19,13 +20,21 @@ from udrl_utils.settings import (
     TrainingSettings,
     resolve,
 )
+from udrl_utils.training import seen
 
 PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
-LAPTOP = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
 
 
 def settings_of(stage: str, **changes):
-    return resolve(SETTINGS[stage], {**LAPTOP, "run": "a", **changes})
+    return resolve(SETTINGS[stage], DEFAULTS | {"run": "a"} | changes)
+
+
+def cells_that_ran(*cells: str) -> dict:
+    """The namespace of a kernel that ran these cells."""
+    namespace = {"In": ["", *cells, "settings = TrainingSettings.from_notebook(globals())"]}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
 
 
 @pytest.fixture
@@ -35,20 +44,18 @@ def folder(tmp_path, monkeypatch) -> RunFolder:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_holds_every_setting_and_resolves(preset):
+def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset):
     values = yaml.safe_load(preset.read_text())
-    assert set(values) == KNOWN
     assert values["run"] == preset.stem
+    assert not [name for name, value in values.items() if name != "run" and value == DEFAULTS[name]]
     for cls in SETTINGS.values():
-        resolved = resolve(cls, dict(values)).model_dump(mode="json")
-        assert resolved == {name: values[name] for name in cls.model_fields}
+        resolved = resolve(cls, values).model_dump(mode="json")
+        assert resolved == {name: (DEFAULTS | values)[name] for name in cls.model_fields}
 
 
-def test_the_preset_of_the_ready_student_is_that_of_the_laptop_on_all_that_is_recorded():
+def test_the_ready_student_is_trained_as_that_of_the_laptop():
     ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
-    differing = {name for name, value in ready.items() if LAPTOP[name] != value}
-    assert differing <= {"run", "n_intents", "shard_size", "epochs", "batch_size", "learning_rate", "plain_sft"}
-    assert ready["n_intents"] == 0 and ready["base"] == "recorded" and ready["intents"] == "ontology"
+    assert ready.keys() <= {"run", "shard_size", "plain_sft"}
 
 
 @pytest.mark.parametrize(
@@ -68,12 +75,14 @@ def test_the_preset_of_the_ready_student_is_that_of_the_laptop_on_all_that_is_re
         ({"seed": -1}, "seed=-1 should be greater than or equal to 0"),
         ({"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
         ({"word_swaps": 2}, "word_swaps=2 should be less than or equal to 1"),
+        ({"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
+        ({"unseen_lengths": {"poem": [17]}}, "unseen_lengths='poem' should be 'text_to_image'"),
     ],
     ids=str,
 )
 def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(change, told):
     with pytest.raises(SettingsError) as caught:
-        resolve(TrainingSettings, {**LAPTOP, **change})
+        resolve(TrainingSettings, change)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,25 +104,43 @@ def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(change, 
 )
 def test_a_mistake_of_the_first_stage(change, told):
     with pytest.raises(SettingsError) as caught:
-        resolve(DistillationSettings, {**LAPTOP, **change})
+        resolve(DistillationSettings, change)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_parameter_is_named():
-    with pytest.raises(SettingsError, match="missing parameter bins "):
-        resolve(TrainingSettings, {name: value for name, value in LAPTOP.items() if name != "bins"})
+def test_names_of_other_cells_are_no_parameters():
+    namespace = cells_that_ran(
+        'run = "a"\nbins = 5  # levels', "rows = 12\nepoch = 3\nintents = {1: 2}\nseeds, n = 1, 2"
+    )
+    settings = TrainingSettings.from_notebook(namespace)
+    assert (settings.run, settings.bins, settings.epochs) == ("a", 5, 6)
+    assert settings._given.keys() <= TrainingSettings.model_fields.keys()
 
 
-def test_a_notebook_namespace_resolves_again_after_the_user_made_names_of_their_own():
-    namespace = {**LAPTOP, "_private": 1, "In": ["x"], "Out": {}, "yaml": yaml}
-    first = resolve(TrainingSettings, namespace)
-    namespace["rows"] = 12
-    assert resolve(TrainingSettings, namespace) == first
+def test_a_mistyped_name_is_reported_each_time_and_only_until_it_is_corrected():
+    namespace = cells_that_ran('run = "a"\nepoch: int = 9', "rows = 12")
+    for _ in range(2):
+        with pytest.raises(SettingsError, match=r"^unknown parameter epoch=9; did you mean epochs\?$"):
+            TrainingSettings.from_notebook(namespace)
+    corrected = 'run = "a"\nepochs = 9'
+    exec(corrected, namespace)
+    namespace["In"].append(corrected)
+    assert TrainingSettings.from_notebook(namespace).epochs == 9
+
+
+def test_papermill_gives_parameters_of_all_stages_and_a_mistyped_one_is_reported():
+    cells = ['run = "a"\nbins = 5', '# Parameters\nrun = "b"\nn_intents = 3\n']
+    settings = TrainingSettings.from_notebook(cells_that_ran(*cells))
+    assert (settings.run, settings.bins, settings._given["n_intents"]) == ("b", 5, 3)
+    with pytest.raises(SettingsError, match="unknown parameter epoch=9"):
+        TrainingSettings.from_notebook(cells_that_ran(*cells, "# Parameters\nepoch = 9"))
+    with pytest.raises(SettingsError, match="unknown parameter bin=5; did you mean bins"):
+        TrainingSettings.from_notebook(cells_that_ran('run = "a"\nbin = 5', cells[1]))
 
 
 def test_scientific_notation_is_a_number_even_where_yaml_says_text():
-    assert resolve(TrainingSettings, {**LAPTOP, "learning_rate": "2e-5"}).learning_rate == 2e-5
+    assert resolve(TrainingSettings, {"learning_rate": "2e-5"}).learning_rate == 2e-5
 
 
 def test_the_user_sees_a_mistake_without_a_traceback():
@@ -157,7 +184,7 @@ def test_an_earlier_stage_made_with_other_settings_is_refused(folder):
     folder.start("01_pairs", settings_of("01_pairs")).finish("01_pairs", settings_of("01_pairs"))
     with pytest.raises(RunError) as caught:
         folder.start("02_annotated", settings_of("02_annotated", n_intents=8))
-    assert f"n_intents={LAPTOP['n_intents']}, now n_intents=8" in str(caught.value)
+    assert f"n_intents={DEFAULTS['n_intents']}, now n_intents=8" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (folder / "02_annotated").exists()
     folder.start("02_annotated", settings_of("02_annotated"))
@@ -166,7 +193,7 @@ def test_an_earlier_stage_made_with_other_settings_is_refused(folder):
 def test_the_same_setting_in_another_notation_is_the_same(folder):
     for stage in STAGES[:3]:
         folder.start(stage, settings_of(stage)).finish(stage, settings_of(stage))
-    folder.start("04_analysis", settings_of("04_analysis", learning_rate=f"{LAPTOP['learning_rate']:e}"))
+    folder.start("04_analysis", settings_of("04_analysis", learning_rate=f"{DEFAULTS['learning_rate']:e}"))
 
 
 def test_a_path_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
@@ -186,3 +213,14 @@ def test_a_search_command_that_cannot_be_read_is_refused(part):
 def test_a_search_command_is_read_as_numbers():
     settings = settings_of("06_search", search_command=["length 12", "relevance 1", "mine_too 0.25"])
     assert settings.asked() == {"length": 12, "relevance": 1.0, "mine_too": 0.25}
+
+
+def test_unseen_lengths_are_kept_from_their_task_alone():
+    rows = pd.DataFrame({"task": ["text_to_template", "text_to_image", "text_to_template"], "length": [17, 17, 18]})
+    settings = settings_of("03_student")
+    assert list(seen(rows, settings).task) == ["text_to_image", "text_to_template"]
+    images = rows[rows.task == "text_to_image"]
+    assert len(seen(images, settings)) == 1, "a run without the task trains on every length"
+    assert len(seen(rows, settings_of("03_student", unseen_lengths={}))) == 3
+    both = settings_of("03_student", unseen_lengths={"text_to_image": [17], "text_to_template": [18]})
+    assert list(seen(rows, both).length) == [17]
