@@ -26,8 +26,8 @@ from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_shard
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
+from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student
-from udrl_utils.tasks import HELD_OUT
 from udrl_utils.trainer import (
     Schedule,
     TrainingLog,
