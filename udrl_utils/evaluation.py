@@ -89,7 +89,7 @@ def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
         student, facts = Student.load("ready"), ready_facts()
         few = {task: intents[: settings.analysis_intents] for task, intents in facts["intents"].items()}
         return Chosen(student, student.codec.rewards, facts["encoder"], few)
-    load_rewards(run)
+    load_rewards(run, "07_deployment")
     scoring, student = run.settings(AnnotationSettings), Student.load(run / "03_student")
     return Chosen(student, scoring.rewards, scoring.encoder, test_intents(read_annotated(run), settings))
 

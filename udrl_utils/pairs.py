@@ -22,7 +22,7 @@ from udrl_utils.ontology import ontology_intents
 from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, stamp, write_shard
 from udrl_utils.settings import MOST_WORDS, DistillationSettings, RunError, SettingsError
 from udrl_utils.splits import assign_splits, mentions
-from udrl_utils.tasks import TASKS, clean_intent, distinct, load_intents, read_table, words
+from udrl_utils.tasks import TASKS, clean_intent, distinct, harmless, load_intents, read_table, words
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.recorded import RECORDED, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
@@ -50,11 +50,11 @@ def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> p
     found = {
         "empty": length == 0,
         "control_characters": ~prompt.map(str.isprintable).astype(bool),
-        "special_token": prompt.str.contains("<|", regex=False),  # the student's tokenizer would take it for its own
         "refusal": prompt.map(REFUSAL.match).notna(),
         "chatter": prompt.map(CHATTER.match).notna() | prompt.str.endswith(":"),
         "markup": prompt.map(MARKUP.search).notna(),
         "long_word": prompt.map(lambda text: max(map(len, text.split()), default=0)) > LONGEST_WORD,
+        "special_token": prompt.map(harmless) != prompt,  # what a tokenizer would take for a token of its own
         "same_as_intent": prompt.map(clean_intent) == intent.map(clean_intent),
         "too_short": length < settings.min_words,
         "too_long": length > settings.max_words,
@@ -259,7 +259,7 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
 
 
 def check_words(table: pandas.DataFrame, settings: DistillationSettings) -> None:
-    """Raises: SettingsError when the columns intent and prompt look swapped, or when no prompt has an allowed length."""
+    """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
     source = f"parameter pairs={settings.pairs!r}"
     sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
     intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))

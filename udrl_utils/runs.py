@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STAMP = "_stamp.json"  # pandas and pyarrow skip files that begin with _ when they read a folder
 
+
 def outputs_root() -> Path:
     """`outputs/` of the checkout; of the working directory when the package is installed elsewhere."""
     home = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()

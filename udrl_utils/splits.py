@@ -79,9 +79,6 @@ def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozen
     chosen = {
         noun
         for noun in known
-        if len(noun) > 3
-        and noun.isalpha()
-        and counts[stem(noun)] <= rare
-        and is_reserved(noun, settings.test_fraction)
+        if len(noun) > 3 and noun.isalpha() and counts[stem(noun)] <= rare and is_reserved(noun, settings.test_fraction)
     }
     return frozenset(chosen | {plural(noun) for noun in chosen})

@@ -71,8 +71,8 @@ def clean_intent(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """The text without anything that a tokenizer could take for a special token, all of which begin with <|."""
-    return text.replace("<|", "< |")
+    """The text without anything that a tokenizer takes for a special token, such as <|end|>, </s> or <pad>."""
+    return re.sub(r"<(?=[|/a-zA-Z])", "< ", text)
 
 
 def words(text: str) -> list[str]:

@@ -29,8 +29,8 @@ from udrl_utils.settings import (
     TrainingSettings,
     resolve,
 )
-from udrl_utils.student import Student
 from udrl_utils.splits import assign_splits, split_share
+from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, words
 
 LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())

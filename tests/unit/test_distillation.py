@@ -172,7 +172,7 @@ def test_edited_intents_are_refused_and_what_changes_no_result_is_not(smoke: dic
     before = {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
     distil(*start(smoke, **changes, teacher_timeout=3, teacher_prices=[1, 2], teacher_budget=9))
     file.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "intent": "tea"}])))
-    with pytest.raises(RunError, match="was made with other content of pairs='.*mine.jsonl': choose another run name"):
+    with pytest.raises(RunError, match=r"was made with other content of pairs='.*mine.jsonl': choose another run name"):
         distil(*start(smoke, **changes))
     assert before == {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
 
