@@ -1,6 +1,6 @@
 """The embedded ontology, and the intents that are drawn from it.
 
-In go `data/ontology/*.yaml`, `data/vocabulary.yaml`, `data/intents.yaml` and a seed; out come intents without end.
+In go `data/ontology/*.yaml`, `data/vocabulary.yaml`, `data/intents.yaml` and a seed; out come endless intents.
 Nothing here knows what a run does with them.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -106,7 +105,7 @@ def subjects_of(kind: str) -> tuple[tuple[str, bool], ...]:
 
 
 def ontology_intents(seed: int, task: str) -> Iterator[str]:
-    """Intents the way people type them for a task, 1-20 words, without end; the same seed gives the same ones.
+    """Endless intents of 1-20 words, the way people type them for a task; the same seed gives the same ones.
 
     A domain of the ontology, one of its subjects and a pattern of intents.yaml are drawn, and the pattern is filled.
     """
@@ -129,12 +128,12 @@ def ontology_intents(seed: int, task: str) -> Iterator[str]:
 
 @cache
 def noun_heads() -> frozenset[str]:
-    """Last words of all ontology subjects, less those that the ontology also uses elsewhere."""
-    heads = Counter(words(subject)[-1] for subject, _ in subjects_of("thing"))
+    """Last words of all ontology subjects, without those that the ontology also uses elsewhere."""
+    heads = {words(subject)[-1] for subject, _ in subjects_of("thing")}
     lists = [
         *load_data("vocabulary").values(),
         *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology()),
     ]
     lists += [group for groups in load_data("intents").values() for group in groups.values()]
     used = {word for phrases in lists for phrase in phrases for word in words(re.sub(r"{[^}]*}", " ", phrase))}
-    return frozenset(heads.keys() - used)
+    return frozenset(heads - used)

@@ -1,7 +1,7 @@
 """Distillation: the pairs of a run, made shard by shard.
 
 In go settings and either a teacher or a data set of pairs; out come the shards of 01_pairs: prompts that passed the
-filters, without near-duplicates, each with its split. Nothing here knows how a teacher works or what a reward is.
+filters and are no near-duplicates, each with its split. Nothing here knows how a teacher works or what a reward is.
 """
 
 from __future__ import annotations
@@ -157,15 +157,16 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     folder = run / "01_pairs"
     given = given_pairs(settings) if settings.pairs else None
     requests = list(given) if given else plan(settings)
-    keep(folder, stamp_of(settings, requests, given))
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
     check_splits(given or {}, splits, settings)
+    keep(folder, stamp_of(settings, requests, given))
     budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
     teacher = GivenPairs(given) if given else make_teacher(settings, budget)
     total, usage, started = Counter(), Counter(), time.monotonic()
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
         if not is_sound(file):
+            run.reopen("01_pairs")
             journal = Journal(journal_of(file))
             written = teacher.write(batch, journal)
             pairs, counts = kept_pairs(batch, written, splits, teacher.name, settings, held_out)
@@ -203,7 +204,7 @@ def shards(folder: Path, requests: list[Request], settings: DistillationSettings
 
 
 class GivenPairs:
-    """A teacher that has written already: an existing data set of pairs."""
+    """An existing data set of pairs in the place of a teacher."""
 
     name = "given"
 
@@ -263,11 +264,11 @@ def check_words(table: pandas.DataFrame, settings: DistillationSettings) -> None
     source = f"parameter pairs={settings.pairs!r}"
     sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
     intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
-    words, times = SWAPPED
-    if intent > max(words, times * prompt):
+    most, times = SWAPPED
+    if intent > max(most, times * prompt):
         raise SettingsError(
             f"{source}: intents have {intent:.0f} words in the median and prompts {prompt:.0f}: are the columns intent "
-            f"and prompt swapped? Allowed is a median of {words} words, or of {times} times those of prompts"
+            f"and prompt swapped? Allowed is a median of {most} words, or of {times} times those of prompts"
         )
     if not sizes["prompt"].between(settings.min_words, settings.max_words).any():
         raise SettingsError(
@@ -282,10 +283,10 @@ def requests_of(settings: DistillationSettings) -> list[Request]:
 
 
 def check_splits(given: dict[Request, list[str]], splits: dict[str, str], settings: DistillationSettings) -> None:
-    """Raises: SettingsError when given pairs are too few to train on each task, to watch training and to test it."""
-    found = {(request.task, splits[request.intent]) for request in given}
+    """Raises: SettingsError when a task of given pairs has no train intent, or the other splits are empty."""
+    trained = {request.task for request in given if splits[request.intent] == "train"}
     for task in dict.fromkeys(request.task for request in given):
-        if (task, "train") not in found:
+        if task not in trained:
             raise SettingsError(
                 f"parameter pairs={settings.pairs!r}: no intent of {task} is in the train split; "
                 f"give more pairs of {task}, or leave it out of tasks"
@@ -304,9 +305,9 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
     lengths = [len(prompt.split()) for prompts in given.values() for prompt in prompts if prompt]
     longest, shortest = min(max(lengths), MOST_WORDS), min(lengths)
     reasons = {k: n for k, n in Counter(counts).most_common() if n and k not in ("asked", "kept")}
-    told, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
+    line, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
     if not reasons:
-        return told
+        return line
     rest = sum(n > MOST_WORDS for n in lengths)
     kept = f"all but {rest:,}" if rest else "them"
     keeps = {
@@ -316,12 +317,12 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
         "held_out_word": f"a test_fraction below {settings.test_fraction} holds out fewer words",
     }
     shares = (f"{reason} {n / asked:.1%}" if n / asked >= 0.001 else f"{reason} <0.1%" for reason, n in reasons.items())
-    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # what is rare needs no other setting
-    return "; ".join([f"{told}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
+    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # rare ones need no other setting
+    return "; ".join([f"{line}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
 
 
 def pair_table(pairs: pandas.DataFrame) -> pyarrow.Table:
-    """Pairs as a table of text columns, which has its columns without rows too."""
+    """Pairs as a table of text columns; without rows too, it has all columns."""
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])

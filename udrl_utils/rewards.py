@@ -187,6 +187,7 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFra
     for number, source in enumerate(pairs, 1):
         file = folder / source.name
         if not is_sound(file):
+            run.reopen("02_annotated")
             annotated = annotate(pandas.read_parquet(source), settings.rewards, embed)
             write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False))
             embed.forget()

@@ -85,7 +85,7 @@ class RunFolder:
         return self
 
     def lock(self) -> None:
-        """Hold the run for this process until `finish` or `release`, or until the process ends, however it ends.
+        """Hold the run for this process until `finish` or `release`, or until the process ends for whatever reason.
 
         Raises: RunError when another process holds it.
         """
@@ -110,8 +110,8 @@ class RunFolder:
 
     def finish(self, stage: str, settings: StageSettings, **facts: Any) -> None:
         """Record a finished stage in run.json, with its settings, figures and seconds."""
+        self.reopen(stage)
         record = self.read() or {"run": self.name, "stages": {}}
-        record["stages"] = {key: value for key, value in record["stages"].items() if stage not in builds_on(key)}
         record["stages"][stage] = {
             "settings": settings.model_dump(mode="json"),
             "seconds": round(time.monotonic() - self._started, 1),
@@ -121,13 +121,21 @@ class RunFolder:
         write_json(self.path / "run.json", record)
         self.release()
 
+    def reopen(self, stage: str) -> None:
+        """Take a stage and those that build on it out of run.json: until it finishes, none of them may be built on."""
+        record = self.read()
+        made = record.get("stages", {})
+        kept = {key: value for key, value in made.items() if key != stage and stage not in builds_on(key)}
+        if kept != made:
+            write_json(self.path / "run.json", {**record, "stages": kept})
+
     def release(self) -> None:
         """Let other processes make the run."""
         if self.path in self._held:
             self._held[self.path].release(force=True)
 
     def files(self, stage: str) -> list[dict[str, Any]]:
-        """What a stage has written: path within the run, and size."""
+        """What a stage has written: path within the run, and size [kB]."""
         found = sorted(file for file in (self.path / stage).rglob("*") if file.is_file())
         return [
             {"file": str(file.relative_to(self.path)), "kB": round(file.stat().st_size / 1000, 1)} for file in found
@@ -202,7 +210,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_shard(file: Path, table: pyarrow.Table, **notes: Any) -> None:
-    """Write a shard under a temporary name and rename it, so that it is there whole or not at all."""
+    """Write a shard under a temporary name and rename it, so that it is either complete or absent."""
     import pyarrow.parquet as pq
 
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in notes.items()}
@@ -221,7 +229,7 @@ def read_note(file: Path, name: str) -> Any:
 
 
 def is_sound(file: Path) -> bool:
-    """Whether a shard is there and whole. One that is torn or corrupt is set aside, to be made again."""
+    """Whether a shard is there and can be read. One that is incomplete or corrupt is set aside, to be made again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

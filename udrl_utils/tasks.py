@@ -40,9 +40,9 @@ class Task:
     title: str
     modality: str
     definition: str
-    list: str  # how several prompts at once are asked for
-    single: str  # how one is
-    lengths: tuple[str, ...]  # of a short, a middling and a long prompt, in words of that request
+    list: str  # how several prompts are asked for at once
+    single: str  # how a single prompt is asked for
+    lengths: tuple[str, ...]  # words of a short, a medium and a long prompt, such as "4 to 8"
     examples: tuple[tuple[str, tuple[str, ...]], ...]  # an intent, and a prompt of each length
 
 
@@ -63,9 +63,9 @@ def clean_intent(text: str) -> str:
     text, before = " ".join(visible.split()).lower(), ""
     while text != before:
         before, text = text, text.strip(" .!?")
-        for quote in "\"'":  # those around the whole, or without a partner; `sign that says "open late"` keeps its own
-            whole = text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2
-            if whole or text.count(quote) % 2:
+        for quote in "\"'":  # around the whole text, or without a partner; `sign that says "open late"` keeps its own
+            around = text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2
+            if around or text.count(quote) % 2:
                 text = text.strip(quote)
     return text
 
@@ -99,9 +99,9 @@ def stems(text: str) -> set[str]:
 
 
 def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pandas.DataFrame:
-    """Rows of a txt (one a line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
+    """Rows of a txt (one per line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
 
-    The columns are text; those of the optional ones that are there come as they are.
+    `columns` become text. Those of the `optional` columns that the table has stay as they are.
 
     Raises: SettingsError when the source cannot be read or lacks a column.
     """
@@ -128,12 +128,12 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
     for column in columns:
         if column not in table.columns:
             raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    text = table[columns].astype(object).where(table[columns].notna(), "").astype(str)  # what is missing is empty
+    text = table[columns].astype(object).where(table[columns].notna(), "").astype(str)  # a missing value becomes ""
     return text.join(table[[column for column in optional if column in table]])
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:
-    """Distinct intents of a file or a Hub data set, cleaned, in their order.
+    """Distinct intents of a file or a Hub data set, cleaned, in the order of the file.
 
     Raises: SettingsError when the source is empty or cannot be read.
     """
@@ -148,7 +148,7 @@ def load_intents(settings: DistillationSettings) -> list[str]:
 
 
 def distinct(items: Iterable[str]) -> Iterator[str]:
-    """Items in their order, each once; works on endless ones too."""
+    """Each item once, in the order of the first occurrence; works on endless iterables too."""
     seen = set()
     for item in items:
         if item not in seen:
@@ -157,6 +157,6 @@ def distinct(items: Iterable[str]) -> Iterator[str]:
 
 
 def share(text: str, seed: int) -> float:
-    """A number in 0..1 that depends on the text and the seed alone."""
+    """A number from 0 to 1 that depends only on the text and the seed."""
     digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from udrl_utils import pairs
 from udrl_utils.pairs import distil, drop_near_duplicates, kept_pairs, read_pairs, reject_reasons
-from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.runs import RunFolder, shards_of
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
 from udrl_utils.teachers.server import Budget
@@ -161,6 +161,20 @@ def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) ->
     with pytest.raises(RunError, match="was made with min_words=2, now min_words=3"):
         distil(*start(smoke, min_words=3))
     assert before == {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
+
+
+def test_nothing_builds_on_a_stage_while_it_is_made_again(smoke: dict, outputs, monkeypatch) -> None:
+    settings, run = start(smoke)
+    distil(settings, run)
+    run.finish("01_pairs", settings)
+    scoring = resolve(AnnotationSettings, smoke)
+    assert distil(settings, run) and run.start("02_annotated", scoring), "what is complete is used again"
+    shards_of(run / "01_pairs")[-1].unlink()
+    monkeypatch.setattr(pairs, "write_shard", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        distil(settings, run)
+    with pytest.raises(RunError, match="has no 01_pairs yet: run notebooks/01_teacher_distillation"):
+        run.start("02_annotated", scoring)
 
 
 def test_edited_intents_are_refused_and_what_changes_no_result_is_not(smoke: dict, outputs, tmp_path) -> None:
