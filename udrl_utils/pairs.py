@@ -68,10 +68,8 @@ def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> p
 
 def latin(text: str) -> float:
     """Share of a text's letters that are Latin; 1 where it has no letters."""
-    letters = [letter for letter in text if letter.isalpha()]
-    return (
-        sum(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters) / len(letters) if letters else 1.0
-    )
+    known = [letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in text if letter.isalpha()]
+    return sum(known) / len(known) if known else 1.0
 
 
 def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
@@ -161,15 +159,16 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     check_splits(given or {}, splits, settings)
     keep(folder, stamp_of(settings, requests, given))
     budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
-    teacher = GivenPairs(given) if given else make_teacher(settings, budget)
+    teacher = None if given else make_teacher(settings, budget)
     total, usage, started = Counter(), Counter(), time.monotonic()
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
         if not is_sound(file):
             run.reopen("01_pairs")
             journal = Journal(journal_of(file))
-            written = teacher.write(batch, journal)
-            pairs, counts = kept_pairs(batch, written, splits, teacher.name, settings, held_out)
+            written = teacher.write(batch, journal) if teacher else [given[request] for request in batch]
+            author = teacher.name if teacher else "given"
+            pairs, counts = kept_pairs(batch, written, splits, author, settings, held_out)
             used = journal.usage + Counter(without_reply=written.count([]))
             write_shard(file, pair_table(pairs), counts=counts, usage=used)
         for sums, name in ((total, "counts"), (usage, "usage")):
@@ -203,19 +202,6 @@ def shards(folder: Path, requests: list[Request], settings: DistillationSettings
     return [(folder / f"part-{number:05d}.parquet", requests[start : start + size]) for number, start in starts]
 
 
-class GivenPairs:
-    """An existing data set of pairs in the place of a teacher."""
-
-    name = "given"
-
-    def __init__(self, pairs: dict[Request, list[str]]):
-        self.pairs = pairs
-
-    def write(self, requests: list[Request], journal: Journal) -> list[list[str]]:
-        """The given prompts of each request."""
-        return [self.pairs[request] for request in requests]
-
-
 def journal_of(file: Path) -> Path:
     """Where the teacher's raw replies to a shard's requests are kept."""
     return file.parent / "_replies" / f"{file.stem}.jsonl"
@@ -228,9 +214,8 @@ def requests_made(folder: Path) -> int:
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:
     """What the tokens cost, in the currency of the prices per million [in, out]; 0 without prices."""
-    return sum(
-        usage.get(name, 0) * price / 1e6 for name, price in zip(("tokens_in", "tokens_out"), prices, strict=False)
-    )
+    tokens = [usage.get("tokens_in", 0), usage.get("tokens_out", 0)]
+    return sum(n * price / 1e6 for n, price in zip(tokens, prices, strict=False))
 
 
 def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
