@@ -93,7 +93,9 @@ On test intents that were never trained on, commanded against achieved:
 At its best commands, relative to the teacher, with 95% intervals:
 {", ".join(f"{name} {written(value, '.1%')}" for name, value in relative.items())}.
 """
-    return f"""{card.partition(MADE)[0]}{MADE}
+    return f"""{card.partition(MADE)[0].rstrip()}
+
+{MADE}
 Teacher: `{teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
 the recorded teacher comes under the MIT licence of the workbook; one of another language model is bound by the terms of
 that model.

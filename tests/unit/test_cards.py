@@ -37,7 +37,8 @@ def test_the_card_of_the_student(smoke_run: Path) -> None:
     metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())
     for part in ("Teacher: `Qwen2.5-Coder-1.5B-Instruct`", "MIT", "| text_to_image | relevance | "):
         assert part in plain and part in card
-    assert f"| relevance | {metrics['calibration']['all']['relevance']['spearman']:.3f} |" in card
+    spearman = metrics["calibration"]["all"]["relevance"]["spearman"]
+    assert f"| relevance | {round(spearman, 3)} |" in card
     assert f"relevance {metrics['relative_to_teacher']['student_best']['relevance']['mean']:.1%} [" in card
     assert "commanded against achieved" not in plain, "results belong to the analysis"
     assert cards.student_card(RunFolder(smoke_run)) == plain, "completing it twice adds nothing"
