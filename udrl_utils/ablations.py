@@ -21,11 +21,11 @@ from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
-from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, SettingsError, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.training import fingerprint, train_rounds, train_student
+from udrl_utils.training import student_stamp, train_rounds, train_student
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
@@ -114,26 +114,25 @@ def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) ->
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
     variant = VARIANTS[name]
     differs = [variant.training, variant.sampling, variant.share]
-    made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, differs]
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("made_from") != made_from:
-        known = {"made_from": made_from, "metrics": try_out(run, settings, variant, seed, home)}
-        write_json(file, known)
-    return known["metrics"]
+    now = student_stamp(run.settings(TrainingSettings), run)
+    now["read"] |= {"the variant": digest(differs), "the parameters of the analysis": digest(measuring)}
+    renew(home.path, now)
+    if not file.exists():
+        write_json(file, try_out(run, settings, variant, seed, home))
+    return json.loads(file.read_text())
 
 
 def try_out(
     run: RunFolder, settings: AnalysisSettings, variant: Variant, seed: int, home: RunFolder
 ) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
-    load_rewards(run)
+    load_rewards(run, "04_analysis")
     annotation = run.settings(AnnotationSettings)
     annotated, budget = read_annotated(run), settings.ablation_rows
     train = annotated[annotated.split == "train"]
     train = variant.change(train.sample(min(len(train), budget), random_state=seed), annotation)
     train = train.sample(frac=variant.share, random_state=seed)
-    shutil.rmtree(home.path, ignore_errors=True)
-    (home / "02_annotated").mkdir(parents=True)
+    (home / "02_annotated").mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "run.json", home / "run.json")
     shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
     kept = annotated[annotated.split != "train"]

@@ -10,12 +10,13 @@ import numpy as np
 import pandas
 
 from udrl_utils.commands import Command
+from udrl_utils.ontology import noun_heads, plural
 from udrl_utils.rewards import annotate, load_rewards, read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings, RunError
 from udrl_utils.student import Student, ready_facts
-from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
+from udrl_utils.tasks import clean_intent, share, stems, words
 
 if TYPE_CHECKING:
     import numpy
@@ -88,7 +89,7 @@ def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
         student, facts = Student.load("ready"), ready_facts()
         few = {task: intents[: settings.analysis_intents] for task, intents in facts["intents"].items()}
         return Chosen(student, student.codec.rewards, facts["encoder"], few)
-    load_rewards(run)
+    load_rewards(run, "07_deployment")
     scoring, student = run.settings(AnnotationSettings), Student.load(run / "03_student")
     return Chosen(student, scoring.rewards, scoring.encoder, test_intents(read_annotated(run), settings))
 

@@ -38,7 +38,7 @@ class Prober:
             engine, facts = Student.load("ready"), ready_facts()
             encoder, found = facts["encoder"], facts["intents"]
         elif "03_student" in run.read().get("stages", {}):
-            load_rewards(run)
+            load_rewards(run, "05_probes")
             engine, encoder = fastest_engine(run), run.settings(AnnotationSettings).encoder
             found = read_annotated(run, "test").groupby("task").intent.unique()
         else:

@@ -14,7 +14,6 @@ from udrl_utils.deploy.costs import costs_table
 from udrl_utils.evaluation import SET_METRICS, written
 from udrl_utils.figures import labelled
 from udrl_utils.prober import grid, probed_codec
-from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS, RunError
 
@@ -190,7 +189,6 @@ def sections(run: RunFolder) -> list[dict[str, Any]]:
 def build(run: RunFolder) -> Path:
     """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
     metrics, record = read_metrics(run), run.read()
-    read_rewards(run / "02_annotated")  # for their units
     samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
     page = views.template("report.html").render(
         run=run.name,

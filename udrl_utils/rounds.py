@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pandas
 
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reason
+from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reasons
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.tasks import clean_intent
@@ -139,8 +139,7 @@ def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, nu
 
     Raises: RunError when nothing is left.
     """
-    fine = [reject_reason(i, p, settings) is None for i, p in zip(samples.intent, samples.prompt, strict=True)]
-    rows = samples[fine]
+    rows = samples[reject_reasons(samples, settings) == ""]
     kept = [
         index
         for _, group in rows.groupby(["task", "intent", "set"], sort=False)

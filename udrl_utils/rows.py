@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.runs import digest, stamp
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.tasks import clean_intent, share, stem, words
-from udrl_utils.teachers.replies import key_of
+from udrl_utils.tasks import clean_intent, harmless, share, stem, words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,15 +63,9 @@ def command_pairs(
 
     if folder is None:
         return Dataset.from_list(list(pairs()))
-    made_from = (settings.model_dump_json(), vars(codec), tokenizer and tokenizer.get_vocab(), commanded)
-    return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=key_of(*made_from, table_hash(annotated)))
-
-
-def table_hash(table: pandas.DataFrame) -> str:
-    """Hash of a table's content."""
-    from pandas.util import hash_pandas_object
-
-    return hashlib.blake2b(hash_pandas_object(table, index=False).to_numpy().tobytes(), digest_size=12).hexdigest()
+    vocabulary = tokenizer and tokenizer.get_vocab()
+    now = stamp(settings, rows=annotated, codec=vars(codec), vocabulary=vocabulary, commanded=commanded)
+    return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=digest(now))
 
 
 class WordSwaps:
@@ -95,7 +88,7 @@ class WordSwaps:
 
     def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
         """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
-        intent, prompt = clean_intent(row["intent"]), row["prompt"]
+        intent, prompt = clean_intent(row["intent"]), harmless(row["prompt"])
         rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
         if rng.random() >= self.settings.word_swaps:
             return intent, prompt

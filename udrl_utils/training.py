@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,16 +17,16 @@ import pandas
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
-from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
+from udrl_utils.gpt2 import BASE, base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
 from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import GRID, PATH, best_commands, bounded, collect, front_volume, hindsight_rows, measure_front
 from udrl_utils.rows import command_pairs
-from udrl_utils.runs import RunFolder, write_shard
+from udrl_utils.runs import STAMP, RunFolder, read_stamp, renew, shards_of, stamp, write_json, write_shard
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
-from udrl_utils.student import Student
-from udrl_utils.tasks import HELD_OUT
+from udrl_utils.splits import HELD_OUT
+from udrl_utils.student import Student, model_card
 from udrl_utils.trainer import (
     Schedule,
     TrainingLog,
@@ -41,6 +40,8 @@ from udrl_utils.trainer import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from udrl_utils.runs import Stamp
 
     Live = Callable[[pandas.DataFrame], None]
 
@@ -101,8 +102,8 @@ def train_student(
     to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete. A student whose
     rounds were cut off is not trained again.
     """
-    rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
-    if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
+    rounds, now = run / "03_student" / "rounds", student_stamp(settings, run)
+    if commanded and read_stamp(rounds) == now:
         return TrainingLog.load(rounds / "0" / "training_log.json")
     from accelerate import PartialState
 
@@ -118,13 +119,13 @@ def train_student(
         data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
         make_room(model, tokenizer, data)
     log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log, dropout=plan.dropout)
+    fit(Student(model, tokenizer, codec), settings, folder, *data, log, now, dropout=plan.dropout)
     if commanded and processes.is_main_process:
         shutil.rmtree(rounds, ignore_errors=True)
         if settings.rounds and JUDGED.issubset(codec.rewards):
             Student(model, tokenizer, codec).save(rounds / "0")
             log.save(rounds / "0" / "training_log.json")
-            (rounds / "unfinished").write_text(mark)
+            write_json(rounds / STAMP, now)  # until the rounds are finished
     processes.wait_for_everyone()
     return log
 
@@ -194,10 +195,11 @@ def fit(
     train: Any,
     held: Any,
     log: TrainingLog,
+    now: Stamp,
     dropout: float = 0.0,
     **anchor: Any,
 ) -> None:
-    """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
+    """Train a student on prompt/completion rows and save it; goes on from a checkpoint with the same stamp."""
     from accelerate import PartialState
     from transformers import PrinterCallback
 
@@ -207,7 +209,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)  # the training log prints instead
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
     with processes.main_process_first():
-        checkpoint = last_checkpoint(work, settings)
+        checkpoint = last_checkpoint(work, now)
     trainer.train(resume_from_checkpoint=checkpoint)
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -218,15 +220,11 @@ def fit(
     processes.wait_for_everyone()
 
 
-def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
-    """The newest checkpoint made with the same settings; those of other settings, and torn ones, are removed."""
+def last_checkpoint(work: Path, now: Stamp) -> str | None:
+    """The newest checkpoint with the same stamp; incomplete ones, and those made from something else, are removed."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    note = work / "settings.json"
-    if note.exists() and note.read_text() != settings.model_dump_json():
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    note.write_text(settings.model_dump_json())
+    renew(work, now)
     for checkpoint in work.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").exists():  # written last
             shutil.rmtree(checkpoint)
@@ -263,7 +261,7 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
         if processes.is_main_process:
             student.save(folder)
     processes.wait_for_everyone()
-    (folder / "rounds" / "unfinished").unlink(missing_ok=True)
+    (folder / "rounds" / STAMP).unlink(missing_ok=True)
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -294,33 +292,34 @@ def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler
     rate = plan_of(settings, train, student.tokenizer).learning_rate
     shorter = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
     anchor = Student.load(before).model if settings.kl_anchor else None
-    tables, place = (pandas.concat([hindsight, kept]), held), home / "rows"
+    rows = pandas.concat([hindsight, kept])
+    now = stamp(shorter, [before / "model.safetensors"], rows=rows)
+    tables, place = (rows, held), home / "rows"
     with processes.main_process_first():
         data = [command_pairs(table, codec, shorter, student.tokenizer, folder=place) for table in tables]
-    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
+    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), now, anchor=anchor)
 
 
 def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:
     """A sampler of the student in a folder, with the rewards of the run, user-made ones included."""
-    load_rewards(run)
+    load_rewards(run, "03_student")
     annotation = run.settings(AnnotationSettings)
     rewards = list(dict.fromkeys([*annotation.rewards, "length"]))
     return Sampler(Student.load(folder), rewards, Encoder(annotation.encoder), seed=settings.seed)
 
 
-def fingerprint(settings: TrainingSettings, run: RunFolder) -> str:
-    """What a student depends on: its settings and the annotated pairs."""
-    digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
-    for file in sorted((run / "02_annotated").glob("*.parquet")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def student_stamp(settings: TrainingSettings, run: RunFolder) -> Stamp:
+    """What a student is made from: settings, the annotated pairs, and the weights of a base that is a folder."""
+    base = BASE if settings.base == "recorded" else Path(settings.base)
+    weights = sorted(base.glob("*.safetensors")) if settings.base else []
+    return stamp(settings, [*shards_of(run / "02_annotated"), *weights])
 
 
-def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.DataFrame:
+def find_best_commands(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
     """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
 
-    What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
-    measured. The best commands are written into the student's commands.json; the table of all is returned.
+    What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
+    measured. The best commands are written into the student's commands.json and card; the table of all is returned.
     """
     folder = run / "03_student"
     sampler = run_sampler(settings, run, folder)
@@ -328,8 +327,9 @@ def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.Dat
     if measured.empty:
         return measured
     best, table = best_commands(measured)
-    student = sampler.student
-    Student(student.model, student.tokenizer, replace(student.codec, best=best)).save(folder)
+    student = Student(sampler.student.model, sampler.student.tokenizer, replace(sampler.student.codec, best=best))
+    (folder / "README.md").write_text(model_card(student), encoding="utf-8")
+    student.codec.save(folder)
     return table
 
 
@@ -349,7 +349,7 @@ def main() -> None:
     if not arguments.plain:
         train_rounds(settings, run)
         if PartialState().is_main_process:
-            find_best_commands(run, settings)
+            find_best_commands(settings, run)
 
 
 if __name__ == "__main__":

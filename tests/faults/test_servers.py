@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 
+import pandas as pd
 import pytest
 from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
 
 from udrl_utils import pairs
-from udrl_utils.pairs import cost, distil, read_pairs, reject_reason
+from udrl_utils.pairs import cost, distil, read_pairs, reject_reasons
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers import OpenAITeacher, server
@@ -73,7 +74,8 @@ def test_no_row_of_a_bad_answer_is_admitted(smoke: dict, kind: str) -> None:
     settings = resolve(DistillationSettings, smoke)
     body = {"messages": [{"content": 'Intent: "koi pond"\nWrite 8 of them.'}]}
     prompts = parse_reply(bad_answer(kind, body, 1), 8)
-    kept = [prompt for prompt in prompts if reject_reason("koi pond", prompt, settings) is None]
+    pairs = pd.DataFrame({"intent": "koi pond", "prompt": prompts}, dtype=str)
+    kept = pairs.prompt[reject_reasons(pairs, settings) == ""].tolist()
     assert kept == (parse_reply(good_answer(body, 1), 8)[: len(kept)] if kind == "half_list" else [])
     assert kind != "half_list" or kept
 

@@ -22,7 +22,8 @@ from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import shares
-from udrl_utils.runs import RunFolder
+from udrl_utils.rewards import annotate_run
+from udrl_utils.runs import STAMP, RunFolder, shards_of, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import (
     NOTEBOOKS,
@@ -156,10 +157,64 @@ def test_training_is_seeded_and_resumes_exactly(
         train_student(settings, run)
     assert Student.load(copy / "03_student"), "the last good student stays loadable"
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
-    log = train_student(settings, run)
-    assert min(entry["step"] for entry in log.entries) > saved[0]
+    log = train_student(settings.model_copy(update={"model_repo": "me/student"}), run)
+    assert min(entry["step"] for entry in log.entries) > saved[0], "where it is uploaded changes no result"
     after = load_file(copy / "03_student" / "model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_checkpoint_of_other_pairs_is_not_resumed(smoke_run: Path, tmp_path: Path, capsys) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run, work = RunFolder(copy), copy / "03_student" / "checkpoints"
+    settings = run.settings(TrainingSettings)
+
+    def resumed() -> bool:
+        (work / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+        (work / "checkpoint-7" / "trainer_state.json").touch()
+        return training.last_checkpoint(work, training.student_stamp(settings, run)) is not None
+
+    assert not resumed(), "nobody knows what it was made from"
+    assert "checkpoints is made anew" in capsys.readouterr().out
+    assert resumed() and capsys.readouterr().out == ""
+    shard = shards_of(copy / "02_annotated")[0]
+    pd.read_parquet(shard).assign(relevance=0.5).to_parquet(shard)
+    assert not resumed()
+    assert f"made with other content of {shard.name}" in capsys.readouterr().out
+
+
+def test_annotations_are_made_again_when_the_pairs_or_rewards_change_and_only_then(
+    smoke_run: Path, tmp_path: Path, capsys
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run = RunFolder(copy)
+    settings, shards = run.settings(AnnotationSettings), shards_of(copy / "02_annotated")
+    same = [file.read_bytes() for file in shards]
+    for file in shards[1:]:
+        file.write_bytes(shards[0].read_bytes())  # sound, so that only what is made again differs from it
+
+    def made_again(**changes) -> bool:
+        annotate_run(settings.model_copy(update=changes), run)
+        return shards_of(copy / "02_annotated")[-1].read_bytes() != shards[0].read_bytes()
+
+    assert not made_again(data_repo="me/pairs", judge_timeout=3.0)
+    pairs = shards_of(copy / "01_pairs")[0]
+    original = pairs.read_bytes()
+    pd.read_parquet(pairs).head(9).to_parquet(pairs)
+    assert made_again() and f"made with other content of {pairs.name}" in capsys.readouterr().out
+    pairs.write_bytes(original)
+    annotate_run(settings, run)
+    assert [file.read_bytes() for file in shards] == same
+    assert made_again(rewards=["length"]) and "made with rewards=" in capsys.readouterr().out
+
+
+def test_a_report_runs_no_code_of_the_run(smoke_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    (copy / "02_annotated" / "_rewards.py").write_text("raise SystemExit('this was executed')")
+    assert report.build(RunFolder(copy)).exists()
+    assert json.loads((copy / "02_annotated" / "_units.json").read_text())["length"] == "words"
 
 
 def test_a_round_that_was_cut_off_goes_on_where_it_was(
@@ -170,8 +225,7 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     run = RunFolder(copy)
     settings, rounds = run.settings(TrainingSettings), copy / "03_student" / "rounds"
     whole = {file: (rounds / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
-    mark = training.fingerprint(settings, run)
-    (rounds / "unfinished").write_text(mark)
+    write_json(rounds / STAMP, training.student_stamp(settings, run))
     shutil.rmtree(rounds / "1")
 
     def dies(*_, **__) -> None:
@@ -187,7 +241,7 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     training.train_rounds(settings, run)
     assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
     assert {file: (rounds / file).read_bytes() for file in whole} == whole
-    assert not (rounds / "unfinished").exists()
+    assert not (rounds / STAMP).exists()
 
 
 def test_a_second_round_learns_from_the_first_too(

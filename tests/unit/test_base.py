@@ -29,8 +29,9 @@ from udrl_utils.settings import (
     TrainingSettings,
     resolve,
 )
+from udrl_utils.splits import assign_splits, split_share
 from udrl_utils.student import Student
-from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
+from udrl_utils.tasks import TASKS, words
 
 LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
@@ -56,7 +57,7 @@ def test_the_base_reads_no_test_intent_no_held_out_noun_and_no_unseen_length(rec
     splits, nouns = assign_splits(intents, distillation)
     assert nouns and nouns <= held_out_words()
     tested = {intent for intent, split in splits.items() if split == "test"}
-    assert tested and tested.isdisjoint(pairs.intent) and all(share(i, SPLIT_SEED) >= HELD_OUT for i in pairs.intent)
+    assert tested and tested.isdisjoint(pairs.intent) and all(split_share(i) >= HELD_OUT for i in pairs.intent)
     assert nouns & {word for intent in tested for word in words(intent)}
     last = everything[(everything.task == max(TASKS)) & everything.prompt.str.split().str.len().isin([17, 29])]
     assert len(last) and {17, 29}.isdisjoint(pairs[pairs.task == max(TASKS)].length)

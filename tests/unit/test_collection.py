@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from udrl_utils.ontology import ontology
 from udrl_utils.search import drawn
 from udrl_utils.search.catalogue import as_table, load_catalog, read_judgements, texts_of, vectors_of
 from udrl_utils.settings import SearchSettings, SettingsError, resolve
-from udrl_utils.tasks import load_data, ontology
+from udrl_utils.tasks import load_data
 
 
 @pytest.fixture(scope="module")

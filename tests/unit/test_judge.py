@@ -75,7 +75,13 @@ def test_the_judge_is_a_reward_like_any_other(smoke: dict, outputs, monkeypatch:
         settings = resolve(AnnotationSettings, smoke | named)
         rewards.add_judge(settings, RunFolder("judged"))
         scored = rewards.annotate(PAIRS, settings.rewards, embed=None)
+        rewards.add_judge(settings, RunFolder("judged"), "04_analysis")
+        more = pd.concat([PAIRS.head(2), PAIRS.head(1).assign(prompt="a koi pond in the rain")])
+        assert rewards.annotate(more, settings.rewards, embed=None).judge.tolist() == [8, 8, 8]
     assert scored.judge[:2].tolist() == [8, 8] and np.isnan(scored.judge[2])
-    assert (outputs / "judged" / "02_annotated" / "_judge.jsonl").exists()
+    journal = outputs / "judged" / "02_annotated" / "_judge.jsonl"
+    later = outputs / "judged" / "04_analysis" / "_judge.jsonl"
+    assert len(later.read_text().splitlines()) == 1, "what 02_annotated has paid for is not paid for again"
+    assert len(journal.read_text().splitlines()) == 3, "a stage writes its own folder only"
     with pytest.raises(SettingsError, match="judge_model='' should name a model, since rewards hold 'judge'"):
         resolve(AnnotationSettings, smoke | {"rewards": ["length", "judge"]})

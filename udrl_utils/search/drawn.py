@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from udrl_utils.tasks import Domain, Words, load_data, ontology
+from udrl_utils.ontology import Domain, Words, ontology
+from udrl_utils.tasks import load_data
 
 if TYPE_CHECKING:
     import random

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas
 
-from udrl_utils.pairs import journal_of, pair_rows, plan, shards
-from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.pairs import journal_of, kept_pairs, plan, shards
+from udrl_utils.runs import RunFolder, read_stamp, write_json
 from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P, PACKED
@@ -62,10 +62,10 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
 
 def settings_of(run: RunFolder) -> DistillationSettings:
     """How the pairs of a run are made, of one that was cut off too. Raises: RunError where nobody was asked."""
-    note = run / "01_pairs" / "_settings.json"
-    if not note.exists():
+    found = read_stamp(run / "01_pairs")
+    if found is None:
         raise RunError(f"run={run.name!r} has no pairs yet: run notebooks/01_teacher_distillation.ipynb first")
-    made = json.loads(note.read_text())
+    made = found["settings"]
     if made["teacher"] == "recorded" or made["pairs"] or made["teacher_form"] != "single":
         raise RunError(f"run={run.name!r}: recorded is what a local or served teacher writes with teacher_form=single")
     elsewhere = {"run": run.name, "teacher_base_urls": [], "teacher_prices": [], "teacher_budget": 0}
@@ -74,16 +74,15 @@ def settings_of(run: RunFolder) -> DistillationSettings:
 
 def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[tuple[str, str, str]], Counter]:
     """(task, intent, prompt) of a run's complete sets, before any filter, and what the filters of notebook 01 find."""
-    teacher, rows, counts = make_teacher(settings, Budget(0)), [], Counter()
+    teacher, sets = make_teacher(settings, Budget(0)), {}
     for file, requests in shards(run / "01_pairs", plan(settings), settings):
         journal = Journal(journal_of(file))
         for request in requests if journal.replies else []:
             replies = teacher.replies(request, journal)
             if None not in replies:
-                prompts = read_singles(replies)
-                rows += [(request.task, request.intent, prompt) for prompt in prompts]
-                counts += pair_rows(request, "train", prompts, teacher.name, settings, frozenset())[1]
-    return rows, counts
+                sets[request] = read_singles(replies)
+    _, counts = kept_pairs(list(sets), list(sets.values()), {}, teacher.name, settings, frozenset())
+    return [(request.task, request.intent, prompt) for request, prompts in sets.items() for prompt in prompts], +counts
 
 
 def recording_card(recording: dict[str, Any]) -> str:
