@@ -296,7 +296,7 @@ def test_a_task_without_sets_is_not_commanded_diversity(capsys) -> None:
     with pytest.raises(CommandError, match="'diversity' was not trained for task='related_search', which knows length"):
         codec.encode(Command("related_search", diversity=0.5))
     row = {"task": "related_search", "length": 9, "relevance": 0.5, "diversity": 0.5}
-    assert "diversity" not in codec.encode_achieved(row)
+    assert "diversity" not in codec.encode_achieved(pd.DataFrame([row]))[0]
     asked = Command("related_search", length=20, relevance=0.5)
     assert codec.feasible(asked) == (asked, "")
     assert codec.complete(singles_and_sets()).task.unique().tolist() == ["text_to_image"]
