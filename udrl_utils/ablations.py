@@ -86,7 +86,7 @@ def variants_of(settings: AnalysisSettings) -> list[str]:
     return names
 
 
-def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
+def ablate(settings: AnalysisSettings, run: RunFolder) -> pandas.DataFrame:
     """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
 
     On a CPU as many variants are trained side by side as it has threads.
@@ -96,7 +96,7 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
     rows: list[dict[str, Any]] = []
     with pool(count, quietly, threads) as processes:
         # the first that fails is the last: what waits behind it is not begun
-        measured = processes.map(partial(measure, run, settings), *zip(*trials, strict=True))
+        measured = processes.map(partial(measure, settings, run), *zip(*trials, strict=True))
         for (name, seed), found in zip(trials, measured, strict=True):
             rows.append({"variant": name, "seed": seed, **found})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
@@ -108,7 +108,7 @@ def folder_of(run: RunFolder, name: str, seed: int) -> Path:
     return run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}"
 
 
-def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
+def measure(settings: AnalysisSettings, run: RunFolder, name: str, seed: int) -> dict[str, float]:
     """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
     home = RunFolder(folder_of(run, name, seed))
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
@@ -117,13 +117,13 @@ def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) ->
     made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, differs]
     known = json.loads(file.read_text()) if file.exists() else {}
     if known.get("made_from") != made_from:
-        known = {"made_from": made_from, "metrics": try_out(run, settings, variant, seed, home)}
+        known = {"made_from": made_from, "metrics": try_out(settings, run, variant, seed, home)}
         write_json(file, known)
     return known["metrics"]
 
 
 def try_out(
-    run: RunFolder, settings: AnalysisSettings, variant: Variant, seed: int, home: RunFolder
+    settings: AnalysisSettings, run: RunFolder, variant: Variant, seed: int, home: RunFolder
 ) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
     load_rewards(run)
@@ -158,8 +158,8 @@ def ask_before_and_after(
     sampler: Sampler,
     calibration: pandas.DataFrame,
     intents: dict[str, list[str]],
-    run: RunFolder,
     settings: AnalysisSettings,
+    run: RunFolder,
 ) -> pandas.DataFrame | None:
     """Samples under one command at a time, as `sample_calibration` makes them, with a column `model`.
 

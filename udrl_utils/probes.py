@@ -31,9 +31,7 @@ PAIRS = 25  # test pairs per task whose likelihood is looked at
 TRIES = 4  # prompts written for each one that is kept
 
 
-def likelihood_check(
-    student: Student, annotated: pandas.DataFrame, training: TrainingSettings, seed: int
-) -> dict[str, dict[str, float]]:
+def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     """How often the level that a test prompt achieved is the likeliest of all levels, without any sampling.
 
     Sources of a text are ranked by its likelihood under each (CTRL, arXiv 1909.05858). Returns per reward: top_1,
@@ -42,7 +40,7 @@ def likelihood_check(
     codec, found = student.codec, {}
     test = codec.complete(annotated[annotated.split == "test"])
     rows = test.groupby("task").sample(PAIRS, replace=True, random_state=seed).drop_duplicates("pair_id")
-    prompts = [codec.count_down(p, training.horizon) if training.horizon and codec.longest else p for p in rows.prompt]
+    prompts, bins = [codec.count_down(prompt, codec.horizon) for prompt in rows.prompt], codec.bins_of(rows)
     for name in codec.levels:
         prefixes = [
             codec.prefix(codec.encode(Command(row.task, **{name: codec.level_of(k)})), clean_intent(row.intent))
@@ -51,7 +49,7 @@ def likelihood_check(
         ]
         scores = student.log_likelihood(prefixes, np.repeat(prompts, codec.bins).tolist())
         likeliest = np.reshape(scores, (-1, codec.bins)).argmax(1)
-        true = np.array([codec.bin_of_value(t, name, v) for t, v in zip(rows.task, rows[name], strict=True)])
+        true = bins[name].to_numpy(int)
         apart, pick = np.abs(likeliest - true), np.arange(codec.bins)
         near = (np.abs(true[:, None] - pick) <= 1).mean()
         found[name] = {
@@ -92,16 +90,11 @@ def joint_calibration(
     keys = {(task, intent) for task, pool in intents.items() for intent in pool}
     test = codec.complete(annotated[annotated.split == "test"])
     test = test[[key in keys for key in zip(test.task, test.intent, strict=True)]].groupby(["task", "intent"]).head(1)
+    levels = codec.bins_of(test).map(codec.level_of).to_dict("records")
+    lengths = test.length.astype(int) if codec.longest else [None] * len(test)
     requests = [
-        (
-            row.intent,
-            Command(
-                row.task,
-                length=int(row.length) if codec.longest else None,
-                **{n: codec.level_of(codec.bin_of_value(row.task, n, getattr(row, n))) for n in codec.levels},
-            ),
-        )
-        for row in test.itertuples()
+        (intent, Command(task, length=length, **asked))
+        for intent, task, length, asked in zip(test.intent, test.task, lengths, levels, strict=True)
     ]
     samples = sampler.sample(requests, settings.samples_per_intent)
     found = {n: float(samples[f"asked_{n}"].corr(samples[n], method="spearman")) for n in codec.rewards}
@@ -220,9 +213,9 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 def outside_intents(
     sampler: Sampler,
     intents: list[str],
-    run: RunFolder,
     models: dict[str, Teacher],
     settings: AnalysisSettings,
+    run: RunFolder,
     n: int = 4,
 ) -> dict[str, Any]:
     """Relevance of the student on intents that nothing was trained on, in turn over the tasks, beside a language model.

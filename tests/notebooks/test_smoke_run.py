@@ -302,9 +302,9 @@ def test_intents_from_outside_are_put_to_the_student_and_to_a_model(smoke_run: P
     sampler = Sampler(Student.load(smoke_run / "03_student"), rewards, encoder, **settings.sampling())
     intents = probes.read_outside(settings)
     assert sorted(intents) == ["a red bicycle", "moonlit harbour", "owls on a wire"]
-    found = probes.outside_intents(sampler, intents, run, {"parrot": Parrot()}, settings)
+    found = probes.outside_intents(sampler, intents, {"parrot": Parrot()}, settings, run)
     assert found["intents"] == 2 and found["reference"] == "parrot"
     model, student = (found["relevance"][name]["mean"] for name in ("parrot", "student_best"))
     assert math.isclose(found["relative_to_reference"]["mean"], student / model) and model > 0.5
-    alone = probes.outside_intents(sampler, intents, run, {}, settings)
+    alone = probes.outside_intents(sampler, intents, {}, settings, run)
     assert alone["intents"] == 3 and set(alone["relevance"]) == {"student_best"}

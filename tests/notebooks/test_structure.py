@@ -110,10 +110,10 @@ def test_papermill_shows_each_parameter_with_its_help(file):
 @each_notebook
 def test_cells_are_short(file):
     sizes = [len(lines_of(source)) for source in code_of(file)]
-    assert len(sizes) <= 20
-    assert sum(sizes) <= 150
+    assert len(sizes) <= 25
+    assert sum(sizes) <= 220
     assert median(sizes) <= 8
-    assert max(sizes) <= 25
+    assert max(sizes) <= 30
 
 
 @each_notebook

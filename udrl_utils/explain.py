@@ -1,0 +1,87 @@
+"""Figures of notebook 03 that explain the idea: the way of a pair, a row with its mask, which commands are feasible.
+
+Pairs, rows and a codec go in; a figure or HTML comes out. Results are drawn in `figures`.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from udrl_utils.figures import panels, style
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
+
+    from udrl_utils.commands import CommandCodec
+
+COLOURS = {"read": "#e6e6e6", "learnt": "#cfe3f5", "countdown": "#f9dcb5"}
+
+
+def idea(pair: pd.Series, levels: dict[str, int], bins: int) -> Figure:
+    """The way of one annotated pair to a training row, and the way back at inference; `levels` are its level bins."""
+    import matplotlib.pyplot as plt
+
+    style()
+    figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+    axis.set(xlim=(0, 11), ylim=(0, 4.2))
+    axis.axis("off")
+    wrap = lambda text, width=24: "\n".join(textwrap.wrap(textwrap.shorten(text, 100), width))  # noqa: E731
+    reached = "\n".join([f"length {pair.length:.0f}", *(f"{name} {pair[name]:.2f}" for name in levels)])
+    placed = "\n".join(f"{name}: {level} of 0..{bins - 1}" for name, level in levels.items())
+    tokens = "\n".join([f"<|length:{pair.length:.0f}|>", *(f"<|{name}:{level}|>" for name, level in levels.items())])
+    wanted = "\n".join(["length 12", *(f"{name} level {bins - 1}" for name in levels)])
+    above = [("pair", f"{wrap(pair.intent)}\n→ {wrap(pair.prompt)}"), ("rewards it got", reached), ("levels", placed)]
+    above += [("command", tokens), ("row", "command + intent\n→ prompt")]
+    below = [("new prompt", "written by\nthe student"), ("student", "has learnt\ncommand + intent\n→ prompt")]
+    below += [("row to complete", "command + intent\n→ ?"), ("command", "as tokens"), ("rewards we want", wanted)]
+    for top, boxes, arrow, title in ((3.9, above, "->", "Training"), (1.75, below, "<-", "Inference")):
+        axis.text(0.05, top, title, fontsize=12, weight="bold", color="C0" if arrow == "->" else "C3")
+        for k, (name, text) in enumerate(boxes):
+            left = 0.1 + 2.2 * k
+            axis.text(left, top - 0.3, name, fontsize=9, weight="bold", va="top")
+            face = {"boxstyle": "round,pad=0.4", "facecolor": "#f4f4f4", "edgecolor": "0.7"}
+            axis.text(left + 0.05, top - 0.72, text, fontsize=7.5, va="top", family="monospace", bbox=face)
+            if k:
+                ends = {"xy": (left - 0.1, top - 0.38), "xytext": (left - 0.75, top - 0.38)}
+                axis.annotate("", **ends, arrowprops={"arrowstyle": arrow, "color": "0.3"})
+    return figure
+
+
+def coloured(row: dict[str, list[int]], tokenizer: Any) -> HTML:
+    """A tokenized row (input_ids, labels) as coloured tokens: grey is read, blue is learnt, orange is the countdown."""
+    from IPython.display import HTML
+
+    spans = []
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        text = tokenizer.decode([token])
+        kind = "read" if label == -100 else "countdown" if text.startswith("<|length") else "learnt"
+        look = f"background:{COLOURS[kind]};color:black;border-radius:3px;padding:1px 3px;margin:1px;white-space:pre"
+        spans.append(f'<span style="{look}" title="{kind}">{html.escape(text)}</span>')
+    legend = " ".join(
+        f'<span style="background:{c};color:black;padding:1px 6px">{k}</span>' for k, c in COLOURS.items()
+    )
+    return HTML(f'<div style="font-family:monospace;line-height:2">{"".join(spans)}</div><p>{legend}</p>')
+
+
+def feasible(codec: CommandCodec) -> Figure:
+    """Train pairs per combination of the first two commanded levels, one panel per task that has both."""
+    import seaborn
+
+    first, second = codec.levels[:2]
+    tasks = [task for task in codec.joint if {first, second} <= set(codec.edges[task])]
+    figure, axes = panels(len(tasks), height=3.6)
+    for axis, task in zip(axes, tasks, strict=True):
+        table = pd.DataFrame(codec.joint[task], columns=["band", *codec.edges[task], "pairs"])
+        counts = table.pivot_table(index=first, columns=second, values="pairs", aggfunc="sum")
+        every = range(codec.bins)
+        seaborn.heatmap(
+            counts.reindex(index=every, columns=every), cmap="viridis", ax=axis, cbar_kws={"label": "pairs"}
+        )
+        axis.invert_yaxis()
+        axis.set(title=task, xlabel=f"{second} [level]", ylabel=f"{first} [level]")
+    return figure
