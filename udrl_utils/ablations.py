@@ -43,12 +43,12 @@ class Variant:
 
 
 def shuffled(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
-    """Rewards dealt out anew among the pairs of a task: commands that mean nothing."""
-    dealt = rows.copy()
+    """Rewards shuffled among the pairs of a task: commands that mean nothing."""
+    mixed = rows.copy()
     for _, group in rows.groupby("task"):
         other = group.sample(frac=1, random_state=0)
-        dealt.loc[group.index, annotation.rewards] = other[annotation.rewards].to_numpy()
-    return dealt
+        mixed.loc[group.index, annotation.rewards] = other[annotation.rewards].to_numpy()
+    return mixed
 
 
 def best_fifth(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
@@ -67,6 +67,9 @@ VARIANTS = {
     "commands after the intent": Variant({"command_place": "last"}),
     "no command dropout": Variant({"command_dropout": 0.0}),
     "no horizon": Variant({"horizon": 0}),
+    "no word swaps": Variant({"word_swaps": 0.0}),
+    "from scratch": Variant({"base": ""}),
+    "from scratch, no copying circuit": Variant({"base": "", "copy_init": False}),
     "3 levels": Variant({"bins": 3}),
     "30 levels": Variant({"bins": 30}),
     "half of the pairs": Variant(share=0.5),

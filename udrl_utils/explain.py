@@ -22,32 +22,31 @@ if TYPE_CHECKING:
 COLOURS = {"read": "#e6e6e6", "learnt": "#cfe3f5", "countdown": "#f9dcb5"}
 
 
-def idea(pair: pd.Series, levels: dict[str, int], bins: int) -> Figure:
-    """The way of one annotated pair to a training row, and the way back at inference; `levels` are its level bins."""
+def idea(pair: pd.Series, rewards: list[str], tokens: list[str]) -> Figure:
+    """The way of one annotated pair to a training row, and the way back at inference; `tokens` are its command."""
     import matplotlib.pyplot as plt
 
     style()
-    figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    axis.set(xlim=(0, 11), ylim=(0, 4.2))
+    figure, axis = plt.subplots(figsize=(11, 3.3), layout="constrained")
+    axis.set(xlim=(0, 11), ylim=(0, 3.3))
     axis.axis("off")
-    wrap = lambda text, width=24: "\n".join(textwrap.wrap(textwrap.shorten(text, 100), width))  # noqa: E731
-    reached = "\n".join([f"length {pair.length:.0f}", *(f"{name} {pair[name]:.2f}" for name in levels)])
-    placed = "\n".join(f"{name}: {level} of 0..{bins - 1}" for name, level in levels.items())
-    tokens = "\n".join([f"<|length:{pair.length:.0f}|>", *(f"<|{name}:{level}|>" for name, level in levels.items())])
-    wanted = "\n".join(["length 12", *(f"{name} level {bins - 1}" for name in levels)])
+    wrap = lambda text: "\n".join(textwrap.wrap(textwrap.shorten(text, 90), 26))  # noqa: E731
+    reached = "\n".join(f"{name} {pair[name]:.3g}" for name in rewards)
+    placed = "\n".join("exact" if name == "length" else "between two quantiles" for name in rewards)
+    wanted = "\n".join("length 12" if name == "length" else f"{name}: high" for name in rewards)
     above = [("pair", f"{wrap(pair.intent)}\n→ {wrap(pair.prompt)}"), ("rewards it got", reached), ("levels", placed)]
-    above += [("command", tokens), ("row", "command + intent\n→ prompt")]
+    above += [("command", "\n".join(tokens)), ("row", "command + intent\n→ prompt")]
     below = [("new prompt", "written by\nthe student"), ("student", "has learnt\ncommand + intent\n→ prompt")]
     below += [("row to complete", "command + intent\n→ ?"), ("command", "as tokens"), ("rewards we want", wanted)]
-    for top, boxes, arrow, title in ((3.9, above, "->", "Training"), (1.75, below, "<-", "Inference")):
+    for top, boxes, arrow, title in ((3.2, above, "->", "Training"), (1.45, below, "<-", "Inference")):
         axis.text(0.05, top, title, fontsize=12, weight="bold", color="C0" if arrow == "->" else "C3")
         for k, (name, text) in enumerate(boxes):
             left = 0.1 + 2.2 * k
-            axis.text(left, top - 0.3, name, fontsize=9, weight="bold", va="top")
+            axis.text(left, top - 0.25, name, fontsize=9, weight="bold", va="top")
             face = {"boxstyle": "round,pad=0.4", "facecolor": "#f4f4f4", "edgecolor": "0.7"}
-            axis.text(left + 0.05, top - 0.72, text, fontsize=7.5, va="top", family="monospace", bbox=face)
+            axis.text(left + 0.05, top - 0.58, text, fontsize=7.5, va="top", family="monospace", bbox=face)
             if k:
-                ends = {"xy": (left - 0.1, top - 0.38), "xytext": (left - 0.75, top - 0.38)}
+                ends = {"xy": (left - 0.1, top - 0.33), "xytext": (left - 0.75, top - 0.33)}
                 axis.annotate("", **ends, arrowprops={"arrowstyle": arrow, "color": "0.3"})
     return figure
 
@@ -74,8 +73,8 @@ def feasible(codec: CommandCodec) -> Figure:
 
     first, second = codec.levels[:2]
     tasks = [task for task in codec.joint if {first, second} <= set(codec.edges[task])]
-    figure, axes = panels(len(tasks), height=3.6)
-    for axis, task in zip(axes, tasks, strict=True):
+    figure, axes = panels(max(1, len(tasks)), height=3.6)
+    for axis, task in zip(axes, tasks, strict=False):
         table = pd.DataFrame(codec.joint[task], columns=["band", *codec.edges[task], "pairs"])
         counts = table.pivot_table(index=first, columns=second, values="pairs", aggfunc="sum")
         every = range(codec.bins)

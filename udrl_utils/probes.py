@@ -1,4 +1,8 @@
-"""Probes beyond calibration: likelihood without sampling, best of n, the edge of the data, intents from outside."""
+"""Probes beyond calibration: likelihood without sampling, several commands at once, the edge of the data.
+
+A student and annotated pairs go in; tables and metrics come out. Intents from outside and the gain of rounds are
+measured here, too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
     from udrl_utils.encoder import Embed
 
 PAIRS = 25  # test pairs per task whose likelihood is looked at
-TRIES = 4  # prompts written for each one that is kept
 
 
 def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -> dict[str, dict[str, float]]:
@@ -58,22 +61,6 @@ def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -
             "chance_top_1": 1 / codec.bins,
             "chance_within_1": float(near),
         }
-    return found
-
-
-def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> dict[str, Any]:
-    """Spearman of commanded and achieved when the nearest of TRIES prompts is kept, beside that of single prompts."""
-    codec, found = sampler.student.codec, {"tries": TRIES}
-    for name in codec.levels:
-        n = settings.samples_per_intent if name == "diversity" else 1
-        levels = [codec.level_of(k) for k in range(0, codec.bins, 3)]
-        some = max(2, len(next(iter(intents.values()))) // (6 if n > 1 else 2))
-        tasks = [task for task in intents if name in codec.rewards_of(task)]
-        few = [(task, intent) for task in tasks for intent in intents[task][:some]]
-        requests = [(intent, Command(task, **{name: level})) for level in levels for task, intent in few]
-        single, kept = sampler.sample(requests, n), sampler.best_of(requests, n, n * TRIES)
-        ranks = [table[f"asked_{name}"].corr(table[name], method="spearman") for table in (single, kept)]
-        found[name] = {"single": float(ranks[0]), "best_of_n": float(ranks[1])}
     return found
 
 
