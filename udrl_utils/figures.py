@@ -224,12 +224,13 @@ def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: 
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, ax=axis, **look)
         first = next(iter(found))
         before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
+        how = "before" if first == "base" else "without"
         axis.set(
             xlabel=f"asked for [{unit}]",
             ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]",
             xlim=(0, top),
             ylim=(0, top),
-            title=f"{name.capitalize()}: agreement {before} {'before' if first == 'base' else 'without'}, {after} after",
+            title=f"{name.capitalize()}: agreement {before} {how}, {after} after",
         )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
