@@ -18,8 +18,6 @@ from udrl_utils.student import Student, ready_facts
 from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
 
 if TYPE_CHECKING:
-    import numpy
-
     from udrl_utils.encoder import Embed
 
 
@@ -33,7 +31,7 @@ def interval(values: Sequence[float], settings: IntervalSettings) -> dict[str, f
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: IntervalSettings) -> dict[str, float]:
+def ratio_interval(ours: np.ndarray, theirs: np.ndarray, settings: IntervalSettings) -> dict[str, float]:
     """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
     draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
     low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
@@ -263,7 +261,7 @@ def distinct_2(prompts: list[str]) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else float("nan")
 
 
-def vendi(vectors: numpy.ndarray) -> float:
+def vendi(vectors: np.ndarray) -> float:
     """Vendi score of unit vectors, 1..n: the effective number of prompts (Friedman and Dieng, arXiv 2210.02410)."""
     weights = np.linalg.eigvalsh(vectors @ vectors.T / len(vectors))
     weights = weights[weights > 1e-12]

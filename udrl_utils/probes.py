@@ -27,8 +27,6 @@ from udrl_utils.teachers.replies import Journal, Request
 from udrl_utils.teachers.server import Budget
 
 if TYPE_CHECKING:
-    import numpy
-
     from udrl_utils.encoder import Embed
 
 PAIRS = 25  # test pairs per task whose likelihood is looked at
@@ -214,7 +212,7 @@ def outside_intents(
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
 
-    def by_intent(table: pandas.DataFrame) -> numpy.ndarray:
+    def by_intent(table: pandas.DataFrame) -> np.ndarray:
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
     ours = by_intent(sampler.of(sampler.student, guidance=1.0).sample(best, n))
