@@ -112,7 +112,7 @@ def test_cells_are_short(file):
     sizes = [len(lines_of(source)) for source in code_of(file)]
     assert len(sizes) <= 25
     assert sum(sizes) <= 220
-    assert median(sizes) <= 8
+    assert median(sizes) <= 12
     assert max(sizes) <= 30
 
 
