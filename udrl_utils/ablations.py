@@ -1,4 +1,8 @@
-"""Students trained with one thing left out, beside the whole; and a student beside the base that it started from."""
+"""Ablations: students trained with one thing left out; and a student beside the base that it started from.
+
+A run whose pairs are annotated goes in; one row per variant and seed comes out, from small runs of their own in
+04_analysis/ablations. The run itself is not changed.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +102,7 @@ def ablate(settings: AnalysisSettings, run: RunFolder) -> pandas.DataFrame:
     count, threads = shares(len(trials))
     rows: list[dict[str, Any]] = []
     with pool(count, quietly, threads) as processes:
-        # the first that fails is the last: what waits behind it is not begun
+        # where one fails, those that wait behind it are not started
         measured = processes.map(partial(measure, settings, run), *zip(*trials, strict=True))
         for (name, seed), found in zip(trials, measured, strict=True):
             rows.append({"variant": name, "seed": seed, **found})

@@ -1,4 +1,8 @@
-"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?"""
+"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?
+
+A sampler and annotated pairs go in; tables of samples and metrics with 95% intervals come out. How a student was
+trained is not known here.
+"""
 
 from __future__ import annotations
 
