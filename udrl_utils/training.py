@@ -41,7 +41,7 @@ from udrl_utils.settings import AnnotationSettings, DistillationSettings, Settin
 from udrl_utils.student import Student
 from udrl_utils.tasks import HELD_OUT
 from udrl_utils.trainer import make_trainer, plan_of, set_dropout
-from udrl_utils.training_log import Live, TrainingLog, callback
+from udrl_utils.training_log import TrainingLog, callback
 
 JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
 
@@ -85,9 +85,7 @@ def has_rounds(settings: TrainingSettings, codec: CommandCodec) -> bool:
     return settings.rounds > 0 and JUDGED.issubset(codec.rewards)
 
 
-def train_student(
-    settings: TrainingSettings, run: RunFolder, commanded: bool = True, live: Live | None = None
-) -> TrainingLog:
+def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = True) -> TrainingLog:
     """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
 
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
@@ -109,7 +107,7 @@ def train_student(
         data = [command_pairs(table, codec, brief, tokenizer, commanded, folder / "rows") for table in (train, held)]
         make_room(model, tokenizer, data)
     set_dropout(model, plan.dropout)
-    log, student = TrainingLog("student" if commanded else "sft_plain", held, live), Student(model, tokenizer, codec)
+    log, student = TrainingLog("student" if commanded else "sft_plain", held), Student(model, tokenizer, codec)
     fit(student, brief, folder, *data, log)
     if commanded and processes.is_main_process:
         start_rounds(settings, run, student, log)
