@@ -30,8 +30,9 @@ from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, harmless, share
 from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import Request
-from udrl_utils.trainer import TrainingLog, callback, make_trainer, token_counts
+from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
+from udrl_utils.training_log import TrainingLog, callback
 
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
@@ -109,7 +110,6 @@ def train_base(
     """
     import torch
     from datasets import Dataset, concatenate_datasets
-    from transformers import PrinterCallback
 
     began, settings = time.monotonic(), training.model_copy(update=FROM_SCRATCH)
     seed_everything(settings.seed)
@@ -123,7 +123,6 @@ def train_base(
     with TemporaryDirectory() as work:
         model = new_student(settings, tokenizer)
         trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
-        trainer.remove_callback(PrinterCallback)  # the training log prints instead
         trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]

@@ -193,7 +193,7 @@ def calibration(metrics: dict[str, Any], name: str) -> Figure:
 
 
 def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: CommandCodec) -> Figure:
-    """What was asked for (x) and what was written (y), per reward: by base, student and one of shuffled commands.
+    """What was asked for (x) and what was written (y), per reward: by the student and models to compare it with.
 
     Samples have columns model and reward, metrics are those of `obedience`. Lines are means with 95% intervals, over
     steps of 4 words where lengths are asked for; the dashed diagonal is what was asked.
@@ -204,10 +204,11 @@ def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: 
         "base": "before: the base that training starts from",
         "student": "after: the student, trained on commands",
         "shuffled": "a student trained on shuffled commands",
+        "plain": "plain SFT on the same pairs, without commands",
     }
     figure, axes = panels(len(metrics), height=4.0)
     blue, orange = seaborn.color_palette("colorblind")[:2]
-    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^")}
+    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^"), "plain": ("0.45", "s")}
     levels = codec.achieved_levels(samples)
     for axis, (name, found) in zip(axes, metrics.items(), strict=True):
         values = samples if name == "length" else levels
@@ -221,13 +222,15 @@ def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: 
             color, marker = looks[model]
             look = {"color": color, "marker": marker, "label": labels[model], "legend": False}
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, ax=axis, **look)
-        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in ("base", "student"))
+        first = next(iter(found))
+        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
+        how = "before" if first == "base" else "without"
         axis.set(
             xlabel=f"asked for [{unit}]",
             ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]",
             xlim=(0, top),
             ylim=(0, top),
-            title=f"{name.capitalize()}: agreement {before} before, {after} after",
+            title=f"{name.capitalize()}: agreement {before} {how}, {after} after",
         )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -89,15 +89,14 @@ def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     """One row per reward: obeyed singly, all at once, with a choice of several; recognised without sampling."""
-    single, several = metrics["calibration"]["all"], metrics["best_of_n"]
+    single = metrics["calibration"]["all"]
     rows = {}
     for name in single:
-        likely, choice = metrics["likelihood"].get(name, {}), several.get(name, {})
+        likely = metrics["likelihood"].get(name, {})
         rows[name] = {
             "Spearman, one command": single[name]["spearman"],
             "all at once": metrics["joint"].get(name),
             "and among the teacher's": metrics["joint"].get(f"{name}_among_teacher"),
-            f"best of {several['tries']}": choice.get("best_of_n"),
             "true level likeliest": likely.get("top_1"),
             "or next to it": likely.get("within_1"),
             "by chance": likely.get("chance_within_1"),
