@@ -1,13 +1,12 @@
 """Images from strangers: opened safely, their metadata read, and turned into intents.
 
-In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a function
-(image, metadata) -> intent: `plain`, which needs no weights, a captioner, or zero-shot tags. Nothing here knows the
-catalogue.
+In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a
+function (image, metadata) -> intent: `plain`, which needs no weights, a captioner, or zero-shot tags. Nothing here
+knows the catalogue.
 """
 
 from __future__ import annotations
 
-import colorsys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
-from PIL import Image, ImageStat, IptcImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageStat, IptcImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from udrl_utils.machine import device_and_dtype
@@ -29,6 +28,7 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 64_000_000
 MAX_TEXT = 300  # characters of a title; longer ones are cut
 MAX_KEYWORDS = 40
+BATCH = 32  # images or texts that are embedded at once
 INTENT_WORDS = 20  # words of an intent that comes from an image, at most
 
 
@@ -151,39 +151,21 @@ def clean_keywords(keywords: Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, dict.fromkeys(cleaned)))[:MAX_KEYWORDS]
 
 
-# A hue is named after the last of these degrees that it reaches.
-HUES = {
-    0: "red",
-    16: "orange",
-    42: "yellow",
-    68: "green",
-    165: "teal",
-    195: "blue",
-    255: "purple",
-    300: "pink",
-    345: "red",
+# A color goes by the name of the nearest of these.
+COLORS = {
+    **{"black": "#101010", "gray": "#808080", "white": "#f8f8f8", "red": "#d62828", "orange": "#f28030"},
+    **{"brown": "#6b4020", "yellow": "#f8d030", "green": "#409040", "teal": "#40b0a0", "blue": "#3060d0"},
+    **{"navy": "#182050", "purple": "#8050b0", "pink": "#f090b0", "beige": "#f0e0c8"},
+    **{"lime": "#90c058", "lavender": "#c8b8e0", "magenta": "#b01860"},
 }
-
-
-def color_name(red: int, green: int, blue: int) -> str:
-    """A color in one word; channels 0..255."""
-    hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
-    if light < 0.13 or light > 0.9:
-        return "black" if light < 0.13 else "white"
-    if saturation < 0.13:
-        return "gray"
-    name = [name for start, name in HUES.items() if 360 * hue >= start][-1]
-    return "brown" if name in ("red", "orange", "yellow") and light < 0.38 and saturation < 0.75 else name
 
 
 def main_colors(image: Image.Image, count: int) -> list[str]:
     """Names of the image's `count` most common colors, the most common first."""
-    small = image.resize((64, 64)).quantize(12)
-    colors, shares = small.getpalette(), {}
-    for pixels, index in small.getcolors():
-        name = color_name(*colors[3 * index : 3 * index + 3])
-        shares[name] = shares.get(name, 0) + pixels
-    return sorted(shares, key=shares.get, reverse=True)[:count]
+    named = Image.new("P", (1, 1))
+    named.putpalette([channel for color in COLORS.values() for channel in ImageColor.getrgb(color)])
+    shares = image.resize((64, 64)).quantize(palette=named, dither=Image.Dither.NONE).getcolors()
+    return [list(COLORS)[index] for _, index in sorted(shares, reverse=True)[:count]]
 
 
 def plain(image: Image.Image, metadata: Metadata) -> str:
@@ -238,14 +220,12 @@ class Clip:
         """Unit vectors of images, shape (len(images), width), float32."""
         return self._vectors("get_image_features", images, lambda part: {"images": part})
 
-    def _vectors(
-        self, method: str, items: Sequence[Any], inputs_of: Callable[[list], dict], size: int = 32
-    ) -> np.ndarray:
+    def _vectors(self, method: str, items: Sequence[Any], inputs_of: Callable[[list[Any]], dict]) -> np.ndarray:
         import torch
 
         (processor, model), vectors = self.parts, []
-        for start in range(0, len(items), size):
-            inputs = processor(**inputs_of(list(items[start : start + size])), return_tensors="pt").to(model.device)
+        for start in range(0, len(items), BATCH):
+            inputs = processor(**inputs_of(list(items[start : start + BATCH])), return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 output = getattr(model, method)(**inputs)
             features = getattr(output, "pooler_output", output).float()
@@ -259,7 +239,7 @@ class Clip:
 
 
 def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
-    """The captioner that the settings name, else a tagger by the image encoder, which picks from `tags`, else `plain`."""
+    """The captioner that the settings name, else the image encoder as a tagger with `tags`, else `plain`."""
     if settings.captioner:
         return captioner(settings.captioner)
     return Clip(settings.image_encoder).tagger(tags) if settings.image_encoder else plain

@@ -30,7 +30,7 @@ MMR = 0.8  # weight of relevance in the MMR baseline: mild re-ranking, which cos
 class Space:
     """Items and texts as vectors of one space: words by a sentence encoder, or pictures by a CLIP-class model.
 
-    embed: texts -> unit vectors, shape (texts, width). vectors: unit vectors of the items, shape (items, width), float32.
+    embed: texts -> unit vectors, shape (texts, width). vectors: unit vectors of the items, (items, width), float32.
     Raises: SettingsError without faiss.
     """
 

@@ -45,7 +45,7 @@ Ranked = Sequence[Sequence[int]]
 def measure(ranked: Ranked, judged: Sequence[Judged], ids: Sequence[str], vectors: np.ndarray) -> pd.DataFrame:
     """One row per intent: MEASURES by trec_eval, diversity and null of the first PAGE items.
 
-    diversity: 1 - mean cosine of two items of the list, 0..2; `vectors`: unit vectors of the items, shape (items, width).
+    diversity: 1 - mean cosine of two items of the list, 0..2; `vectors`: unit vectors of the items, (items, width).
     null: 1 where none of the first PAGE items is relevant, else 0. Intents without judgements only have a diversity.
     """
     wanted = {str(k): one.grades for k, one in enumerate(judged) if one.grades}
