@@ -167,8 +167,7 @@ class Finder:
 class SearchPanel:
     """A Finder with its controls, in JupyterLab or in Voila; `box` is shown, and opens with the results of an intent.
 
-    A kernel that searches still answers: the work runs in a thread beside the event loop, one search at a time, and
-    only the loop touches the widgets, as in `udrl_utils.widgets`.
+    The kernel stays free: one search at a time runs in a thread, and only the event loop touches the widgets.
     """
 
     def __init__(self, finder: Finder, intent: str):
