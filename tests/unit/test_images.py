@@ -84,7 +84,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     letters = [chr(k) for k in range(97, 123)]
     vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokenizer = CLIPTokenizerFast(vocab={word: k for k, word in enumerate(vocab)}, merges=[])
+    tokenizer = CLIPTokenizerFast(vocab={word: k for k, word in enumerate(vocab)}, merges=[], model_max_length=77)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = tower | {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_puts_images_and_texts_into_one_space(tiny_clip: Path) -> None:
     clip = images.Clip(str(tiny_clip))
     pictures = [Image.new("RGB", (50, 40), color) for color in ("red", "blue", "green")]
-    vectors, texts = clip.images(pictures), clip(["fox", "a koi pond"])
+    vectors, texts = clip(pictures), clip(["fox", "a koi pond " * 50])
     assert vectors.shape == (3, 12) and texts.shape == (2, 12)
     assert np.allclose(np.linalg.norm(np.vstack([vectors, texts]), axis=1), 1, atol=1e-5)
     assert not np.allclose(vectors[0], vectors[1])
@@ -138,8 +138,9 @@ def test_a_captioner_writes_an_intent(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_is_named() -> None:
-    with pytest.raises(SettingsError, match="captioner='/no/such/model' is neither a Hub id nor a folder"):
-        images.captioner("/no/such/model")
+    for parameter, load in (("captioner", images.captioner), ("image_encoder", images.Clip)):
+        with pytest.raises(SettingsError, match=f"{parameter}='/no/such/model' is neither a Hub id nor a folder"):
+            load("/no/such/model")
 
 
 def test_a_file_that_is_no_image_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -177,25 +177,20 @@ def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
     ]
 
 
-def load_pipeline(name: str) -> Any:
-    """A diffusers text-to-image pipeline, by Hub id or path. Raises: SettingsError when it cannot be loaded."""
-    with extra("search", "parameter generator"):
-        from diffusers import DiffusionPipeline
-    with loading(f"parameter generator={name!r} is neither a Hub id nor a folder"):
-        pipeline = DiffusionPipeline.from_pretrained(name)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device_and_dtype()[0])
-
-
 def make_assets(
-    pipeline: Any, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
+    generator: str, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
 ) -> pd.DataFrame:
-    """One picture per prompt, saved with the prompt as its title and the intent as its keyword; the new catalogue rows.
+    """Images for prompts by a diffusers text-to-image pipeline (Hub id or path), as rows of a catalogue.
 
-    `options` go to the pipeline: num_inference_steps, height, ...
+    Each is saved with its prompt as the title and the intent as its keyword. `options` go to the pipeline:
+    num_inference_steps, height, ... Raises: SettingsError when the pipeline cannot be loaded.
     """
     import torch
 
+    with extra("search", "parameter generator"):
+        from diffusers import DiffusionPipeline
+    with loading(f"parameter generator={generator!r} is neither a Hub id nor a folder"):
+        pipeline = DiffusionPipeline.from_pretrained(generator).to(device_and_dtype()[0])
     folder.mkdir(parents=True, exist_ok=True)
     for k, prompt in enumerate(prompts):
         image = pipeline(prompt, generator=torch.Generator().manual_seed(seed + k), **options).images[0]

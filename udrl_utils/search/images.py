@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -28,7 +27,6 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 64_000_000
 MAX_TEXT = 300  # characters of a title; longer ones are cut
 MAX_KEYWORDS = 40
-BATCH = 32  # images or texts that are embedded at once
 INTENT_WORDS = 20  # words of an intent that comes from an image, at most
 
 
@@ -178,18 +176,20 @@ def plain(image: Image.Image, metadata: Metadata) -> str:
 
 
 def captioner(name: str) -> Describer:
-    """A describer by a transformers model that writes captions (BLIP-class); `name` is a Hub id or a path.
+    """A describer by a transformers model that writes captions from pixels (BLIP-class), by Hub id or path.
 
-    The caption comes from the pixels alone. Raises: SettingsError when the model cannot be loaded.
+    Raises: SettingsError when the model cannot be loaded.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor, model = load(name, AutoProcessor, AutoModelForImageTextToText, "captioner")
+    with loading(f"parameter captioner={name!r} is neither a Hub id nor a folder"):
+        processor, model = AutoProcessor.from_pretrained(name), AutoModelForImageTextToText.from_pretrained(name)
+    model = model.float().to(device_and_dtype()[0]).eval()
 
-    def describe(image: Image.Image, metadata: Metadata) -> str:
+    def describe(image: Image.Image, _: Metadata) -> str:
         with torch.inference_mode():
-            inputs = processor(images=image, return_tensors="pt").to(model.device, model.dtype)
+            inputs = processor(images=image, return_tensors="pt").to(model.device)
             ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
         caption = processor.batch_decode(ids, skip_special_tokens=True)[0]
         return " ".join(caption.lower().split()[:INTENT_WORDS])
@@ -198,44 +198,25 @@ def captioner(name: str) -> Describer:
 
 
 class Clip:
-    """A transformers model with images and texts in one vector space (CLIP- or SigLIP-class), by Hub id or path."""
+    """A model with images and texts in one vector space (CLIP- or SigLIP-class), by Hub id or path.
+
+    Raises: SettingsError when the model cannot be loaded.
+    """
 
     def __init__(self, name: str):
-        self.name = name
+        from sentence_transformers import SentenceTransformer
 
-    @cached_property
-    def parts(self) -> tuple[Any, Any]:
-        """Processor and model. Raises: SettingsError when they cannot be loaded."""
-        from transformers import AutoModel, AutoProcessor
+        with loading(f"parameter image_encoder={name!r} is neither a Hub id nor a folder"):
+            self.model = SentenceTransformer(name, device=device_and_dtype()[0])
 
-        return load(self.name, AutoProcessor, AutoModel, "image_encoder")
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors of texts, shape (len(texts), width), float32."""
-        return self._vectors(
-            "get_text_features", texts, lambda part: {"text": part, "padding": True, "truncation": True}
-        )
-
-    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Unit vectors of images, shape (len(images), width), float32."""
-        return self._vectors("get_image_features", images, lambda part: {"images": part})
-
-    def _vectors(self, method: str, items: Sequence[Any], inputs_of: Callable[[list[Any]], dict]) -> np.ndarray:
-        import torch
-
-        (processor, model), vectors = self.parts, []
-        for start in range(0, len(items), BATCH):
-            inputs = processor(**inputs_of(list(items[start : start + BATCH])), return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                output = getattr(model, method)(**inputs)
-            features = getattr(output, "pooler_output", output).float()
-            vectors.append((features / features.norm(dim=1, keepdim=True)).cpu().numpy())
-        return np.concatenate(vectors)
+    def __call__(self, items: Sequence[str] | Sequence[Image.Image]) -> np.ndarray:
+        """Unit vectors of texts or images, shape (items, width), float32."""
+        return self.model.encode(list(items), normalize_embeddings=True, show_progress_bar=False)
 
     def tagger(self, tags: Sequence[str], count: int = 4) -> Describer:
         """A describer that names the `count` tags nearest to an image."""
         known = self([f"a picture of {tag}" for tag in tags])
-        return lambda image, _: " ".join(tags[k] for k in (known @ self.images([image])[0]).argsort()[::-1][:count])
+        return lambda image, _: " ".join(tags[k] for k in (known @ self([image])[0]).argsort()[::-1][:count])
 
 
 def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
@@ -248,12 +229,3 @@ def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
 def intent_of(path: Path | str, describe: Describer) -> str:
     """The intent that an image file is turned into. Raises: BadImage."""
     return describe(*open_image(Path(path)))
-
-
-def load(name: str, processor: Any, model: Any, parameter: str) -> tuple[Any, Any]:
-    """Processor and model, in float32, on the machine's device. Raises: SettingsError naming the parameter."""
-    import torch
-
-    with loading(f"parameter {parameter}={name!r} is neither a Hub id nor a folder"):
-        parts = processor.from_pretrained(name), model.from_pretrained(name, dtype=torch.float32)
-    return parts[0], parts[1].to(device_and_dtype()[0]).eval()
