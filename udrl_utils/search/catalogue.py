@@ -167,9 +167,11 @@ def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
     if table.empty:
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
     grades = pd.to_numeric(table.grade, errors="coerce")
-    if grades.isna().any():
-        wrong = table.grade[grades.isna()].iloc[0]
-        raise SettingsError(f"parameter judgements={source!r} has grade {wrong!r}; grades are whole numbers from 0")
+    wrong = table.grade[~((grades >= 0) & (grades % 1 == 0))]
+    if len(wrong):
+        raise SettingsError(
+            f"parameter judgements={source!r} has grade {wrong.iloc[0]!r}; grades are whole numbers from 0"
+        )
     by_intent = table.assign(grade=grades.astype(int)).groupby("intent", sort=False)
     return [
         drawn.Judged(text, "short" if len(text.split()) <= 2 else "long", dict(zip(rows.id, rows.grade, strict=True)))

@@ -98,20 +98,20 @@ def tile(item: Facts) -> Image.Image:
     width, height = (zoom * side for side in world["forms"][item.form]["size"])
     paper, ink, *accents = world["palettes"][item.palette]["colors"]
     image = Image.new("RGB", (width, height), paper)
-    draw = ImageDraw.Draw(image)
+    pen = ImageDraw.Draw(image)
     columns, rows = max(3, round(width / 110)), max(2, round(0.6 * height / 110))
-    step, half = width / columns, height * 0.6 / rows
+    wide, high = width / columns, 0.6 * height / rows
     for column, row in product(range(columns), range(rows)):
-        x, y, corner = column * step, row * half, rng.randrange(4)
-        ground, shape = rng.sample([*accents, paper], 2)
-        draw.rectangle([x, y, x + step, y + half], fill=ground)
-        left, top = x - step * (corner in (0, 3)), y - half * (corner in (0, 1))
-        draw.pieslice([left, top, left + 2 * step, top + 2 * half], (0, 90, 180, 270)[corner], 90 * corner + 90, shape)
+        ground, disc = rng.sample([*accents, paper], 2)
+        x, y, turn = column * wide, row * high, rng.randrange(4)
+        pen.rectangle([x, y, x + wide, y + high], fill=ground)
+        left, top = x - wide * (turn in (0, 3)), y - high * (turn in (0, 1))  # a quarter disc around one of the corners
+        pen.pieslice([left, top, left + 2 * wide, top + 2 * high], 90 * turn, 90 * turn + 90, fill=disc)
     lines = textwrap.wrap(item.title, max(12, round(width / 38)))
     at_100 = ImageFont.load_default(100)
     widest = max(map(at_100.getlength, lines))
     font = ImageFont.load_default(min(92 * width / widest, 0.34 * height / len(lines) / 1.2, 64))
-    draw.multiline_text((width / 2, height * 0.8), "\n".join(lines), ink, font, anchor="mm", align="center")
+    pen.multiline_text((width / 2, height * 0.8), "\n".join(lines), ink, font, anchor="mm", align="center")
     return image.reduce(zoom)
 
 

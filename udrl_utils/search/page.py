@@ -187,7 +187,8 @@ class SearchPanel:
             self._work = asyncio.get_running_loop().create_task(self._watched(work))
 
     async def _watched(self, work: Callable[[], Any]) -> None:
-        self.button.disabled, self.button.description = True, "searching ..."
+        self.button.disabled = self.upload.disabled = True
+        self.button.description = "searching ..."
         try:
             await work()
         except BadImage as reason:
@@ -195,7 +196,8 @@ class SearchPanel:
         except Exception as error:  # nobody awaits this task, so an error that is not shown would be lost
             self.shown.value = sentence(f"{type(error).__name__}: {error}", "wrong")
         finally:
-            self.button.disabled, self.button.description = False, "search"
+            self.button.disabled = self.upload.disabled = False
+            self.button.description = "search"
 
     async def _beside(self, function: Callable, *arguments: Any, **options: Any) -> Any:
         """Result of a function that runs in the thread."""
