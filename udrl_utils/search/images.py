@@ -154,7 +154,7 @@ COLORS = {
     **{"black": "#101010", "gray": "#808080", "white": "#f8f8f8", "red": "#d62828", "orange": "#f28030"},
     **{"brown": "#6b4020", "yellow": "#f8d030", "green": "#409040", "teal": "#40b0a0", "blue": "#3060d0"},
     **{"navy": "#182050", "purple": "#8050b0", "pink": "#f090b0", "beige": "#f0e0c8"},
-    **{"lime": "#90c058", "lavender": "#c8b8e0", "magenta": "#b01860"},
+    **{"lime": "#90c058", "lavender": "#c8b8e0", "silver": "#c8c8c8", "magenta": "#b01860"},
 }
 
 
