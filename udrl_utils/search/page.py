@@ -11,7 +11,6 @@ import base64
 import io
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -171,7 +170,7 @@ class SearchPanel:
     """
 
     def __init__(self, finder: Finder, intent: str):
-        self.finder, self._thread, self._work = finder, ThreadPoolExecutor(1), None
+        self.finder, self._work = finder, None
         self.text = w.Text(intent, description="intent")
         self.upload = w.FileUpload(accept="image/*", description="image")
         self.sliders = {name: slider(name, finder.finder) for name in finder.finder.writer.codec.rewards}
@@ -199,18 +198,13 @@ class SearchPanel:
             self.button.disabled = self.upload.disabled = False
             self.button.description = "search"
 
-    async def _beside(self, function: Callable, *arguments: Any, **options: Any) -> Any:
-        """Result of a function that runs in the thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(function, *arguments, **options))
-
     async def _search(self) -> None:
         asked = {name: None if control.value == OPEN else control.value for name, control in self.sliders.items()}
-        self.shown.value = await self._beside(self.finder.page, self.text.value, **asked)
+        self.shown.value = await asyncio.to_thread(self.finder.page, self.text.value, **asked)
 
     async def _search_image(self, files: Sequence[dict[str, Any]]) -> None:
         for file in files:
-            self.text.value = await self._beside(self.finder.intent_of, file["name"], bytes(file["content"]))
+            self.text.value = await asyncio.to_thread(self.finder.intent_of, file["name"], bytes(file["content"]))
             await self._search()
 
 
