@@ -181,10 +181,22 @@ class AnnotationSettings(StageSettings):
         return value
 
 
-class TrainingSettings(StageSettings):
+class SamplingSettings(StageSettings):
+    """How the student samples: saved with it by notebook 03, and changed for a single stage by 04 and 05."""
+
+    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
+    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
+
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `student.generate`."""
+        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+
+
+class TrainingSettings(SamplingSettings):
     """03: the codec and the student."""
 
-    HOW = frozenset(("run", "model_repo", "report_to"))
+    HOW = frozenset(("run", "model_repo", "report_to", "temperature", "min_p", "guidance"))
 
     bins: int = Field(description="quantile levels per reward", ge=2, le=100)
     command_form: Literal["tokens", "text", "none"] = Field(
@@ -233,18 +245,6 @@ class TrainingSettings(StageSettings):
         return value
 
 
-class SamplingSettings(StageSettings):
-    """How a student writes, in every stage that lets it."""
-
-    temperature: float = Field(description="sampling temperature of the student", gt=0, le=2)
-    min_p: float = Field(description="tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = Field(description="how far levels are followed, 1 being what was learnt", ge=0, le=10)
-
-    def sampling(self) -> dict[str, Any]:
-        """What the student is told of how to sample."""
-        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
-
-
 class IntervalSettings(StageSettings):
     """How sure we are of a mean, in every stage that gives one."""
 
@@ -285,6 +285,9 @@ class StudentSettings(StageSettings):
 class ProbeSettings(SamplingSettings, StudentSettings):
     """05: what the panel opens with, and the grid of commands that is shown without it."""
 
+    engine: Literal["pytorch", "float32", "bfloat16", "int8"] = Field(
+        description="pytorch: the student itself; else a precision that notebook 07 exported"
+    )
     probe_intents: list[str] = Field(description="intents of the grid of commands; [] for a test intent of each task")
     probe_prompts: int = Field(description="prompts per probe", ge=1, le=32)
 
@@ -335,8 +338,8 @@ class SearchSettings(IntervalSettings):
 class DeploymentSettings(MeasuringSettings, StudentSettings):
     """07: what is exported, and what its speed is compared with."""
 
-    precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = Field(
-        description="how exported weights are stored: float32, bfloat16, int8; q8_0: llama.cpp", min_length=1
+    precisions: list[Literal["float32", "bfloat16", "int8"]] = Field(
+        description="how exported weights are stored: float32, bfloat16, int8", min_length=1
     )
     threads: int = Field(description="processor threads of the deployed student; 0 for all", ge=0)
     top_k: int = Field(description="likeliest tokens that the deployed student draws from; 0 for all", ge=0)

@@ -79,7 +79,8 @@ def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
     codec = CommandCodec.fit(train_rows(settings, run), rewards, settings.bins)
     if settings.rounds and not JUDGED.issubset(codec.rewards):
         print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
-    return replace(codec, form=settings.command_form, place=settings.command_place)
+    sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
+    return replace(codec, form=settings.command_form, place=settings.command_place, sampling=sampling)
 
 
 def train_student(

@@ -113,7 +113,7 @@ def test_cells_are_short(file):
     assert len(sizes) <= 20
     assert sum(sizes) <= 150
     assert median(sizes) <= 8
-    assert max(sizes) <= 25
+    assert max(sizes) <= 28
 
 
 @each_notebook
