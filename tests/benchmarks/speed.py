@@ -1,4 +1,4 @@
-"""How fast training, annotation and decoding are, each beside what one would use instead, as ratios of one run.
+"""How fast training and decoding are, each beside what one would use instead, as ratios of one run.
 
 And what it costs that a run is made of notebooks.
 
@@ -27,12 +27,11 @@ from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
 from udrl_utils.deploy import latency
 from udrl_utils.deploy.export import import_ctranslate2, write_ctranslate2
-from udrl_utils.encoder import Encoder, encoder_path
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, TrainingSettings
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer
 from udrl_utils.training import untrained
 
@@ -196,33 +195,6 @@ def loss_of(model: Any, tokenizer: Any, rows: Any) -> float:
     return total / count
 
 
-def annotation(run: RunFolder, turns: int, pairs: int = 1500) -> dict[str, Any]:
-    """Texts per second (an intent and a prompt per pair): our encoder, and Sentence-Transformers' plain `encode`."""
-    import numpy as np
-    from sentence_transformers import SentenceTransformer
-
-    rows, name = read_annotated(run).head(pairs), run.settings(AnnotationSettings).encoder
-    encoder, plain = Encoder(name), SentenceTransformer(encoder_path(name), device=device_and_dtype()[0])
-    vectors: dict[str, Any] = {}
-
-    def side(label: str, embed: Callable[[list[str]], Any]) -> Callable[[], float]:
-        def measure() -> float:
-            encoder.forget()
-            began = time.perf_counter()
-            vectors[label] = np.concatenate([embed(rows.intent.tolist()), embed(rows.prompt.tolist())])
-            return 2 * len(rows) / (time.perf_counter() - began)
-
-        return measure
-
-    found = take_turns(turns, ours=side("ours", encoder), plain=side("plain", lambda t: plain.encode(t)))
-    agreement = (vectors["ours"] * vectors["plain"]).sum(1) / np.linalg.norm(vectors["plain"], axis=1)
-    return {
-        "texts per second": found,
-        "over plain encode": ratio(found, "ours", "plain"),
-        "cosine to plain encode": {"mean": float(agreement.mean()), "lowest": float(agreement.min())},
-    }
-
-
 def decoding(turns: int, home: Path) -> dict[str, Any]:
     """Tokens per second of a 124M GPT-2: in 8 bits by CTranslate2, in float32 by Transformers.
 
@@ -289,7 +261,7 @@ def main() -> None:
         "--run", type=Path, default=Path("outputs/laptop"), help="run with annotated pairs and a student"
     )
     parser.add_argument("--turns", type=int, default=5, help="turns that both sides of a ratio take")
-    parser.add_argument("--only", choices=["notebooks", "training", "annotation", "decoding"], help="one of the parts")
+    parser.add_argument("--only", choices=["notebooks", "training", "decoding"], help="one of the parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of speed.json and speed.png")
     asked = parser.parse_args()
     run = RunFolder(asked.run.resolve())
@@ -298,7 +270,6 @@ def main() -> None:
         parts = {
             "notebooks": lambda: notebooks(run),
             "training": lambda: training(run, asked.turns, home),
-            "annotation": lambda: annotation(run, asked.turns),
             "decoding": lambda: decoding(asked.turns, home),
         }
         found = {}
