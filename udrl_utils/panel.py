@@ -63,8 +63,8 @@ class Prober:
             raise RunError(f"run={run.name!r} has no student yet: run notebooks/03_udrl_training.ipynb first")
         engine, sampling = load_engine(run, settings.engine, settings.student), settings.sampling()
         engine.sampling_with(**sampling)
-        shown = ", ".join(f"{name}={value}" for name, value in sampling.items() if name in engine.knows)
-        self.engine = f"{self.name}, computed with {engine.name}: {shown}"
+        shown = [f"{name}={sampling[name]}" for name in ("min_p", "guidance") if name in engine.knows]
+        self.engine = ", ".join([f"{self.name}, computed with {engine.name}", *shown])
         print(self.engine, flush=True)
         embed, self.codec = Encoder(encoder), engine.codec
         embed(["loads the encoder, so that the first probe does not wait for it"])

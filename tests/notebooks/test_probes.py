@@ -18,7 +18,7 @@ from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.panel import Panel, Prober, runs_with_student
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ProbeSettings, RunError
+from udrl_utils.settings import ProbeSettings, RunError, resolve
 from udrl_utils.student import Student
 
 
@@ -72,11 +72,16 @@ def test_an_exported_engine_is_asked_only_on_request_and_only_for_what_it_can_do
     with pytest.raises(CommandError, match=r"min_p=0.02, guidance=3.0: not an option of CTranslate2 int8"):
         Prober(run, settings)
     prober = Prober(run, settings.model_copy(update={"min_p": 0.0, "guidance": 1.0}))
-    assert f"{run.name}, computed with CTranslate2 int8: seed=0, temperature=1.1\n" in capsys.readouterr().out
+    assert f"{run.name}, computed with CTranslate2 int8\n" in capsys.readouterr().out
     command = prober.codec.feasible(Command("related_search", length=9))[0]
     samples, _ = prober.ask("koi pond", command, 3, seed=5)
     written = DeployedStudent.load(smoke_run / "07_deployment" / "int8").generate(["koi pond"], command, n=3, seed=5)
     assert samples.prompt.tolist() == written[0]
+
+
+def test_notebook_05_may_change_the_sampling_of_a_trained_student(smoke_run: Path, smoke: dict) -> None:
+    settings = resolve(ProbeSettings, smoke | {"run": smoke_run.name, "temperature": 0.5, "guidance": 1.0})
+    RunFolder(smoke_run).start("05_probes", settings).release()
 
 
 def test_an_empty_intent_and_an_unknown_reward_are_one_line(prober: Prober) -> None:
