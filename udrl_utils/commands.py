@@ -75,6 +75,7 @@ class CommandCodec:
     edges[task][reward] are the bins + 1 quantiles of the reward, of rewards that the task's pairs have values of;
     best[task] holds what its best command asks for; lengths[task] are its shortest and longest usual prompt [words];
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
+    sampling holds how the student samples by default: temperature, min_p and guidance.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
     """
@@ -88,6 +89,7 @@ class CommandCodec:
     form: str = "tokens"
     place: str = "first"
     horizon: int = 0
+    sampling: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:

@@ -13,9 +13,9 @@ from udrl_utils import views
 from udrl_utils.deploy.costs import costs_table
 from udrl_utils.evaluation import SET_METRICS, written
 from udrl_utils.figures import labelled
-from udrl_utils.prober import grid, probed_codec
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS, RunError
+from udrl_utils.views import grid, probed_codec
 
 FIGURES = {
     "before_and_after": "What was asked for and what was written, on test intents: by the base that training starts "

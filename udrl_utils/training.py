@@ -83,7 +83,10 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | 
     codec = CommandCodec.fit(train_rows(settings, run) if train is None else train, rewards, settings.bins)
     if settings.rounds and not has_rounds(settings, codec):
         print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
-    return replace(codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon)
+    sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
+    return replace(
+        codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
+    )
 
 
 def has_rounds(settings: TrainingSettings, codec: CommandCodec) -> bool:

@@ -20,6 +20,7 @@ import torch
 
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import shares
 from udrl_utils.rewards import annotate_run
@@ -76,14 +77,24 @@ def test_metrics_keep_their_contract(smoke_run: Path) -> None:
     assert {"spearman", "mae", "within_1", "within_2"} <= set(metrics["calibration"]["all"]["length"])
 
 
-def test_precision_is_set_beside_what_draws_alike(smoke_run: Path) -> None:
+def test_precision_is_compared_with_what_samples_in_the_same_way(smoke_run: Path) -> None:
     quality = json.loads((smoke_run / "07_deployment" / "metrics.json").read_text())["quality"]
-    alike = {"llama.cpp q8_0": "Transformers", "CTranslate2 int8": "CTranslate2 float32"}
-    for name, reference in alike.items():
-        for against, other in (("relative", "Transformers"), ("relative_alike", reference)):
-            for reward, ratio in quality[name][against].items():
-                expected = quality[name]["sets"][reward]["mean"] / quality[other]["sets"][reward]["mean"]
-                assert math.isclose(ratio["mean"], expected)
+    for against, other in (("relative", "PyTorch"), ("relative_alike", "CTranslate2 float32")):
+        for reward, ratio in quality["CTranslate2 int8"][against].items():
+            expected = quality["CTranslate2 int8"]["sets"][reward]["mean"] / quality[other]["sets"][reward]["mean"]
+            assert math.isclose(ratio["mean"], expected)
+
+
+def test_sampling_is_one_setting_that_goes_with_the_student(smoke_run: Path) -> None:
+    settings = RunFolder(smoke_run).settings(TrainingSettings)
+    sampling = {name: getattr(settings, name) for name in ("temperature", "min_p", "guidance")}
+    assert CommandCodec.load(smoke_run / "03_student").sampling == sampling
+    student, command = Student.load(smoke_run / "03_student"), Command("text_to_image", length=12, relevance=0.9)
+    by_default = student.generate(["koi pond"], command, n=4)
+    assert by_default == student.generate(["koi pond"], command, n=4, **sampling)
+    assert by_default != student.generate(["koi pond"], command, n=4, **{**sampling, "guidance": 1.0})
+    exported = DeployedStudent.load(smoke_run / "07_deployment" / "int8")
+    assert exported.sampling.temperature == settings.temperature
 
 
 def test_samples_agree_with_metrics(smoke_run: Path) -> None:

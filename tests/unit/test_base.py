@@ -18,7 +18,7 @@ from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_he
 from udrl_utils.cli import PRESETS, app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.gpt2 import END, pretrained_student, widen
-from udrl_utils.prober import Prober
+from udrl_utils.panel import Prober
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import (
     AnnotationSettings,
