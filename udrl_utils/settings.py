@@ -160,7 +160,7 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout"))
+    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout", "judge_budget"))
 
     rewards: list[str] = Field(description="rewards to score, from the registry", min_length=1)
     encoder: str = Field(description="'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
@@ -170,6 +170,9 @@ class AnnotationSettings(StageSettings):
     judge_votes: int = Field(description="votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = Field(description="requests of the judge under way at once", ge=1, le=4096)
     judge_timeout: float = Field(description="a request of the judge that takes longer is made again [s]", gt=0)
+    judge_budget: int = Field(
+        description="requests to the judge in all, of later notebooks and failed ones too; 0 for any", ge=0
+    )
 
     _urls = field_validator("judge_base_urls")(without_secrets)
 
