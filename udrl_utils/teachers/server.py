@@ -29,7 +29,6 @@ FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of re
 LONGEST_REPLY = 200_000  # characters; the rest is dropped
 LONGEST_BODY = 2_000_000  # bytes; a longer response is not read
 KEY = "X-Client-Request-Id"  # header with the key of a question
-QUOTA = re.compile("insufficient_quota|exceeded your current quota", re.I)
 # What servers refuse, how they say so, and what is done about it.
 ADAPTATIONS = {
     "max_tokens": (r"max_completion_tokens", "max_tokens is sent as max_completion_tokens"),
@@ -146,10 +145,9 @@ class ChatClient:
             except openai.APIStatusError as error:
                 if self.refused(error.response):
                     address = str(error.request.url).removesuffix("/chat/completions")
-                    raise RunError(
-                        f"{address} answers {error.status_code} to model {self.model!r}: {words_of(error.response)} "
-                        "(check the model's name, the address and the environment variable OPENAI_API_KEY)"
-                    ) from None
+                    said = f"{address} answers {error.status_code} to model {self.model!r}: {words_of(error.response)}"
+                    check = "check the model's name, the address, the environment variable OPENAI_API_KEY and the quota"
+                    raise RunError(f"{said} ({check})") from None
                 if adapted == self.adapted and not self._adapt(error.response, question):
                     return
                 continue
@@ -181,7 +179,7 @@ class ChatClient:
 
     def refused(self, response: Any) -> bool:
         """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
-        return response.status_code in (401, 403, 404) or bool(QUOTA.search(response.text))
+        return response.status_code in (401, 403, 404) or "insufficient_quota" in response.text
 
     def adaptation(self, response: Any) -> str:
         """Name of the adaptation that a response asks for and that has not been made; '' for none."""
@@ -239,6 +237,7 @@ class Attempts(openai.DefaultAioHttpClient):
         if response.is_success:
             try:
                 read_completion(response.json())
+                response.headers["content-type"] = "application/json"  # else the SDK does not read it
                 return response
             except (AttributeError, LookupError, TypeError, ValueError):
                 fault, response.status_code = "bad_reply", 502
