@@ -23,7 +23,7 @@ from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, s
 from udrl_utils.settings import MOST_WORDS, DistillationSettings, RunError, SettingsError
 from udrl_utils.splits import assign_splits, mentions
 from udrl_utils.tasks import TASKS, clean_intent, distinct, harmless, load_intents, read_table, words
-from udrl_utils.teachers import make_teacher
+from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
 from udrl_utils.teachers.server import Budget
@@ -40,8 +40,17 @@ SWAPPED = (20, 3)  # a median intent of more words, and more times the words of 
 
 
 def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
-    """What the teacher of a finished run writes for further requests, unfiltered; replies are kept in a journal."""
-    return make_teacher(run.settings(DistillationSettings), Budget(None)).write(requests, Journal(replies))
+    """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal.
+
+    Raises: RunError when the requests of all notebooks together would exceed teacher_budget.
+    """
+    return extra_teacher(run).write(requests, Journal(replies))
+
+
+def extra_teacher(run: RunFolder) -> Teacher:
+    """The teacher of a finished run, for later notebooks, with what is left of its teacher_budget."""
+    settings = run.settings(DistillationSettings)
+    return make_teacher(settings, budget_of(run, settings))
 
 
 def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> pandas.Series:
@@ -158,8 +167,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
     check_splits(given or {}, splits, settings)
     keep(folder, stamp_of(settings, requests, given))
-    budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
-    teacher = None if given else make_teacher(settings, budget)
+    teacher = None if given else make_teacher(settings, budget_of(run, settings))
     total, usage, started = Counter(), Counter(), time.monotonic()
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
@@ -207,9 +215,12 @@ def journal_of(file: Path) -> Path:
     return file.parent / "_replies" / f"{file.stem}.jsonl"
 
 
-def requests_made(folder: Path) -> int:
-    """Requests that earlier parts of a run have made, finished or not."""
-    return sum(Journal(file).usage["requests"] for file in folder.glob("_replies/*.jsonl"))
+def budget_of(run: RunFolder, settings: DistillationSettings) -> Budget:
+    """The requests that a run may still make to its teacher; those for its pairs and of later notebooks are counted."""
+    if not settings.teacher_budget:
+        return Budget(None)
+    journals = (*run.path.glob("01_pairs/_replies/*.jsonl"), *run.path.glob("0[46]_*/**/*teacher.jsonl"))
+    return Budget(settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals))
 
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:

@@ -56,7 +56,7 @@ class Prober:
             facts = ready_facts()
             encoder, found = facts["encoder"], facts["intents"]
         elif "03_student" in run.read().get("stages", {}):
-            load_rewards(run)
+            load_rewards(run, "05_probes")
             encoder = run.settings(AnnotationSettings).encoder
             found = read_annotated(run, "test").groupby("task").intent.unique()
         else:

@@ -15,6 +15,7 @@ import pandas
 from udrl_utils.baselines import journal_of
 from udrl_utils.commands import Command
 from udrl_utils.evaluation import calibration_metrics, interval, ratio_interval, sample_calibration, without_levels
+from udrl_utils.pairs import extra_teacher
 from udrl_utils.rewards import annotate
 from udrl_utils.rounds import PATH, hypervolume, measure_front
 from udrl_utils.runs import RunFolder
@@ -22,9 +23,8 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
-from udrl_utils.teachers import Teacher, make_teacher
+from udrl_utils.teachers import Teacher
 from udrl_utils.teachers.replies import Journal, Request
-from udrl_utils.teachers.server import Budget
 from udrl_utils.training import is_unseen
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def outside_intents(
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
     ours = by_intent(sampler.of(sampler.student, guidance=1.0).sample(best, n))
-    asks = {"teacher": make_teacher(made, Budget(None))} if made.teacher != "recorded" and not made.pairs else models
+    asks = {"teacher": extra_teacher(run)} if made.teacher != "recorded" and not made.pairs else models
     if not asks:
         return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}
     name, reference = next(iter(asks.items()))

@@ -28,7 +28,7 @@ from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
 from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
 from udrl_utils.tasks import TASKS, load_data
-from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.replies import Journal, without_thoughts
 from udrl_utils.teachers.server import Budget, ChatClient, Question
 
 SCORES = (1, 10)
@@ -38,23 +38,34 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-GRADE = re.compile(r'"?score"?\s*[:=]\s*(\d+(?:\.\d+)?)|^\W*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*$', re.I)
+NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:/|out of)\s*(?!10\b)\d))"  # not 80% or 4/5
+GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
+    rf"""\b(?:score|rating|grade)["'*_`\s]*(?:is\b|[:=])?["'*_`\s]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
+    rf"""|\A["'*_`\s]*{NUMBER}["'*_`\s.]*\Z""",
+    re.I,
+)
 
 
 class Judge:
-    """Scores pairs by the rubric of judge.yaml; a pair is asked for once, its votes are kept in the journal."""
+    """Scores pairs by the rubric of judge.yaml; votes are kept in the journal, so that each is paid for once."""
 
-    def __init__(self, client: ChatClient, votes: int, journal: Journal):
-        self.client, self.votes, self.journal = client, votes, journal
+    def __init__(self, client: ChatClient, votes: int, journal: Journal, budget: Budget):
+        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
 
     def __call__(self, pairs: pandas.DataFrame, embed: Any = None) -> Any:
-        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read.
+        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
 
-        Raises: RunError when the server refuses to work.
+        Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
         """
         rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
         questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        votes = [read_score(reply or "") for reply in self.client.ask(questions, self.journal, Budget(None))]
+        replies = self.client.ask(questions, self.journal, self.budget)
+        votes = [read_score(reply or "") for reply in replies]
+        unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
+        if unread:
+            example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
+            empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
+            print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
         table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
         given = np.isfinite(table)
         total = np.where(given, table, 0).sum(1)
@@ -69,9 +80,9 @@ class Judge:
 
 
 def read_score(reply: str) -> float:
-    """The score of a reply: of its JSON, or a number that stands alone; NaN where there is none from 1 to 10."""
-    found = GRADE.search(reply[:2000].strip())
-    score = float(found[1] or found[2]) if found else 0.0
+    """The score of a reply, from 1 to 10; NaN where it holds none, or several that differ."""
+    scores = {float(next(filter(None, found))) for found in GRADE.findall(without_thoughts(reply)[:2000])}
+    score = scores.pop() if len(scores) == 1 else 0.0
     return score if SCORES[0] <= score <= SCORES[1] else float("nan")
 
 
@@ -147,8 +158,10 @@ def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_ann
             settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
         )
         journal = Journal(run / stage / "_judge.jsonl")
+        used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
         journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-        judge = Judge(client, settings.judge_votes, journal)
+        left = settings.judge_budget - used if settings.judge_budget else None
+        judge = Judge(client, settings.judge_votes, journal, Budget(left, "judge_budget"))
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
 
 

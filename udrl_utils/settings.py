@@ -177,7 +177,7 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout"))
+    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout", "judge_budget"))
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
@@ -187,6 +187,9 @@ class AnnotationSettings(StageSettings):
     judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
     judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
+    judge_budget: int = setting(
+        0, "requests to the judge in all, of later notebooks and failed ones too; 0 for any", ge=0
+    )
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if "judge" in self.rewards and not self.judge_model:
