@@ -35,7 +35,7 @@ corpus: install  ## record the teacher anew, then the base and the ready student
 	$(BIN)/udrl ready
 
 bench: install  ## training, annotation and decoding beside what one would use instead, after make run
-	$(BIN)/python tests/benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 test: lint  ## ruff, then all tests
 	$(BIN)/pytest
