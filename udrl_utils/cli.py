@@ -20,7 +20,7 @@ from udrl_utils.base import ship_student, train_base
 from udrl_utils.gpt2 import BASE
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
 from udrl_utils.runs import RunFolder, workbook
-from udrl_utils.settings import SETTINGS, STAGES, SettingsError, StageSettings, UserError, parameters_page, resolve
+from udrl_utils.settings import SETTINGS, STAGES, SettingsError, UserError, parameters_page, resolve
 from udrl_utils.student import READY
 from udrl_utils.teachers import recording
 from udrl_utils.teachers.local import PACKED, fetch
@@ -165,7 +165,7 @@ def stages_between(first: int, last: int) -> tuple[str, ...]:
     return STAGES[first - 1 : last]
 
 
-def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, StageSettings]:
+def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, Any]:
     """Settings of every stage: a preset, `key=value` changes to it, a run name. Raises: SettingsError."""
     values = read_preset(preset)
     for change in changes:

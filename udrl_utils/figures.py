@@ -99,9 +99,9 @@ def reward_correlations(annotated: pd.DataFrame, rewards: list[str]) -> Figure:
     groups = list(annotated.groupby("task", sort=False))
     figure, axes = panels(len(groups))
     for axis, (task, rows) in zip(axes, groups, strict=True):
-        table = rows[rewards].corr(method="spearman")
+        table = rows.filter(rewards).corr(method="spearman")
         seaborn.heatmap(table, vmin=-1, vmax=1, cmap="vlag", annot=True, fmt=".2f", square=True, cbar=False, ax=axis)
-        axis.set_title(task)
+        axis.set_title(str(task))
     return figure
 
 
@@ -124,7 +124,8 @@ def loss_curves(log: pd.DataFrame) -> Figure:
 def rounds(history: pd.DataFrame) -> Figure:
     """The front of each round on validation intents, per task: relevance against set diversity, teacher = 1."""
     figure, axes = panels(max(1, history.task.nunique()), sharey=True)
-    points = history.groupby(["task", "round", "command"], sort=False)[["relevance", "diversity"]].mean().reset_index()
+    means = {"relevance": "mean", "diversity": "mean"}
+    points = history.groupby(["task", "round", "command"], sort=False, as_index=False).agg(means)
     for axis, (task, rows) in zip(axes, points.groupby("task"), strict=True):
         seaborn.lineplot(
             rows, x="diversity", y="relevance", hue="round", palette="viridis", marker="o", sort=False, ax=axis
@@ -151,9 +152,9 @@ def ablations(variants: pd.DataFrame) -> Figure:
     figure, axes = panels(len(names), width=3.2, height=0.3 * variants.variant.nunique() + 1.2, sharey=True)
     for axis, name in zip(axes, names, strict=True):
         seaborn.stripplot(variants, x=name, y="variant", jitter=False, ax=axis)
-        full = variants[variants.variant == "full"][name]
-        if len(full):
-            axis.axvline(full.mean(), color="gray", linewidth=1, linestyle="--")
+        full = [value for variant, value in zip(variants.variant, variants[name], strict=True) if variant == "full"]
+        if full:
+            axis.axvline(sum(full) / len(full), color="gray", linewidth=1, linestyle="--")
         axis.set(xlabel=name, ylabel="")
     return figure
 
@@ -203,7 +204,9 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         values = samples if name == "length" else levels
         asked = samples[f"asked_{name}"]
         asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
-        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset=["achieved"])
+        rows = (
+            samples.assign(asked=asked, achieved=values[name]).loc[samples.reward == name].dropna(subset=["achieved"])
+        )
         unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
         for model in found:
@@ -230,13 +233,13 @@ def trade_off(sets: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
         path = samples[(samples.task == task) & (samples.reward == "diversity")]
-        path = path.groupby("asked_diversity")[["diversity", "relevance"]].mean()
+        path = path.groupby("asked_diversity").agg({"diversity": "mean", "relevance": "mean"})
         label = "student, diversity commanded 0.05 to 0.95"
-        axis.plot(path.diversity, path.relevance, color="gray", marker=".", linewidth=1, label=label)
-        for system, rows in sets[sets.task == task].groupby("system", sort=False):
-            mean, error = rows[["diversity", "relevance"]].mean(), 1.96 * rows[["diversity", "relevance"]].sem()
-            look = {"fmt": "o", "color": colors[system], "label": labels[system]}
-            axis.errorbar(mean.diversity, mean.relevance, error.relevance, error.diversity, **look)
+        axis.plot(path["diversity"], path["relevance"], color="gray", marker=".", linewidth=1, label=label)
+        for system in sets[sets.task == task].system.unique():
+            rows = sets[(sets.task == task) & (sets.system == system)]
+            x, y, look = rows.diversity, rows.relevance, {"fmt": "o", "color": colors[system], "label": labels[system]}
+            axis.errorbar(x.mean(), y.mean(), xerr=1.96 * x.sem(), yerr=1.96 * y.sem(), **look)
         axis.set(xlabel="set diversity [1 - mean cosine]", ylabel="relevance [cosine]", title=task)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

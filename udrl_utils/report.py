@@ -118,7 +118,7 @@ def ablations_table(metrics: dict[str, Any]) -> pd.DataFrame:
 
 def examples(samples: pd.DataFrame, per_task: int = 3) -> pd.DataFrame:
     """A few intents with what teacher and student wrote for them."""
-    chosen = samples[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
+    chosen = samples.loc[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
     wide = chosen.pivot(index=["task", "intent"], columns="system", values="prompt").dropna()
     return wide.groupby(level="task").head(per_task).reset_index()
 
@@ -235,10 +235,11 @@ def differences(first: RunFolder, second: RunFolder) -> pd.DataFrame:
 def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
     """The summary and the measures of every system with 95% intervals where they have one, a column per run."""
 
-    def results(run: RunFolder) -> dict[str, str]:
+    def results(run: RunFolder) -> dict[str, Any]:
         metrics = read_metrics(run)
-        systems = {f"{who}: {what}": cell for (who, what), cell in systems_table(metrics).stack().items()}
-        return {**summary_table(metrics)["value"], **systems}
+        summary, systems = summary_table(metrics), systems_table(metrics)
+        cells = {f"{who}: {what}": row[what] for who, row in systems.iterrows() for what in systems}
+        return dict(zip(summary.index, summary["value"], strict=True)) | cells
 
     columns = zip(titles(first, second), map(results, (first, second)), strict=True)
     return pd.DataFrame(dict(columns)).fillna("")
