@@ -139,6 +139,7 @@ ELEMENTS = {
     *("a", "b", "bdi", "code", "del", "em", "i", "small", "span", "strong", "sub", "sup", "details", "summary"),
     *("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "dl", "dt", "dd", "ol", "ul", "li", "img"),
 }
+PROPERTIES = {"display", "gap", "grid-template-columns", "flex-wrap", "left", "max-width", "text-align", "width"}
 PLAIN_ATTRIBUTES = {"alt", "class", "colspan", "dir", "height", "rowspan", "style", "title", "width"}
 
 
@@ -159,7 +160,7 @@ def harmless(markup: str) -> str:
         tags=ELEMENTS,
         attributes=is_harmless,
         protocols={"https", "data"},
-        css_sanitizer=CSSSanitizer(allowed_css_properties={"left", "text-align", "width"}),
+        css_sanitizer=CSSSanitizer(allowed_css_properties=PROPERTIES),
         strip=True,
     )
 
