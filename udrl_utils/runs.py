@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 STAMP = "_stamp.json"  # pandas and pyarrow skip files that begin with _ when they read a folder
 
 
+def workbook() -> Path:
+    """Folder that has `notebooks/`: the working directory, the one above it, or the checkout; else the working one."""
+    here = Path.cwd()
+    return next((home for home in (here, here.parent, ROOT) if (home / "notebooks" / "presets").is_dir()), here)
+
+
 def outputs_root() -> Path:
-    """`outputs/` of the checkout; of the working directory when the package is installed elsewhere."""
-    home = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("UDRL_OUTPUTS", home / "outputs")).resolve()
+    """`outputs/` of the workbook, or UDRL_OUTPUTS."""
+    return Path(os.environ.get("UDRL_OUTPUTS", workbook() / "outputs")).resolve()
 
 
 class RunFolder:

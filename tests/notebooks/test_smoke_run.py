@@ -124,18 +124,6 @@ def test_executed_notebooks_show_figures_and_no_errors(smoke_run: Path) -> None:
         assert any("image/png" in output.get("data", {}) for output in outputs), name
 
 
-def test_the_report_is_self_contained_and_escaped(smoke_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(smoke_run, copy)
-    samples = pd.read_parquet(copy / "04_analysis" / "samples.parquet")
-    samples["prompt"] = "<script>alert(1)</script>"
-    samples.to_parquet(copy / "04_analysis" / "samples.parquet")
-    page = report.build(RunFolder(copy)).read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert "http://" not in page and "https://" not in page
-    assert page.count("data:image/png;base64,") >= 8
-
-
 @pytest.fixture
 def half_the_threads() -> Iterator[None]:
     """As many as the notebook's training has beside that of the baseline: sums of other parts round otherwise."""

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from udrl_utils import base, cli, gpt2
 from udrl_utils import student as students
 from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
-from udrl_utils.cli import PRESETS, app
+from udrl_utils.cli import app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.gpt2 import END, pretrained_student, widen
 from udrl_utils.panel import Prober
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import (
+    ROOT,
     AnnotationSettings,
     DistillationSettings,
     ProbeSettings,
@@ -33,6 +34,7 @@ from udrl_utils.splits import assign_splits, split_share
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, words
 
+PRESETS = ROOT / "notebooks" / "presets"
 LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
@@ -131,7 +133,7 @@ def test_the_ready_student_is_that_of_notebooks_1_to_3(
 ) -> None:
     made, shipped = {}, []
     monkeypatch.setattr(cli, "execute", lambda stage, settings, *_: made.update({stage: settings}))
-    monkeypatch.setattr(base, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
+    monkeypatch.setattr(cli, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
     done = CliRunner().invoke(app, ["ready", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert list(made) == ["01_pairs", "02_annotated", "03_student"]

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.engine import Draw, Sampling, next_logits
 from udrl_utils.machine import device_and_dtype, side_by_side
-from udrl_utils.settings import ROOT, RunError, SettingsError, extra, loading
+from udrl_utils.runs import workbook
+from udrl_utils.settings import RunError, SettingsError, extra, loading
 from udrl_utils.teachers.replies import (
     Journal,
     Request,
@@ -81,14 +82,14 @@ PACKED = {
 
 
 def located(model: str) -> Path:
-    """Path of a model's file or folder; a relative path that is not there is taken from the checkout's root."""
-    return Path(model) if Path(model).exists() else ROOT / model
+    """Where a model's file or folder is: as named, or else from the workbook's folder."""
+    return Path(model) if Path(model).exists() else workbook() / model
 
 
 def load_causal_lm(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM, on the CPU and in the dtype of this machine, and its tokenizer.
 
-    `model`: a .gguf file or a Hugging Face folder (relative paths also from the checkout's root), or a Hub id.
+    `model`: a .gguf file or a Hugging Face folder (relative paths also from the workbook's folder), or a Hub id.
     Raises: SettingsError when there is no such model, its file is broken, or its architecture is not supported.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,6 +1,6 @@
 """Seconds and memory of the whole path, from an intent to items of a large catalogue, prompts written on the way.
 
-    python tests/benchmarks/search.py outputs/laptop --items 100000
+    python benchmarks/search.py outputs/laptop --items 100000
 
 Rows are synthesised as the embedded collection is, without pictures.
 """

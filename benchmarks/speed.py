@@ -2,7 +2,7 @@
 
 And what it costs that a run is made of notebooks.
 
-    make bench        # or: python tests/benchmarks/speed.py --run outputs/laptop --turns 5 --out outputs/bench
+    make bench        # or: python benchmarks/speed.py --run outputs/laptop --turns 5 --out outputs/bench
 
 Both sides of a ratio take turns, so that a machine that slows down slows down both. Prints the median ratio of all
 turns with its lowest and highest; writes speed.json and speed.png.
