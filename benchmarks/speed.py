@@ -27,13 +27,12 @@ from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
 from udrl_utils.deploy import latency
 from udrl_utils.deploy.export import import_ctranslate2, write_ctranslate2
-from udrl_utils.gpt2 import untrained
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.trainer import AlikeLengths, make_trainer
+from udrl_utils.trainer import AlikeLengths, make_trainer, untrained
 
 STEPS = 40  # optimiser steps of one turn of training; the first one warms up
 ROWS = 4000  # training rows that they are drawn from, where steps do not take more

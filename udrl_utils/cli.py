@@ -24,8 +24,10 @@ from udrl_utils.settings import (
     DEFAULTS,
     SETTINGS,
     STAGES,
+    DistillationSettings,
     SettingsError,
     StageSettings,
+    TrainingSettings,
     UserError,
     parameters_page,
     resolve,
@@ -142,9 +144,10 @@ def base(
     """Train the base: a small GPT-2 that has read the recorded prompts, and that a run teaches commands to."""
     if passes is not None and passes < 1:
         raise SettingsError(f"parameter passes={passes} should be at least 1")
-    settings = read_settings(preset, [])
+    values = read_preset(preset)
+    pairs, training = resolve(DistillationSettings, values), resolve(TrainingSettings, values)
     command = f"udrl base --preset {preset}" + (f" --passes {passes}" if passes else "")
-    train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
+    train_base(pairs, training, passes, out or BASE, command)
     show_size("base", out or BASE)
 
 

@@ -61,7 +61,8 @@ class Engine:
     def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
         """`positions`: tokens that the model can hold, prefix and prompt together."""
         self.codec, self.positions, self._tokenizer = codec, positions, tokenizer
-        self.sampling = Sampling(**{name: value for name, value in codec.sampling.items() if name in self.knows})
+        options: dict[str, Any] = {name: value for name, value in codec.sampling.items() if name in self.knows}
+        self.sampling = Sampling(**options)
 
     def best_command(self, task: str) -> Command:
         """The command whose prompts scored best on the validation intents of a task."""

@@ -46,8 +46,8 @@ def idea(pair: pd.Series, rewards: list[str], tokens: list[str]) -> Figure:
             face = {"boxstyle": "round,pad=0.4", "facecolor": "#f4f4f4", "edgecolor": "0.7"}
             axis.text(left + 0.05, top - 0.58, text, fontsize=7.5, va="top", family="monospace", bbox=face)
             if k:
-                ends = {"xy": (left - 0.1, top - 0.33), "xytext": (left - 0.75, top - 0.33)}
-                axis.annotate("", **ends, arrowprops={"arrowstyle": arrow, "color": "0.3"})
+                end, start = (left - 0.1, top - 0.33), (left - 0.75, top - 0.33)
+                axis.annotate("", end, start, arrowprops={"arrowstyle": arrow, "color": "0.3"})
     return figure
 
 

@@ -1,7 +1,7 @@
-"""What training starts from: a GPT-2 from scratch or a pre-trained model, with its tokenizer and its schedule.
+"""What training starts from: a GPT-2 from scratch or a pre-trained model, with its tokenizer.
 
-Settings, a codec and training rows go in; an untrained student's model and tokenizer come out. Neither rewards nor
-training are known here.
+Settings, a codec and texts go in; an untrained student's model and tokenizer come out. Neither rewards nor training are
+known here.
 """
 
 from __future__ import annotations
@@ -9,22 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.settings import SettingsError, TrainingSettings, loading
 from udrl_utils.tasks import DATA
-from udrl_utils.trainer import Schedule, plan_of, token_counts, tokenized
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
 BASE = DATA / "base"  # the shipped one, which the setting base calls "recorded"
-MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 NO_BASE = "parameter base={base!r} is neither recorded, a Hub id nor a folder"
 
 
@@ -138,32 +133,6 @@ def widen(model: PreTrainedModel, positions: int) -> None:
     source = [k if k < most else start + (k - start) % (most - start) for k in range(positions)]
     wider = torch.nn.Embedding.from_pretrained(table.weight.detach()[source].clone(), freeze=False)
     model.base_model.wpe, model.config.n_positions = wider, positions
-
-
-def untrained(settings: TrainingSettings, codec: CommandCodec, train: pd.DataFrame) -> tuple[Any, Any, Schedule]:
-    """The model that training starts from, its tokenizer, and the schedule that suits the rows.
-
-    The model is the base, or a new GPT-2 whose vocabulary is that of the rows.
-    """
-    if settings.base:
-        plan = plan_of(settings, train, base_tokenizer(settings.base))
-        return *pretrained_student(settings.base, codec, settings.n_positions), plan
-    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
-    return new_student(settings, tokenizer), tokenizer, plan_of(settings, train, tokenizer)
-
-
-def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
-    """Widen a model's context to the longest of its prompt/completion rows, in steps of 64 tokens.
-
-    Raises: SettingsError when the model cannot take as many.
-    """
-    positions = model.config.max_position_embeddings
-    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
-    longest = max(max(found, default=0) for found in lengths)
-    if longest > positions:
-        needed = 64 * math.ceil(longest / 64)
-        print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)
-        widen(model, needed)
 
 
 def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:

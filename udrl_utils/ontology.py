@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from udrl_utils.tasks import DATA, clean_intent, load_data, words
 
@@ -40,8 +41,9 @@ def ontology() -> tuple[Domain, ...]:
     """The embedded ontology, one domain per file of `data/ontology`."""
     domains = []
     for file in sorted((DATA / "ontology").glob("*.yaml")):
-        fields = load_data(f"ontology/{file.stem}")
-        domains.append(Domain(name=file.stem, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+        read = load_data(f"ontology/{file.stem}").items()
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read}
+        domains.append(Domain(name=file.stem, **fields))
     return tuple(domains)
 
 

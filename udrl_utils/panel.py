@@ -116,7 +116,8 @@ class Prober:
         """Samples of each reward swept with the others left open; column `reward` names the one that is swept."""
         known = self.codec.rewards_of
         asked = [(t, i, name, v) for t, i in self.grid_intents() for name in known(t) for v in self.sweep_values(name)]
-        requests = [(intent, Command(task, **{name: value})) for task, intent, name, value in asked]
+        commands: list[dict[str, Any]] = [{name: value} for *_, name, value in asked]
+        requests = [(intent, Command(task, **one)) for (task, intent, *_), one in zip(asked, commands, strict=True)]
         samples = self.sampler.sample(requests, self.settings.probe_prompts)
         return samples.assign(reward=[asked[number][2] for number in samples.set])
 
@@ -218,7 +219,7 @@ class Panel:
         self._offer_intents()
 
     def _offer_intents(self) -> None:
-        intents = self.prober.intents[self.task.value][:50]
+        intents = self.prober.intents[str(self.task.value)][:50]
         self.pick.options = [("choose one", ""), *((views.visible(intent, 80), intent) for intent in intents)]
         self.pick.index = 0
         self.intent.value = self.intent.value or next(iter(intents), "")
@@ -295,7 +296,9 @@ class Panel:
     async def _cards(self, boxes: dict[str, CommandBox]) -> str:
         began, sampling, parts, notes = time.monotonic(), self.sampling, [], []
         for title, box in boxes.items():
-            samples, note = await self._ask(f"writing {title or 'prompts'}", box.command(self.task.value), sampling)
+            samples, note = await self._ask(
+                f"writing {title or 'prompts'}", box.command(str(self.task.value)), sampling
+            )
             self._keep(f"command {title}".strip(), samples)
             parts.append(views.probe(samples, self.prober.codec, title))
             notes.append(note)
@@ -305,13 +308,14 @@ class Panel:
 
     async def sweep(self) -> None:
         """One reward from low to high: the calibration curve, drawn as it grows."""
-        name, tables, sampling = self.swept.value, [], self.sampling
+        name, tables, sampling = str(self.swept.value), [], self.sampling
         if name == "diversity" and self.prompts.value < 2:
             raise UserError("Diversity is measured between prompts: set prompts to 2 or more.")
-        values, asked = self.prober.sweep_values(name), self.commands[0].command(self.task.value).asked
+        values, asked = self.prober.sweep_values(name), self.commands[0].command(str(self.task.value)).asked
         try:
             for step, value in enumerate(values, 1):
-                command = Command(self.task.value, **{**asked, name: value})
+                levels: dict[str, Any] = {**asked, name: value}
+                command = Command(str(self.task.value), **levels)
                 samples, _ = await self._ask(f"sweeping {name}, {step} of {len(values)}", command, sampling)
                 tables.append(samples.assign(reward=name))
                 drawn = figures.sweep(pandas.concat(tables, ignore_index=True), self.prober.codec)

@@ -17,8 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas
 from filelock import FileLock, Timeout
+from pandas.util import hash_pandas_object
 
 from udrl_utils.machine import environment
 from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSettings, builds_on, resolve
@@ -153,7 +155,7 @@ def stamp(settings: StageSettings, files: Iterable[Path] = (), **values: Any) ->
     Settings in the model's HOW do not change a result and are left out. A value is a data frame or fits into JSON.
     """
     read = {file.name: digest(file) for file in files} | {name: digest(value) for name, value in values.items()}
-    return {"settings": settings.model_dump(mode="json", exclude=settings.HOW), "read": read}
+    return {"settings": settings.model_dump(mode="json", exclude=set(settings.HOW)), "read": read}
 
 
 def digest(value: Any) -> str:
@@ -162,7 +164,7 @@ def digest(value: Any) -> str:
         with value.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
     if isinstance(value, pandas.DataFrame):
-        content = pandas.util.hash_pandas_object(value, index=False).to_numpy().tobytes()
+        content = np.asarray(hash_pandas_object(value, index=False)).tobytes()
     else:
         content = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -1,4 +1,4 @@
-"""TRL's SFT trainer for rows under commands, and its schedule.
+"""TRL's SFT trainer for rows under commands, what it starts from, and its schedule.
 
 A model, a tokenizer and prompt/completion rows go in; a trainer comes out, ready for `train()`. It knows nothing of
 rewards: commands are tokens like any other.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from udrl_utils.commands import CommandCodec
+from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import SettingsError, TrainingSettings
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 PRACTICE = 2_000_000  # prompt tokens that teach a student commands and a new kind of text: twenty minutes of two cores
 MOST_PASSES = 8  # with more a student learns its pairs by heart, and the loss on others rises
 FEW_PASSES = 2  # up to this number nothing is seen often enough to be learnt by heart
+MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 RATE = 1e-3  # half of it learns too little in the passes that few pairs bear
 
 
@@ -67,6 +70,32 @@ def plan_of(settings: TrainingSettings, train: pd.DataFrame, tokenizer: Any) -> 
     parts = (list(train.prompt[start : start + 10_000]) for start in range(0, len(train), 10_000))
     tokens = sum(len(ids) for texts in parts for ids in tokenizer(texts, add_special_tokens=False).input_ids)
     return schedule(settings, len(train), tokens)
+
+
+def untrained(settings: TrainingSettings, codec: CommandCodec, train: pd.DataFrame) -> tuple[Any, Any, Schedule]:
+    """The model that training starts from, its tokenizer, and the schedule that suits the rows.
+
+    The model is the base, or a new GPT-2 whose vocabulary is that of the rows.
+    """
+    if settings.base:
+        plan = plan_of(settings, train, base_tokenizer(settings.base))
+        return *pretrained_student(settings.base, codec, settings.n_positions), plan
+    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
+    return new_student(settings, tokenizer), tokenizer, plan_of(settings, train, tokenizer)
+
+
+def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
+    """Widen a model's context to the longest of its prompt/completion rows, in steps of 64 tokens.
+
+    Raises: SettingsError when the model cannot take as many.
+    """
+    positions = model.config.max_position_embeddings
+    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
+    longest = max(max(found, default=0) for found in lengths)
+    if longest > positions:
+        needed = 64 * math.ceil(longest / 64)
+        print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)
+        widen(model, needed)
 
 
 def set_dropout(model: Any, share: float) -> None:

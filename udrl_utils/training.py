@@ -18,7 +18,7 @@ import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
-from udrl_utils.gpt2 import BASE, make_room, untrained
+from udrl_utils.gpt2 import BASE
 from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import (
@@ -39,7 +39,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
 from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student, model_card
-from udrl_utils.trainer import make_trainer, plan_of, set_dropout
+from udrl_utils.trainer import make_room, make_trainer, plan_of, set_dropout, untrained
 from udrl_utils.training_log import TrainingLog, callback
 
 JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by

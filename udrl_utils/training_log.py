@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -27,7 +27,7 @@ class TrainingLog:
     `live`, if given, is called with the loss table every ten seconds.
     """
 
-    COMMANDS = ({"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95})
+    COMMANDS: ClassVar[list[dict[str, Any]]] = [{"length": 6}, {"length": 24}, {"relevance": 0.95}, {"diversity": 0.95}]
 
     def __init__(self, variant: str, held: pd.DataFrame, live: Live | None = None):
         self.variant, self.live = variant, live

@@ -21,8 +21,8 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.tasks import words
-from udrl_utils.trainer import schedule, token_counts, tokenized
-from udrl_utils.training import fit_codec, make_room, train_rounds
+from udrl_utils.trainer import make_room, schedule, token_counts, tokenized
+from udrl_utils.training import fit_codec, train_rounds
 
 NOUNS = ("heron", "otter", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
 FILLER = ("quiet", "light", "falls", "over", "the", "old", "harbor", "while", "boats", "drift", "and", "bells", "ring")

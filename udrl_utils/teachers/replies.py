@@ -183,7 +183,7 @@ def json_list(text: str) -> list[str]:
             found, _ = json.JSONDecoder().raw_decode(text)
         except ValueError:
             text = text[:LONGEST_REPAIR]
-            found = json_repair.loads(text, skip_json_loads=True)
+            found: Any = json_repair.loads(text, skip_json_loads=True)
             found = found if CLOSED.search(text) else found[:-1]
     except (ValueError, TypeError, RecursionError):
         return []
