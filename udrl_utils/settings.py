@@ -358,14 +358,19 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
         raise SettingsError(f"unknown parameter {name}={given[name]!r}; {hint}")
     try:
         settings = cls(**{name: value for name, value in given.items() if name in cls.model_fields})
-        wrong = [(name, getattr(settings, name), allowed) for name, allowed in settings.mistakes()]
     except ValidationError as error:
         first = error.errors()[0]
-        wrong = [(str(first["loc"][0]), first["input"], re.sub("^(Input|String|Value error,) ", "", first["msg"]))]
-    for name, value, allowed in wrong:
-        raise SettingsError(f"parameter {name}={value!r} {allowed} ({cls.model_fields[name].description})")
+        allowed = re.sub("^(Input|String|Value error,) ", "", first["msg"])
+        raise wrong(cls, str(first["loc"][0]), first["input"], allowed) from None
+    for name, allowed in settings.mistakes():
+        raise wrong(cls, name, getattr(settings, name), allowed)
     settings._given = dict(given)
     return settings
+
+
+def wrong(cls: type[StageSettings], name: str, value: Any, allowed: str) -> SettingsError:
+    """The error that names a parameter, its value and what is allowed."""
+    return SettingsError(f"parameter {name}={value!r} {allowed} ({cls.model_fields[name].description})")
 
 
 def parameters_page() -> str:
