@@ -34,15 +34,17 @@ corpus: install  ## record the teacher anew, then the base and the ready student
 	$(BIN)/udrl base
 	$(BIN)/udrl ready
 
-bench: install  ## training, annotation and decoding beside what one would use instead, after make run
-	$(BIN)/python tests/benchmarks/speed.py $(ARGS)
+bench: install  ## training and decoding beside what one would use instead, after make run
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
-test: lint  ## ruff, then all tests
+test: lint  ## lint, then all tests
 	$(BIN)/pytest
 
-lint: install  ## ruff: rules and format, notebooks too
+lint: install  ## ruff (rules and format, notebooks too), the direction of imports, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install  ## mend what ruff can mend, strip the notebooks
 	$(BIN)/ruff check --fix

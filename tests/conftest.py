@@ -33,7 +33,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like that of the recorded prompts: 120 intents per task, and templates that hold their words."""
     import pandas
 
-    from udrl_utils.tasks import TASKS, ontology_intents
+    from udrl_utils.ontology import ontology_intents
+    from udrl_utils.tasks import TASKS
 
     folder, rows = tmp_path_factory.mktemp("recorded"), []
     for task in TASKS:

@@ -1,4 +1,8 @@
-"""Students trained with one thing left out, beside the whole; and a student beside the base that it started from."""
+"""Ablations: students trained with one thing left out; and a student beside the base that it started from.
+
+A run whose pairs are annotated goes in; one row per variant and seed comes out, from small runs of their own in
+04_analysis/ablations. The run itself is not changed.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,11 @@ from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
-from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, SettingsError, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.training import fingerprint, train_rounds, train_student
+from udrl_utils.training import student_stamp, train_rounds, train_student
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
@@ -43,12 +47,12 @@ class Variant:
 
 
 def shuffled(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
-    """Rewards dealt out anew among the pairs of a task: commands that mean nothing."""
-    dealt = rows.copy()
+    """Rewards shuffled among the pairs of a task: commands that mean nothing."""
+    mixed = rows.copy()
     for _, group in rows.groupby("task"):
         other = group.sample(frac=1, random_state=0)
-        dealt.loc[group.index, annotation.rewards] = other[annotation.rewards].to_numpy()
-    return dealt
+        mixed.loc[group.index, annotation.rewards] = other[annotation.rewards].to_numpy()
+    return mixed
 
 
 def best_fifth(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
@@ -67,6 +71,9 @@ VARIANTS = {
     "commands after the intent": Variant({"command_place": "last"}),
     "no command dropout": Variant({"command_dropout": 0.0}),
     "no horizon": Variant({"horizon": 0}),
+    "no word swaps": Variant({"word_swaps": 0.0}),
+    "from scratch": Variant({"base": ""}),
+    "from scratch, no copying circuit": Variant({"base": "", "copy_init": False}),
     "3 levels": Variant({"bins": 3}),
     "30 levels": Variant({"bins": 30}),
     "half of the pairs": Variant(share=0.5),
@@ -86,7 +93,7 @@ def variants_of(settings: AnalysisSettings) -> list[str]:
     return names
 
 
-def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
+def ablate(settings: AnalysisSettings, run: RunFolder) -> pandas.DataFrame:
     """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
 
     On a CPU as many variants are trained side by side as it has threads.
@@ -95,8 +102,8 @@ def ablate(run: RunFolder, settings: AnalysisSettings) -> pandas.DataFrame:
     count, threads = shares(len(trials))
     rows: list[dict[str, Any]] = []
     with pool(count, quietly, threads) as processes:
-        # the first that fails is the last: what waits behind it is not begun
-        measured = processes.map(partial(measure, run, settings), *zip(*trials, strict=True))
+        # where one fails, those that wait behind it are not started
+        measured = processes.map(partial(measure, settings, run), *zip(*trials, strict=True))
         for (name, seed), found in zip(trials, measured, strict=True):
             rows.append({"variant": name, "seed": seed, **found})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
@@ -108,32 +115,31 @@ def folder_of(run: RunFolder, name: str, seed: int) -> Path:
     return run / "04_analysis" / "ablations" / f"{re.sub('[^a-z0-9]+', '_', name)}-{seed}"
 
 
-def measure(run: RunFolder, settings: AnalysisSettings, name: str, seed: int) -> dict[str, float]:
+def measure(settings: AnalysisSettings, run: RunFolder, name: str, seed: int) -> dict[str, float]:
     """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
     home = RunFolder(folder_of(run, name, seed))
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
     variant = VARIANTS[name]
     differs = [variant.training, variant.sampling, variant.share]
-    made_from = [fingerprint(run.settings(TrainingSettings), run), measuring, differs]
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("made_from") != made_from:
-        known = {"made_from": made_from, "metrics": try_out(run, settings, variant, seed, home)}
-        write_json(file, known)
-    return known["metrics"]
+    now = student_stamp(run.settings(TrainingSettings), run)
+    now["read"] |= {"the variant": digest(differs), "the parameters of the analysis": digest(measuring)}
+    renew(home.path, now)
+    if not file.exists():
+        write_json(file, try_out(settings, run, variant, seed, home))
+    return json.loads(file.read_text())
 
 
 def try_out(
-    run: RunFolder, settings: AnalysisSettings, variant: Variant, seed: int, home: RunFolder
+    settings: AnalysisSettings, run: RunFolder, variant: Variant, seed: int, home: RunFolder
 ) -> dict[str, float]:
     """Train one variant in a run of its own, and measure how its commands are obeyed."""
-    load_rewards(run)
+    load_rewards(run, "04_analysis")
     annotation = run.settings(AnnotationSettings)
     annotated, budget = read_annotated(run), settings.ablation_rows
     train = annotated[annotated.split == "train"]
     train = variant.change(train.sample(min(len(train), budget), random_state=seed), annotation)
     train = train.sample(frac=variant.share, random_state=seed)
-    shutil.rmtree(home.path, ignore_errors=True)
-    (home / "02_annotated").mkdir(parents=True)
+    (home / "02_annotated").mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "run.json", home / "run.json")
     shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
     kept = annotated[annotated.split != "train"]
@@ -158,8 +164,8 @@ def ask_before_and_after(
     sampler: Sampler,
     calibration: pandas.DataFrame,
     intents: dict[str, list[str]],
-    run: RunFolder,
     settings: AnalysisSettings,
+    run: RunFolder,
 ) -> pandas.DataFrame | None:
     """Samples under one command at a time, as `sample_calibration` makes them, with a column `model`.
 

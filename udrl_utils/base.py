@@ -7,7 +7,6 @@ that it learns to copy. `udrl base` makes it, and `udrl ready` the student, from
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -20,17 +19,20 @@ import pandas
 from udrl_utils.commands import END_OF_PREFIX
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.machine import environment, seed_everything
-from udrl_utils.pairs import pair_rows
+from udrl_utils.ontology import noun_heads, plural
+from udrl_utils.pairs import kept_pairs
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import WordSwaps
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
+from udrl_utils.splits import HELD_OUT, is_reserved, mentions, normal_form, split_share
 from udrl_utils.student import Student
-from udrl_utils.tasks import HELD_OUT, SPLIT_SEED, clean_intent, harmless, noun_heads, plural, share, words
+from udrl_utils.tasks import clean_intent, harmless, share
 from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import Request
-from udrl_utils.trainer import TrainingLog, callback, make_trainer, token_counts
+from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
+from udrl_utils.training_log import TrainingLog, callback
 
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
@@ -41,18 +43,18 @@ SHOWN_INTENTS = 50  # per task, that travel with the ready student
 @cache
 def held_out_words() -> frozenset[str]:
     """Nouns that the base never reads, with their plurals: at least those that any run holds out."""
-    nouns = {w for w in noun_heads() if share(f"noun {w}", SPLIT_SEED) < HELD_OUT / 2}
-    return frozenset(nouns | {plural(w) for w in nouns})
+    nouns = {noun for noun in noun_heads() if is_reserved(noun, HELD_OUT)}
+    return frozenset(nouns | {plural(noun) for noun in nouns})
 
 
 def held_out(intent: str) -> bool:
     """Whether an intent may be a test intent of a run."""
-    return share(intent, SPLIT_SEED) < HELD_OUT or names_held_out(intent)
+    return split_share(intent) < HELD_OUT or names_held_out(intent)
 
 
 def names_held_out(text: str) -> bool:
     """Whether a text names a held-out noun, alone, in a compound or with 's."""
-    return not held_out_words().isdisjoint([*words(text), *re.findall(r"[^\W_]+", text.lower())])
+    return mentions(text, held_out_words())
 
 
 def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path = RECORDED) -> pandas.DataFrame:
@@ -64,18 +66,16 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
     """
     if not (folder / "prompts.parquet").exists():
         raise SettingsError(f"no prompts are recorded in {folder}: see notebooks/presets/record.yaml")
-    rows, sets = [], recorded_sets(folder)
-    tests = {intent for _, intent in sets if held_out(intent)}
-    for (task, intent), prompts in sets.items():
-        if intent in tests:
-            continue
-        watched = share(intent, SPLIT_SEED) < HELD_OUT + distillation.validation_fraction
-        request, split = Request(task, intent, len(prompts)), "validation" if watched else "train"
-        made, _ = pair_rows(request, split, prompts, "recorded", distillation, held_out_words())
-        rows += [r for r in made if not names_held_out(r["prompt"]) and clean_intent(r["prompt"]) not in tests]
-    if len({row["split"] for row in rows}) < 2:
+    sets = recorded_sets(folder)
+    tests = {normal_form(intent) for _, intent in sets if held_out(intent)}
+    requests = {Request(t, i, len(prompts)): prompts for (t, i), prompts in sets.items() if normal_form(i) not in tests}
+    watched = HELD_OUT + distillation.validation_fraction
+    splits = {r.intent: "validation" if split_share(r.intent) < watched else "train" for r in requests}
+    written = list(requests.values())
+    pairs, _ = kept_pairs(list(requests), written, splits, "recorded", distillation, held_out_words())
+    pairs = pairs[~pairs.prompt.map(normal_form).isin(tests)].reset_index(drop=True)
+    if pairs.split.nunique() < 2:
         raise SettingsError(f"{folder} holds too few prompts: none is left to train on, or none to watch training on")
-    pairs = pandas.DataFrame(rows)
     return seen(pairs.assign(length=pairs.prompt.str.split().str.len()), training)
 
 
@@ -110,7 +110,6 @@ def train_base(
     """
     import torch
     from datasets import Dataset, concatenate_datasets
-    from transformers import PrinterCallback
 
     began, settings = time.monotonic(), training.model_copy(update=FROM_SCRATCH)
     seed_everything(settings.seed)
@@ -124,7 +123,6 @@ def train_base(
     with TemporaryDirectory() as work:
         model = new_student(settings, tokenizer)
         trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
-        trainer.remove_callback(PrinterCallback)  # the training log prints instead
         trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]

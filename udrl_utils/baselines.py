@@ -11,7 +11,7 @@ import pandas
 from udrl_utils.commands import Command
 from udrl_utils.deploy.latency import timed
 from udrl_utils.evaluation import interval
-from udrl_utils.pairs import reject_reason
+from udrl_utils.pairs import reject_reasons
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
 from udrl_utils.student import Student
@@ -63,14 +63,10 @@ def ask_baselines(
             timed(lambda r, t=teacher, j=journal: t.write([r], j), requests[:TIMED]) if not journal.replies else []
         )
         written = teacher.write(requests, journal)
-        rows = [
-            (r.task, r.intent, prompt)
-            for r, prompts in zip(requests, written, strict=True)
-            for prompt in prompts
-            if reject_reason(r.intent, prompt, rules) is None
-        ]
-        tables[name] = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
-        print(f"baseline {name}: {len(rows)} prompts of {sum(r.n for r in requests)} asked for", flush=True)
+        found = [(r.task, r.intent, p) for r, prompts in zip(requests, written, strict=True) for p in prompts]
+        rows = pandas.DataFrame(found, columns=["task", "intent", "prompt"])
+        tables[name] = rows[reject_reasons(rows, rules) == ""].reset_index(drop=True)
+        print(f"baseline {name}: {len(tables[name])} prompts of {sum(r.n for r in requests)} asked for", flush=True)
         model = teacher.writer.model if isinstance(teacher, LocalTeacher) else None
         costs[name] = cost_of(model, seconds, settings)
     return tables, costs

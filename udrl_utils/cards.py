@@ -1,4 +1,7 @@
-"""The cards of a run's data and student, and the way to a model hub: off by default, private until shared there."""
+"""The cards of a run's data and student, and their upload to a model hub: off by default, and private at first.
+
+In go a run's settings, tables and metrics; out come Markdown cards and, where a repository is named, an upload.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MADE = "## How it was made\n"  # from here on a student's card says what only it
 
 
 def data_card(run: RunFolder, annotated: pandas.DataFrame) -> str:
-    """What somebody who finds the annotated pairs must know: teacher, rewards, quantiles, licence."""
+    """What a reader must know of the annotated pairs: teacher, rewards, quantiles, licence."""
     made, scored = run.settings(DistillationSettings), run.settings(AnnotationSettings)
     sizes = annotated.groupby(["task", "split"]).size().unstack(fill_value=0)
     rewards = "\n".join(
@@ -64,7 +67,7 @@ def table(frame: pandas.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
-def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: AnnotationSettings) -> Path:
+def share_data(settings: AnnotationSettings, run: RunFolder, annotated: pandas.DataFrame) -> Path:
     """Write the card of 02_annotated, and upload card and pairs if `data_repo` names a repository."""
     card = run / "02_annotated" / "_README.md"
     card.write_text(data_card(run, annotated), encoding="utf-8")
@@ -74,9 +77,9 @@ def share_data(run: RunFolder, annotated: pandas.DataFrame, settings: Annotation
     return card
 
 
-def describe_student(run: RunFolder, metrics: dict[str, Any] | None = None) -> None:
-    """Add to the card that travels with a student what its run knows: teacher, licence, and metrics once measured."""
-    made, card = run.settings(DistillationSettings), run / "03_student" / "README.md"
+def student_card(run: RunFolder, metrics: dict[str, Any] | None = None) -> str:
+    """The student's own card with what its run knows: teacher, licence, and the metrics once there are any."""
+    made, card = run.settings(DistillationSettings), (run / "03_student" / "README.md").read_text(encoding="utf-8")
     teacher = made.pairs or (recorded_name() if made.teacher == "recorded" else made.teacher_model)
     measured = ""
     if metrics:
@@ -90,17 +93,23 @@ On test intents that were never trained on, commanded against achieved:
 At its best commands, relative to the teacher, with 95% intervals:
 {", ".join(f"{name} {written(value, '.1%')}" for name, value in relative.items())}.
 """
-    text = f"""{card.read_text(encoding="utf-8").partition(MADE)[0]}{MADE}
+    return f"""{card.partition(MADE)[0].rstrip()}
+
+{MADE}
 Teacher: `{teacher}`; intents: `{made.intents}`; seed {made.seed}. A student of
 the recorded teacher comes under the MIT licence of the workbook; one of another language model is bound by the terms of
 that model.
 {measured}"""
-    card.write_text(text, encoding="utf-8")
 
 
-def share_student(run: RunFolder, settings: TrainingSettings) -> None:
+def describe_student(run: RunFolder, metrics: dict[str, Any]) -> None:
+    """Write 04_analysis/student_card.md: the student's card with what the analysis measured."""
+    (run / "04_analysis" / "student_card.md").write_text(student_card(run, metrics), encoding="utf-8")
+
+
+def share_student(settings: TrainingSettings, run: RunFolder) -> None:
     """Complete the student's card, and upload student, codec and card if `model_repo` names a repository."""
-    describe_student(run)
+    (run / "03_student" / "README.md").write_text(student_card(run), encoding="utf-8")
     if settings.model_repo:
         folder = run / "03_student"
         files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._"}

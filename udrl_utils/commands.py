@@ -1,16 +1,18 @@
-"""Commands, the rewards that are asked for, and the codec that writes them as tokens."""
+"""Commands, the rewards that are asked for, and the codec that writes them as tokens.
+
+Annotated pairs go in; out come quantile edges, level bins, and the tokens of a command. Nothing here knows a model or
+a tokenizer: a command is text.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.runs import write_json
 from udrl_utils.settings import RunError, UserError
@@ -73,7 +75,9 @@ class CommandCodec:
     edges[task][reward] are the bins + 1 quantiles of the reward, of rewards that the task's pairs have values of;
     best[task] holds what its best command asks for; lengths[task] are its shortest and longest usual prompt [words];
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
+    sampling holds how the student samples by default: temperature, min_p and guidance.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
+    horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
     """
 
     bins: int
@@ -84,9 +88,11 @@ class CommandCodec:
     lengths: dict[str, list[int]] = field(default_factory=dict)
     form: str = "tokens"
     place: str = "first"
+    horizon: int = 0
+    sampling: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, annotated: pandas.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
+    def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
         """Fit on annotated pairs of the train split (columns task and one per reward).
 
         A reward that no pair of a task has a value of is not commanded for that task, and a line says so: diversity
@@ -112,11 +118,11 @@ class CommandCodec:
         codec = cls(bins, longest, edges, lengths=lengths)
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
-    def _combinations(self, task: str, rows: pandas.DataFrame) -> list[list[int]]:
+    def _combinations(self, task: str, rows: pd.DataFrame) -> list[list[int]]:
         rows = rows.dropna(subset=list(self.edges[task]))
-        bands = rows.length.astype(int) // LENGTH_BAND if self.longest else np.zeros(len(rows), dtype=int)
-        bins = [[self.bin_of_value(task, name, value) for value in rows[name]] for name in self.edges[task]]
-        cells, counts = np.unique(np.column_stack([bands, *bins]), axis=0, return_counts=True)
+        bands = rows.length // LENGTH_BAND if self.longest else np.zeros(len(rows))
+        bins = self.bins_of(rows)[list(self.edges[task])]
+        cells, counts = np.unique(np.column_stack([bands, bins]).astype(int), axis=0, return_counts=True)
         return np.column_stack([cells, counts]).tolist()
 
     @property
@@ -133,13 +139,13 @@ class CommandCodec:
         """Rewards that can be commanded for a task."""
         return [name for name in self.rewards if name == "length" or name in self.edges[task]]
 
-    def complete(self, rows: pandas.DataFrame) -> pandas.DataFrame:
+    def complete(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Annotated rows that have a value of every reward, of tasks for which every reward is commanded."""
         full = [task for task, edges in self.edges.items() if len(edges) == len(self.levels)]
         return rows[rows.task.isin(full)].dropna(subset=self.levels)
 
     def usual_lengths(self, task: str, most: int = 37) -> list[int]:
-        """At most so many lengths [words], evenly spaced over those that the task's train pairs usually have."""
+        """At most `most` lengths [words], evenly spaced over those that the task's train pairs usually have."""
         low, high = self.lengths.get(task, (min(4, self.longest), min(40, self.longest)))
         return np.linspace(low, high, min(most, high - low + 1)).round().astype(int).tolist()
 
@@ -150,19 +156,24 @@ class CommandCodec:
         return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in TASKS), *lengths, *levels]
 
     def bin_of_value(self, task: str, name: str, value: float) -> int:
-        """Level token of an achieved reward."""
+        """Level bin of one achieved reward, 0 to bins - 1."""
         return int(np.searchsorted(self.edges[task][name][1:-1], value, side="right"))
 
-    def bin_near_value(self, task: str, name: str, value: float, draw: float) -> int:
-        """Level token of an achieved reward or the one next to it, the nearer the likelier; `draw` is uniform, 0..1.
+    def bins_of(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Level bins that pairs achieved, shape (pairs, levels) as floats; NaN where a reward has no value."""
+        return self._of_rows(rows, lambda edges, values: np.searchsorted(edges[1:-1], values, side="right"))
 
-        Neighbours are then trained on some of the same pairs, and what they ask for differs by degrees.
-        """
-        edges, own = self.edges[task][name], self.bin_of_value(task, name, value)
-        low, high = edges[own], edges[own + 1]
-        place = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
-        near = min(max(own + math.floor(place + draw - 0.5), 0), self.bins - 1)
-        return own if near == own else self.bin_of_value(task, name, (edges[near] + edges[near + 1]) / 2)
+    def achieved_levels(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Quantile levels 0..1 that pairs achieved, shape (pairs, levels); NaN where a reward has no value."""
+        return self._of_rows(rows, lambda edges, values: np.interp(values, edges, np.linspace(0, 1, len(edges))))
+
+    def _of_rows(self, rows: pd.DataFrame, measure: Callable[[list[float], np.ndarray], np.ndarray]) -> pd.DataFrame:
+        found = np.full((len(rows), len(self.levels)), np.nan)
+        for task, places in rows.groupby("task").indices.items():
+            for name, edges in self.edges[task].items():
+                values = rows[name].to_numpy(float)[places]
+                found[places, self.levels.index(name)] = np.where(np.isnan(values), np.nan, measure(edges, values))
+        return pd.DataFrame(found, rows.index, self.levels)
 
     def bin_of_level(self, task: str, name: str, level: float) -> int:
         """Level token of a commanded quantile level; where quantiles coincide, the one that was trained."""
@@ -232,31 +243,33 @@ class CommandCodec:
         bins = {name: self.bin_of_level(command.task, name, level) for name, level in command.levels.items()}
         return self._write(command.task, command.length, bins)
 
-    def encode_achieved(
-        self, row: dict[str, Any], left_open: frozenset[str] = frozenset(), draw: Callable[[str], float] = lambda _: 0.5
-    ) -> str:
-        """Tokens of the rewards that an annotated pair achieved, less those left open.
+    def encode_achieved(self, rows: pd.DataFrame, left_open: Sequence[frozenset[str]] | None = None) -> list[str]:
+        """Tokens of the rewards that annotated pairs achieved, one str per pair, less the rewards that are left open.
 
-        `draw` gives a number from 0 to 1 for each reward: 0.5 is the level that it is in, others may be the next.
+        `left_open` holds the names of those rewards for each pair.
         """
-        bins = {
-            name: self.bin_near_value(row["task"], name, row[name], draw(name))
-            for name in self.edges[row["task"]]
-            if name not in left_open and row[name] == row[name]
-        }
-        commanded = "length" in self.rewards and "length" not in left_open
-        return self._write(row["task"], int(row["length"]) if commanded else None, bins)
+        bins, lengths = self.bins_of(rows).to_dict("records"), rows.length if self.longest else [0] * len(rows)
+        written = []
+        for task, length, levels, without in zip(
+            rows.task, lengths, bins, left_open or [frozenset()] * len(rows), strict=True
+        ):
+            kept = {name: int(k) for name, k in levels.items() if name not in without and k == k}
+            written.append(self._write(task, None if "length" in without else int(length), kept))
+        return written
 
     def count_down(self, prompt: str, every: int) -> str:
         """The prompt with the length still to come written before its first word and at every multiple of `every`.
 
         Agents of upside-down RL are told at each step how far they still have to go (arXiv 1912.02877). A language
-        model that writes its own horizon down as it goes need not count further than to the next one.
+        model that writes its own horizon as it goes need not count further than to the next one. Unchanged where
+        `every` is 0 or lengths are not commanded.
         """
+        if not every or not self.longest:
+            return prompt
         written, left = [], len(prompt.split())
         for k, word in enumerate(prompt.split()):
-            told = left <= self.longest and (k == 0 or left % every == 0)
-            written += [f"<|length:{left}|>"] * told + [f" {word}"]
+            shown = left <= self.longest and (k == 0 or left % every == 0)
+            written += [f"<|length:{left}|>"] * shown + [f" {word}"]
             left -= 1
         return "".join(written)
 
@@ -275,15 +288,6 @@ class CommandCodec:
             task, end, rest = command.partition("|>")
             return f"{task}{end}{intent}{rest}{END_OF_PREFIX}"
         return f"{command}{intent}{END_OF_PREFIX}"
-
-    def achieved_levels(self, rows: pandas.DataFrame) -> pandas.DataFrame:
-        """Quantile levels that rows achieved, one column per reward but length; NaN where a reward has no value."""
-        table = pandas.DataFrame(np.nan, index=rows.index, columns=self.levels)
-        for task, group in rows.groupby("task"):
-            for name, edges in self.edges[task].items():
-                found = np.interp(group[name], edges, np.linspace(0, 1, len(edges)))
-                table.loc[group.index, name] = np.where(group[name].isna(), np.nan, found)
-        return table
 
     def level_of(self, bin_index: int) -> float:
         """Middle of a level token's quantiles."""

@@ -1,4 +1,8 @@
-"""What writes prompts under commands: the interface of every engine, and sampling with guidance."""
+"""Engines write prompts under commands: what every engine shares, how tokens are sampled, and guided decoding.
+
+Intents and commands go in, prompts come out. An engine knows the codec and how many tokens fit; the model that computes
+the tokens is known only to its subclasses, and whether a prompt obeys its command is not known here at all.
+"""
 
 from __future__ import annotations
 
@@ -17,68 +21,63 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-# Enough for the longest words: of 4,184 prompts of real LLMs 2 need more in a vocabulary that has not read such text,
-# and none in its own. A student that never ends stops there.
+# A prompt that has not ended after this many tokens per word is cut off. Of 4,184 prompts of real LLMs, 2 need more.
 TOKENS_PER_WORD = 4
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are sampled.
 
-    min_p: tokens less likely than this share of the likeliest are never drawn: where a word must be copied little
-    else is left, where anything may follow nearly everything is (arXiv 2407.01082).
-    top_k, top_p: tokens are drawn from the so many likeliest (0: from all), and of those from the ones that together
-    have this probability (arXiv 1904.09751).
-    guidance: how far the levels of a command are followed, 1 being what was learnt. More obeys better, varies less,
-    and costs a second pass (arXiv 2306.17806).
+    min_p: tokens whose probability is below this share of the most probable token's are never sampled
+    (arXiv 2407.01082).
+    guidance: how strongly the levels of a command are followed; 1 is the distribution that was learnt. Higher values
+    obey better, vary less, and cost a second forward pass (classifier-free guidance, arXiv 2306.17806).
     """
 
     seed: int = 0
     temperature: float = 1.0
     min_p: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
     guidance: float = 1.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prefixes that are written on together. `opened` holds the prefix without its levels of each row to be guided."""
+    """Prefixes that are continued together. `opened` maps each guided row to its prefix without levels."""
 
     prefixes: list[str]
     opened: dict[int, str]
-    words: int  # of the longest prompt wanted
+    words: int  # length of the longest prompt that is commanded
 
 
 class Engine:
-    """Writes prompts for intents under commands. A subclass computes tokens, in `_write` and `_stream`."""
+    """Writes prompts for intents under commands. A subclass computes the tokens, in `_write` and `_stream`."""
 
-    sampling = Sampling()
-    knows = tuple(vars(Sampling()))  # of sampling; other values than the neutral ones are refused
+    name = ""  # shown to the user
+    knows = tuple(vars(Sampling()))  # sampling options that this engine has
     batch_size = 128  # prompts that are written at once
-    folder: Path | None = None  # that it was loaded from
+    folder: Path | None = None  # where it was loaded from
 
     def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
-        """`positions`: tokens that the model takes, of prefix and prompt together."""
+        """`positions`: tokens that the model can hold, prefix and prompt together."""
         self.codec, self.positions, self._tokenizer = codec, positions, tokenizer
+        self.sampling = Sampling(**{name: value for name, value in codec.sampling.items() if name in self.knows})
 
     def best_command(self, task: str) -> Command:
-        """The command that served a task best on validation intents."""
+        """The command whose prompts scored best on the validation intents of a task."""
         return self.codec.best_command(task)
 
     def prefix(self, intent: str, command: Command) -> str:
-        """What the student reads before it writes. An intent that takes more than half of the context is cut, with a
-        warning."""
+        """The text that the student continues. An intent longer than half of the context is cut, with a warning."""
         return self.codec.prefix(self.codec.encode(command), self._fitting(clean_intent(intent)))
 
     def _fitting(self, intent: str) -> str:
         room = self.positions // 2
-        # one token is never more than 16 characters of ordinary text: a bound that spares tokenizing what is cut anyway
+        # a token of ordinary text has at most 16 characters, so that the rest need not be tokenized
         ids = self._tokenizer.encode(harmless(intent[: 16 * room]), add_special_tokens=False).ids
         if len(ids) <= room:
             return intent
-        warnings.warn(f"the intent has {len(ids)} tokens or more, of which this student reads {room}", stacklevel=4)
+        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=4)
         return self._tokenizer.decode(ids[:room]).strip()
 
     def generate(
@@ -91,25 +90,26 @@ class Engine:
         batch_size: int | None = None,
         **sampling: float,
     ) -> list[list[str]]:
-        """n prompts per intent, under one command for all or one command each.
+        """n prompts per intent, under one command for all intents or one command for each.
 
-        strict: refuse a command that the train split does not support; else the nearest is asked for, with a warning.
-        batch_size: prompts written at once, in place of the engine's own number.
-        sampling: temperature and others of `Sampling`, in place of the engine's own.
+        strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
+        warning.
+        batch_size: prompts written at once; by default the engine's own number.
+        sampling: temperature and other options of `Sampling`; by default those that were saved with the student.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
-        Raises: CommandError when a command asks for what the student does not know, an intent is empty, or the engine
-        cannot sample in such a way.
+        Raises: CommandError when a command asks for a reward that the student does not know, an intent is empty, or
+        the engine does not have a sampling option.
         """
         commands = [command] * len(intents) if isinstance(command, Command) else list(command)
-        how = self._sampling(seed, sampling)
+        how = self.sampling_with(seed=seed, **sampling)
         commands = self._checked(intents, commands, strict)
         asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
         opened = self._opened(intents, commands, how)
         longest = [self._longest(c) for c in commands]
-        # Alike prompts share a batch: it pads and runs as long as its longest.
+        # Prompts of similar length share a batch, since it is padded and runs until its last prompt ends.
         order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
-        count = -(-len(order) // (batch_size or self.batch_size))  # of batches, all of about one size
+        count = -(-len(order) // (batch_size or self.batch_size))  # number of batches, of nearly equal size
         parts = [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
         batches = (
             Batch([asked[k] for k in p], {i: opened[k] for i, k in enumerate(p) if k in opened}, longest[p[-1]])
@@ -124,18 +124,25 @@ class Engine:
     def stream(
         self, intent: str, command: Command, seed: int = 0, strict: bool = False, **sampling: float
     ) -> Iterator[str]:
-        """Pieces of one prompt as they are written; arguments and errors as of `generate`."""
-        how = self._sampling(seed, sampling)
+        """Pieces of one prompt as they are written; same arguments and errors as `generate`."""
+        how = self.sampling_with(seed=seed, **sampling)
         [command] = self._checked([intent], [command], strict)
         batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self._longest(command))
         return self._stream(batch, how)
 
-    def _sampling(self, seed: int, changes: dict[str, float]) -> Sampling:
+    def sampling_with(self, **changes: float) -> Sampling:
+        """The student's own sampling with some options changed.
+
+        Raises: CommandError for an option that this engine does not have, unless its value changes nothing.
+        """
         neutral = vars(Sampling())
-        for name, value in changes.items():
-            if name not in self.knows and value != neutral.get(name):
-                raise CommandError(f"{name}={value!r} is beyond this engine, which samples by {', '.join(self.knows)}")
-        return Sampling(**{**vars(self.sampling), "seed": seed, **changes})
+        missing = [name for name, value in changes.items() if name not in self.knows and value != neutral.get(name)]
+        if missing:
+            given = ", ".join(f"{name}={changes[name]!r}" for name in missing)
+            off = [f"{name}={neutral[name]}" for name in missing if name in neutral]
+            hint = f"; set {', '.join(off)}" if off else ""
+            raise CommandError(f"{given}: not an option of {self.name}, which has {', '.join(self.knows)}{hint}")
+        return Sampling(**{**vars(self.sampling), **{n: v for n, v in changes.items() if n in self.knows}})
 
     def _checked(self, intents: Sequence[str], commands: Sequence[Command], strict: bool) -> list[Command]:
         for intent in intents:
@@ -147,7 +154,7 @@ class Engine:
         return [found[command][0] for command in commands]
 
     def _opened(self, intents: Sequence[str], commands: Sequence[Command], how: Sampling) -> dict[int, str]:
-        """Prefixes without levels, by row, for commands that have levels to be guided by."""
+        """Prefixes without levels, by row, of the commands that have levels; empty without guidance."""
         return {
             row: self.prefix(intent, Command(command.task, command.length))
             for row, (intent, command) in enumerate(zip(intents, commands, strict=True))
@@ -158,7 +165,7 @@ class Engine:
         return command.length or self.codec.longest or 60
 
     def _most(self, prefix_tokens: int, words: int) -> int:
-        """Tokens that may be written after a prefix for a prompt of so many words, notes of its length included."""
+        """Most tokens to write after a prefix for a prompt of `words` words, including its length notes."""
         return min(self.positions - prefix_tokens, TOKENS_PER_WORD * words + 16)
 
     def _pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -171,16 +178,16 @@ class Engine:
         return [" ".join(text.split()) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
-        """One prompt for each prefix of each batch."""
+        """The prompts of each batch, one per prefix."""
         raise NotImplementedError
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
-        """Pieces of the prompt for a batch of one prefix."""
+        """Pieces of the prompt of a batch that holds one prefix."""
         raise NotImplementedError
 
 
 class Draw:
-    """Draws tokens on a device as `sampling` says, one after the other; each part of the work has a seed of its own."""
+    """Samples tokens on a device, step after step. Each part of the work has a random generator of its own."""
 
     def __init__(self, sampling: Sampling, device: Any, part: int = 0):
         import torch
@@ -191,9 +198,9 @@ class Draw:
     def next_tokens(self, logits: torch.Tensor, opened: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
         """One token per row of `logits`, shape (rows, vocabulary) -> (rows,).
 
-        `opened` holds the logits of the `guided` rows without their levels. Log-probabilities of a guided row move
-        away from them, `guidance` times as far as they already are. Then unlikely tokens are left out, and one is
-        drawn.
+        `opened` holds the logits of the `guided` rows without their levels, shape (guided rows, vocabulary). A guided
+        row is scored by opened + guidance * (commanded - opened), in log-probabilities. Tokens below min_p are then
+        left out, and one token is sampled.
         """
         import torch
 
@@ -202,20 +209,14 @@ class Draw:
         if len(guided):
             scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], how.guidance)
         scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature
-        unlikely = scores < math.log(max(how.min_p, 1e-30))
-        if how.top_k:
-            unlikely |= scores < scores.topk(min(how.top_k, scores.shape[-1])).values[:, -1:]
-        if how.top_p < 1:
-            ordered, places = scores.masked_fill(unlikely, -torch.inf).softmax(-1).sort(-1, descending=True)
-            unlikely |= torch.zeros_like(unlikely).scatter(-1, places, ordered.cumsum(-1) - ordered > how.top_p)
-        summed = scores.masked_fill_(unlikely, -torch.inf).exp_().cumsum(-1)
-        # a number from [0, sum): the first token whose sum is above it, which none of probability 0 is
+        summed = scores.masked_fill_(scores < math.log(max(how.min_p, 1e-30)), -torch.inf).exp_().cumsum(-1)
+        # a number from [0, sum): the first token whose sum is above it, which is never one of probability 0
         drawn = torch.rand(len(summed), 1, generator=self.random, device=summed.device) * summed[:, -1:]
         return (summed > drawn).int().argmax(-1)
 
 
 def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> torch.Tensor:
-    """Logits of what comes after the last of `ids`, shape (rows, vocabulary); keys and values go into the cache."""
+    """Logits of the token after the last of `ids`, shape (rows, vocabulary); the cache is extended in place."""
     return model(
         input_ids=ids,
         attention_mask=mask,
@@ -229,11 +230,12 @@ def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> t
 def write(
     model: Any, batch: Any, guided: list[int], draw: Draw, most: int, end: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Tokens that the model writes after each commanded prefix, up to `end` or `most` of them, step by step.
+    """Continue each commanded prefix by at most `most` tokens, up to the token `end`, step by step.
 
-    Yields which rows were written on and a token for each. `batch` is left-padded: the commanded prefixes, then for
-    each row in `guided` the same prefix without its levels. An open row is fed what its guided one draws. Rows that
-    are done leave the batch, so that the longest prompt is not paid for by all.
+    `batch` is left-padded: first the commanded prefixes, then, for each row in `guided`, the same prefix without its
+    levels, which is continued with the tokens sampled for the guided row. Finished rows leave the batch, so that its
+    cost follows the prompts and not the longest of them.
+    Yields the rows that are still going and one token for each of them.
     """
     import torch
     from transformers import DynamicCache

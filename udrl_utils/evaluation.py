@@ -1,4 +1,8 @@
-"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?"""
+"""Evaluation on test intents: are commands obeyed, and how does the student compare with teacher and baselines?
+
+A sampler and annotated pairs go in; tables of samples and metrics with 95% intervals come out. How a student was
+trained is not known here.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,15 @@ import numpy as np
 import pandas
 
 from udrl_utils.commands import Command
+from udrl_utils.ontology import noun_heads, plural
 from udrl_utils.rewards import annotate, load_rewards, read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings, RunError
 from udrl_utils.student import Student, ready_facts
-from udrl_utils.tasks import clean_intent, noun_heads, plural, share, stems, words
+from udrl_utils.tasks import clean_intent, share, stems, words
 
 if TYPE_CHECKING:
-    import numpy
-
     from udrl_utils.encoder import Embed
 
 
@@ -33,7 +36,7 @@ def interval(values: Sequence[float], settings: IntervalSettings) -> dict[str, f
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def ratio_interval(ours: numpy.ndarray, theirs: numpy.ndarray, settings: IntervalSettings) -> dict[str, float]:
+def ratio_interval(ours: np.ndarray, theirs: np.ndarray, settings: IntervalSettings) -> dict[str, float]:
     """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
     draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
     low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
@@ -88,7 +91,7 @@ def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
         student, facts = Student.load("ready"), ready_facts()
         few = {task: intents[: settings.analysis_intents] for task, intents in facts["intents"].items()}
         return Chosen(student, student.codec.rewards, facts["encoder"], few)
-    load_rewards(run)
+    load_rewards(run, "07_deployment")
     scoring, student = run.settings(AnnotationSettings), Student.load(run / "03_student")
     return Chosen(student, scoring.rewards, scoring.encoder, test_intents(read_annotated(run), settings))
 
@@ -263,7 +266,7 @@ def distinct_2(prompts: list[str]) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else float("nan")
 
 
-def vendi(vectors: numpy.ndarray) -> float:
+def vendi(vectors: np.ndarray) -> float:
     """Vendi score of unit vectors, 1..n: the effective number of prompts (Friedman and Dieng, arXiv 2210.02410)."""
     weights = np.linalg.eigvalsh(vectors @ vectors.T / len(vectors))
     weights = weights[weights > 1e-12]

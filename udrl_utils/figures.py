@@ -1,4 +1,7 @@
-"""Figures of the notebooks and the report: one visual style, colour-blind safe, every axis with its unit."""
+"""Figures of the notebooks: one visual style, colour-blind safe, every axis with its unit.
+
+In go data frames and metrics that a stage measured; out come matplotlib figures. Nothing here measures anything.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn
+from IPython import get_ipython
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from udrl_utils.rewards import REWARDS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from udrl_utils.commands import CommandCodec
 
 SYSTEM_LABELS = {
@@ -32,15 +38,15 @@ def labelled(systems: Iterable[str]) -> dict[str, str]:
 
 
 def style() -> None:
-    """Set the style; every figure function calls it."""
-    import seaborn
-
+    """Set the style, and twice the pixels for figures that a notebook shows; every figure function calls it."""
     seaborn.set_theme(
         context="notebook",
         style="whitegrid",
         palette="colorblind",
         rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 11},
     )
+    if get_ipython():
+        set_matplotlib_formats("retina")
 
 
 def axis_label(name: str, prefix: str = "") -> str:
@@ -50,8 +56,6 @@ def axis_label(name: str, prefix: str = "") -> str:
 
 def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) -> tuple[Figure, list[Axes]]:
     """A row of axes."""
-    import matplotlib.pyplot as plt
-
     style()
     figure, axes = plt.subplots(
         1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options
@@ -61,18 +65,14 @@ def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:
     """Write the figure as PNG and return it, so that it is the last line of a cell."""
-    import matplotlib.pyplot as plt
-
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=200)  # twice the pixels that a page shows it with
     plt.close(figure)
     return figure
 
 
-def pair_overview(pairs: pandas.DataFrame) -> Figure:
+def pair_overview(pairs: pd.DataFrame) -> Figure:
     """Words of intents and prompts, per task."""
-    import seaborn
-
     figure, (left, right) = panels(2, width=5)
     intent_words = pairs.intent.str.split().str.len().clip(upper=40)  # a bar for each, even where an intent is a book
     sizes = pairs.assign(words=pairs.prompt.str.split().str.len(), intent_words=intent_words)
@@ -83,10 +83,8 @@ def pair_overview(pairs: pandas.DataFrame) -> Figure:
     return figure
 
 
-def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
+def rewards_overview(annotated: pd.DataFrame, rewards: list[str]) -> Figure:
     """Distribution of each reward, per task."""
-    import seaborn
-
     figure, axes = panels(len(rewards))
     for axis, name in zip(axes, rewards, strict=True):
         seaborn.histplot(
@@ -96,23 +94,19 @@ def rewards_overview(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
     return figure
 
 
-def reward_correlations(annotated: pandas.DataFrame, rewards: list[str]) -> Figure:
+def reward_correlations(annotated: pd.DataFrame, rewards: list[str]) -> Figure:
     """Spearman correlation between rewards, one panel per task."""
-    import seaborn
-
     groups = list(annotated.groupby("task", sort=False))
     figure, axes = panels(len(groups))
     for axis, (task, rows) in zip(axes, groups, strict=True):
-        table = rows[rewards].corr(method="spearman")
+        table = rows.filter(rewards).corr(method="spearman")
         seaborn.heatmap(table, vmin=-1, vmax=1, cmap="vlag", annot=True, fmt=".2f", square=True, cbar=False, ax=axis)
-        axis.set_title(task)
+        axis.set_title(str(task))
     return figure
 
 
-def loss_curves(log: pandas.DataFrame) -> Figure:
+def loss_curves(log: pd.DataFrame) -> Figure:
     """Training and validation loss over steps; columns step, loss, eval_loss, variant."""
-    import seaborn
-
     figure, (axis,) = panels(1, width=7)
     seaborn.lineplot(log.dropna(subset=["loss"]), x="step", y="loss", hue="variant", ax=axis)
     if "eval_loss" in log:
@@ -127,12 +121,11 @@ def loss_curves(log: pandas.DataFrame) -> Figure:
     return figure
 
 
-def rounds(history: pandas.DataFrame) -> Figure:
+def rounds(history: pd.DataFrame) -> Figure:
     """The front of each round on validation intents, per task: relevance against set diversity, teacher = 1."""
-    import seaborn
-
     figure, axes = panels(max(1, history.task.nunique()), sharey=True)
-    points = history.groupby(["task", "round", "command"], sort=False)[["relevance", "diversity"]].mean().reset_index()
+    means = {"relevance": "mean", "diversity": "mean"}
+    points = history.groupby(["task", "round", "command"], sort=False, as_index=False).agg(means)
     for axis, (task, rows) in zip(axes, points.groupby("task"), strict=True):
         seaborn.lineplot(
             rows, x="diversity", y="relevance", hue="round", palette="viridis", marker="o", sort=False, ax=axis
@@ -143,10 +136,8 @@ def rounds(history: pandas.DataFrame) -> Figure:
     return figure
 
 
-def edge(probes: pandas.DataFrame) -> Figure:
+def edge(probes: pd.DataFrame) -> Figure:
     """Share of samples that did what was asked at the edge of the data; diamonds: the share among train pairs."""
-    import seaborn
-
     figure, (axis,) = panels(1, width=8, height=0.5 * len(probes) + 1.2)
     labels = probes.probe + " (" + probes.asked + ")"
     seaborn.barplot(x=probes.achieved, y=labels, color="C0", ax=axis)
@@ -155,19 +146,29 @@ def edge(probes: pandas.DataFrame) -> Figure:
     return figure
 
 
-def ablations(variants: pandas.DataFrame) -> Figure:
+def ablations(variants: pd.DataFrame) -> Figure:
     """How well commands are obeyed by each variant, one dot per seed; the dashed line is the full variant's mean."""
-    import seaborn
-
     names = [name for name in variants if name not in ("variant", "seed")]
     figure, axes = panels(len(names), width=3.2, height=0.3 * variants.variant.nunique() + 1.2, sharey=True)
     for axis, name in zip(axes, names, strict=True):
         seaborn.stripplot(variants, x=name, y="variant", jitter=False, ax=axis)
-        full = variants[variants.variant == "full"][name]
-        if len(full):
-            axis.axvline(full.mean(), color="gray", linewidth=1, linestyle="--")
+        full = [value for variant, value in zip(variants.variant, variants[name], strict=True) if variant == "full"]
+        if full:
+            axis.axvline(sum(full) / len(full), color="gray", linewidth=1, linestyle="--")
         axis.set(xlabel=name, ylabel="")
     return figure
+
+
+def commanded(name: str) -> str:
+    """Axis label of what was commanded: words of a length, quantile levels of any other reward."""
+    return f"commanded {name} [{'words' if name == 'length' else 'quantile level'}]"
+
+
+def draw_levels(axis: Axes, levels: list[dict[str, float]], label: str) -> None:
+    """Mean achieved per commanded value, with its 95% interval."""
+    asked, mean, low, high = ([level[key] for level in levels] for key in ("asked", "mean", "low", "high"))
+    axis.plot(asked, mean, marker="o", markersize=3, label=label)
+    axis.fill_between(asked, low, high, alpha=0.2)
 
 
 def calibration(metrics: dict[str, Any], name: str) -> Figure:
@@ -176,44 +177,38 @@ def calibration(metrics: dict[str, Any], name: str) -> Figure:
     figure, axes = panels(len(tasks), sharey=True)
     for axis, task in zip(axes, tasks, strict=True):
         result = metrics["calibration"][task][name]
-        asked = [level["asked"] for level in result["levels"]]
-        axis.plot(asked, [level["mean"] for level in result["levels"]], marker="o", markersize=4)
-        axis.fill_between(
-            asked,
-            [level["low"] for level in result["levels"]],
-            [level["high"] for level in result["levels"]],
-            alpha=0.25,
-        )
+        draw_levels(axis, result["levels"], task)
         if name == "length":
+            asked = [level["asked"] for level in result["levels"]]
             axis.plot(asked, asked, color="gray", linestyle="--", linewidth=1)
-        unit = "words" if name == "length" else "quantile level"
-        axis.set(xlabel=f"commanded {name} [{unit}]", title=f"{task}\nSpearman {result['spearman']:.3f}")
+        axis.set(xlabel=commanded(name), title=f"{task}\nSpearman {result['spearman']:.3f}")
     axes[0].set_ylabel(axis_label(name, "achieved "))
     return figure
 
 
-def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: CommandCodec) -> Figure:
-    """What was asked for (x) and what was written (y), per reward: by base, student and one of shuffled commands.
+def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: CommandCodec) -> Figure:
+    """What was asked for (x) and what was written (y), per reward: by the student and models to compare it with.
 
     Samples have columns model and reward, metrics are those of `obedience`. Lines are means with 95% intervals, over
     steps of 4 words where lengths are asked for; the dashed diagonal is what was asked.
     """
-    import seaborn
-
     labels = {
         "base": "before: the base that training starts from",
         "student": "after: the student, trained on commands",
         "shuffled": "a student trained on shuffled commands",
+        "plain": "plain SFT on the same pairs, without commands",
     }
     figure, axes = panels(len(metrics), height=4.0)
     blue, orange = seaborn.color_palette("colorblind")[:2]
-    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^")}
+    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^"), "plain": ("0.45", "s")}
     levels = codec.achieved_levels(samples)
     for axis, (name, found) in zip(axes, metrics.items(), strict=True):
         values = samples if name == "length" else levels
         asked = samples[f"asked_{name}"]
         asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
-        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset=["achieved"])
+        rows = (
+            samples.assign(asked=asked, achieved=values[name]).loc[samples.reward == name].dropna(subset=["achieved"])
+        )
         unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
         for model in found:
@@ -221,13 +216,15 @@ def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: 
             color, marker = looks[model]
             look = {"color": color, "marker": marker, "label": labels[model], "legend": False}
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, ax=axis, **look)
-        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in ("base", "student"))
+        first = next(iter(found))
+        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
+        how = "before" if first == "base" else "without"
         axis.set(
             xlabel=f"asked for [{unit}]",
             ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]",
             xlim=(0, top),
             ylim=(0, top),
-            title=f"{name.capitalize()}: agreement {before} before, {after} after",
+            title=f"{name.capitalize()}: agreement {before} {how}, {after} after",
         )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -239,37 +236,21 @@ def before_and_after(samples: pandas.DataFrame, metrics: dict[str, Any], codec: 
     return figure
 
 
-def trade_off(sets: pandas.DataFrame, samples: pandas.DataFrame) -> Figure:
+def trade_off(sets: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     """Relevance against diversity: where each system stands, and where commands take the student."""
-    import seaborn
-
     tasks = list(sets.task.unique())
     figure, axes = panels(len(tasks), width=4.6, height=4.2)
     labels = labelled(sets.system.unique())
     colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
         path = samples[(samples.task == task) & (samples.reward == "diversity")]
-        if len(path):
-            path = path.groupby("asked_diversity")[["diversity", "relevance"]].mean()
-        axis.plot(
-            path.diversity,
-            path.relevance,
-            color="gray",
-            marker=".",
-            linewidth=1,
-            label="student, diversity commanded 0.05 to 0.95",
-        )
-        for system, rows in sets[sets.task == task].groupby("system", sort=False):
-            mean, error = rows[["diversity", "relevance"]].mean(), 1.96 * rows[["diversity", "relevance"]].sem()
-            axis.errorbar(
-                mean.diversity,
-                mean.relevance,
-                error.relevance,
-                error.diversity,
-                fmt="o",
-                color=colors[system],
-                label=labels[system],
-            )
+        path = path.groupby("asked_diversity").agg({"diversity": "mean", "relevance": "mean"})
+        label = "student, diversity commanded 0.05 to 0.95"
+        axis.plot(path["diversity"], path["relevance"], color="gray", marker=".", linewidth=1, label=label)
+        for system in sets[sets.task == task].system.unique():
+            rows = sets[(sets.task == task) & (sets.system == system)]
+            x, y, look = rows.diversity, rows.relevance, {"fmt": "o", "color": colors[system], "label": labels[system]}
+            axis.errorbar(x.mean(), y.mean(), xerr=1.96 * x.sem(), yerr=1.96 * y.sem(), **look)
         axis.set(xlabel="set diversity [1 - mean cosine]", ylabel="relevance [cosine]", title=task)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -284,76 +265,45 @@ def comparison(metrics: dict[str, Any]) -> Figure:
     for axis, name in zip(axes, ("relevance", "diversity"), strict=True):
         for row, system in enumerate(systems):
             ratio = {key: 100 * value for key, value in metrics["relative_to_teacher"][system][name].items()}
-            axis.errorbar(
-                ratio["mean"],
-                row,
-                xerr=[[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]],
-                fmt="o",
-                capsize=3,
-                color=f"C{row}",
-            )
+            interval = [[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]]
+            axis.errorbar(ratio["mean"], row, xerr=interval, fmt="o", capsize=3, color=f"C{row}")
         axis.axvline(100, color="gray", linestyle="--", linewidth=1)
-        axis.set(
-            xlabel=f"{name} [% of the teacher's mean]",
-            yticks=range(len(systems)),
-            yticklabels=systems.values(),
-            ylim=(len(systems) - 0.5, -0.5),
-        )
+        axis.set_xlabel(f"{name} [% of the teacher's mean]")
+        axis.set_yticks(range(len(systems)), systems.values())
+        axis.set_ylim(len(systems) - 0.5, -0.5)
     return figure
 
 
 def headline(metrics: dict[str, Any]) -> Figure:
-    """The result in one picture: commanded against achieved length, relevance and diversity over all tasks."""
-    names = list(metrics["calibration"]["all"])
-    figure, axes = panels(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        for task in metrics["calibration"]:
-            if task == "all" or name not in metrics["calibration"][task]:
-                continue
-            levels = metrics["calibration"][task][name]["levels"]
-            axis.plot(
-                [level["asked"] for level in levels],
-                [level["mean"] for level in levels],
-                marker="o",
-                markersize=3,
-                label=task,
-            )
-        unit = "words" if name == "length" else "quantile level"
-        spearman = metrics["calibration"]["all"][name]["spearman"]
-        axis.set(
-            xlabel=f"commanded {name} [{unit}]",
-            ylabel=axis_label(name, "achieved "),
-            title=f"{name}: Spearman {spearman:.2f}",
-        )
+    """The result in one picture: commanded against achieved length, relevance and diversity, a line per task."""
+    overall = metrics["calibration"]["all"]
+    figure, axes = panels(len(overall))
+    for axis, (name, found) in zip(axes, overall.items(), strict=True):
+        for task, rewards in metrics["calibration"].items():
+            if task != "all" and name in rewards:
+                draw_levels(axis, rewards[name]["levels"], task)
+        title = f"{name}: Spearman {found['spearman']:.2f}"
+        axis.set(xlabel=commanded(name), ylabel=axis_label(name, "achieved "), title=title)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def sweep(samples: pandas.DataFrame, codec: CommandCodec) -> Figure:
+def sweep(samples: pd.DataFrame, codec: CommandCodec) -> Figure:
     """Rewards commanded from low to high: each dot is a prompt, the line their mean, the diagonal perfect obedience.
 
     Column `reward` says which reward a sample's command swept.
     """
-    import seaborn
-
     names = list(samples.reward.unique())
     levels = codec.achieved_levels(samples)
     figure, axes = panels(len(names), width=4.4)
     for axis, name in zip(axes, names, strict=True):
-        rows = samples.reward == name
-        unit, top = ("words", samples.asked_length.max() + 4) if name == "length" else ("quantile level", 1)
-        achieved = samples[name][rows] if name == "length" else levels[name][rows]
-        points = samples[rows].assign(asked=samples[f"asked_{name}"][rows], achieved=achieved)
+        rows, is_length = samples.reward == name, name == "length"
+        points = samples[rows].assign(achieved=(samples if is_length else levels)[name][rows])
+        top = samples.asked_length.max() + 4 if is_length else 1
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)
-        seaborn.lineplot(points, x="asked", y="achieved", hue="task", marker="o", errorbar=None, ax=axis, legend=False)
-        seaborn.scatterplot(
-            points, x="asked", y="achieved", hue="task", s=14, alpha=0.5, ax=axis, legend=axis is axes[0]
-        )
-        axis.set(
-            xlabel=f"commanded {name} [{unit}]",
-            ylabel=f"achieved {name} [{unit}]",
-            xlim=(0, top),
-            ylim=(0, None if name == "length" else 1.02),
-            title=name,
-        )
+        columns = {"x": f"asked_{name}", "y": "achieved", "hue": "task", "ax": axis}
+        seaborn.lineplot(points, marker="o", errorbar=None, legend=False, **columns)
+        seaborn.scatterplot(points, s=14, alpha=0.5, legend=axis is axes[0], **columns)
+        axis.set(xlabel=commanded(name), ylabel=commanded(name).replace("commanded", "achieved"), title=name)
+        axis.set(xlim=(0, top), ylim=(0, None if is_length else 1.02))
     return figure

@@ -1,22 +1,30 @@
-"""The student's model and tokenizer: a GPT-2 from scratch, or a pre-trained model that learns the codec's tokens."""
+"""What training starts from: a GPT-2 from scratch or a pre-trained model, with its tokenizer and its schedule.
+
+Settings, a codec and training rows go in; an untrained student's model and tokenizer come out. Neither rewards nor
+training are known here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.settings import SettingsError, TrainingSettings, loading
 from udrl_utils.tasks import DATA
+from udrl_utils.trainer import Schedule, plan_of, token_counts, tokenized
 
 if TYPE_CHECKING:
-    import torch
+    from datasets import Dataset
     from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
 BASE = DATA / "base"  # the shipped one, which the setting base calls "recorded"
+MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 NO_BASE = "parameter base={base!r} is neither recorded, a Hub id nor a folder"
 
 
@@ -70,11 +78,11 @@ def new_student(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
 
 
 def pretrained_student(
-    base: str | Path, codec: CommandCodec, n_positions: int = 0, keep: bool = True
+    base: str | Path, codec: CommandCodec, n_positions: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pre-trained causal LM with the codec's tokens added to its vocabulary: `recorded`, a Hub id or a folder.
 
-    keep: the embeddings that it knows are not trained. New tokens begin at random, spread like the known ones.
+    The embeddings of new tokens are random, spread like the known ones: equal ones would take long to come apart.
     Raises: SettingsError when there is no such model, or when it cannot take `n_positions` tokens.
     """
     import torch
@@ -89,11 +97,9 @@ def pretrained_student(
     tokenizer.add_special_tokens({"additional_special_tokens": codec.tokens()})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.resize_token_embeddings(len(tokenizer))
-    with torch.no_grad():  # all alike they would take long to come apart
+    with torch.no_grad():
         weights = model.get_input_embeddings().weight
         weights[known:] = weights[:known].mean(0) + weights[:known].std(0) * torch.randn_like(weights[known:])
-    if keep:
-        keep_embeddings(model, known)
     return model, tokenizer
 
 
@@ -116,9 +122,9 @@ def base_tokenizer(base: str | Path) -> PreTrainedTokenizerFast:
 
 
 def widen(model: PreTrainedModel, positions: int) -> None:
-    """Let a model take sequences of so many tokens. A GPT-2's new positions begin as those half its context before.
+    """Let a model take sequences of `positions` tokens. A GPT-2's new positions start as copies of known ones.
 
-    Raises: SettingsError when the model takes fewer and does not learn its positions one by one.
+    Raises: SettingsError when the model takes fewer and has no table of positions that could grow.
     """
     import torch
 
@@ -134,28 +140,30 @@ def widen(model: PreTrainedModel, positions: int) -> None:
     model.base_model.wpe, model.config.n_positions = wider, positions
 
 
-def keep_embeddings(model: PreTrainedModel, trained: int) -> None:
-    """Train embeddings from number `trained` on only: those of the base stay as they are, weight decay aside.
+def untrained(settings: TrainingSettings, codec: CommandCodec, train: pd.DataFrame) -> tuple[Any, Any, Schedule]:
+    """The model that training starts from, its tokenizer, and the schedule that suits the rows.
 
-    A run shows a student a part of its tokens. Were the embeddings trained, those of all others would drift, and
-    with them the student's hold on words that it meets only later.
+    The model is the base, or a new GPT-2 whose vocabulary is that of the rows.
     """
-    import torch
-    from torch.nn.functional import linear
+    if settings.base:
+        plan = plan_of(settings, train, base_tokenizer(settings.base))
+        return *pretrained_student(settings.base, codec, settings.n_positions), plan
+    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
+    return new_student(settings, tokenizer), tokenizer, plan_of(settings, train, tokenizer)
 
-    def of_new_tokens(gradient: torch.Tensor) -> torch.Tensor:
-        new = torch.arange(len(gradient), device=gradient.device) >= trained
-        return gradient * new[:, None]
 
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    embeddings.weight.register_hook(of_new_tokens)
+def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
+    """Widen a model's context to the longest of its prompt/completion rows, in steps of 64 tokens.
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        kept, new = head.weight[:trained].detach(), head.weight[trained:]
-        return torch.cat([linear(hidden, kept), linear(hidden, new)], dim=-1)
-
-    if head.weight is embeddings.weight and head.bias is None:  # what the hook would drop is not even computed
-        head.forward = logits
+    Raises: SettingsError when the model cannot take as many.
+    """
+    positions = model.config.max_position_embeddings
+    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
+    longest = max(max(found, default=0) for found in lengths)
+    if longest > positions:
+        needed = 64 * math.ceil(longest / 64)
+        print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)
+        widen(model, needed)
 
 
 def copying_circuit(model: GPT2LMHeadModel, scale: float = 0.05) -> None:

@@ -1,33 +1,30 @@
-"""Distillation: ask the teacher shard by shard, parse and filter its replies, drop repetitions, write pairs."""
+"""Distillation: the pairs of a run, made shard by shard.
+
+In go settings and either a teacher or a data set of pairs; out come the shards of 01_pairs: prompts that passed the
+filters and are no near-duplicates, each with its split. Nothing here knows how a teacher works or what a reward is.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas
 
-from udrl_utils.runs import RunFolder, is_sound, read_note, read_shards, write_json, write_shard
+from udrl_utils.ontology import ontology_intents
+from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, stamp, write_shard
 from udrl_utils.settings import MOST_WORDS, DistillationSettings, RunError, SettingsError
-from udrl_utils.tasks import (
-    TASKS,
-    assign_splits,
-    clean_intent,
-    distinct,
-    load_intents,
-    ontology_intents,
-    read_table,
-    words,
-)
-from udrl_utils.teachers import make_teacher
-from udrl_utils.teachers.recorded import recorded_requests
+from udrl_utils.splits import assign_splits, mentions
+from udrl_utils.tasks import TASKS, clean_intent, distinct, harmless, load_intents, read_table, words
+from udrl_utils.teachers import Teacher, make_teacher
+from udrl_utils.teachers.recorded import RECORDED, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
 from udrl_utils.teachers.server import Budget
 
@@ -37,70 +34,73 @@ if TYPE_CHECKING:
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")
 REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|as an ai|i won't)\b", re.I)
 CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
-MARKUP = re.compile(r"</?[a-z!][^<>]*>|<\||```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
+MARKUP = re.compile(r"</?[a-z!][^<>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
 LONGEST_WORD = 60  # characters
-SWAPPED = (20, 3)  # intents of more words, and of so many times those of prompts, in the median, look like prompts
+SWAPPED = (20, 3)  # a median intent of more words, and more times the words of a prompt, suggests swapped columns
 
 
 def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
-    """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal."""
-    return make_teacher(run.settings(DistillationSettings), Budget(None)).write(requests, Journal(replies))
+    """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal.
+
+    Raises: RunError when the requests of all notebooks together would exceed teacher_budget.
+    """
+    return extra_teacher(run).write(requests, Journal(replies))
 
 
-def reject_reason(
-    intent: str,
-    prompt: str,
-    settings: DistillationSettings,
-    held_out: frozenset[str] = frozenset(),
-) -> str | None:
-    """Why a prompt is not kept, or None."""
-    split, length = prompt.split(), len(prompt.split())
-    found = (
-        ("empty", not split),
-        ("control_characters", not prompt.isprintable()),
-        ("refusal", REFUSAL.match(prompt)),
-        ("chatter", CHATTER.match(prompt) or prompt.endswith(":")),
-        ("markup", MARKUP.search(prompt)),
-        ("long_word", max(map(len, split), default=0) > LONGEST_WORD),
-        ("same_as_intent", clean_intent(prompt) == clean_intent(intent)),
-        ("too_short", length < settings.min_words),
-        ("too_long", length > settings.max_words),
-        ("other_script", latin(prompt) < 0.5 < latin(intent)),
-        ("held_out_word", not held_out.isdisjoint(words(prompt))),
-    )
-    return next((reason for reason, is_so in found if is_so), None)
+def extra_teacher(run: RunFolder) -> Teacher:
+    """The teacher of a finished run, for later notebooks, with what is left of its teacher_budget."""
+    settings = run.settings(DistillationSettings)
+    return make_teacher(settings, budget_of(run, settings))
+
+
+def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> pandas.Series:
+    """Why each pair (columns intent, prompt) is rejected, by its index; "" for those that pass the filters."""
+    intent, prompt, length = pairs.intent, pairs.prompt, pairs.prompt.str.split().str.len()
+    found = {
+        "empty": length == 0,
+        "control_characters": ~prompt.map(str.isprintable).astype(bool),
+        "refusal": prompt.map(REFUSAL.match).notna(),
+        "chatter": prompt.map(CHATTER.match).notna() | prompt.str.endswith(":"),
+        "markup": prompt.map(MARKUP.search).notna(),
+        "long_word": prompt.map(lambda text: max(map(len, text.split()), default=0)) > LONGEST_WORD,
+        "special_token": prompt.map(harmless) != prompt,  # what a tokenizer would take for a token of its own
+        "same_as_intent": prompt.map(clean_intent) == intent.map(clean_intent),
+        "too_short": length < settings.min_words,
+        "too_long": length > settings.max_words,
+        "other_script": (prompt.map(latin) < 0.5) & (intent.map(latin) > 0.5),
+    }
+    reasons = pandas.Series("", index=pairs.index, dtype=object)
+    for reason, rejected in found.items():
+        reasons = reasons.mask((reasons == "") & rejected, reason)
+    return reasons
 
 
 def latin(text: str) -> float:
     """Share of a text's letters that are Latin; 1 where it has no letters."""
-    letters = [letter for letter in text if letter.isalpha()]
-    return (
-        sum(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters) / len(letters) if letters else 1.0
-    )
+    known = [letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in text if letter.isalpha()]
+    return sum(known) / len(known) if known else 1.0
 
 
 def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
-    """Indices of prompts that do not repeat an earlier one, by the Jaccard similarity of word 3-grams (MinHash)."""
-    from datasketch import MinHash
-
-    kept: list[int] = []
-    hashes: list[Any] = []
+    """Indices of prompts whose word 3-grams have a Jaccard similarity below the threshold to every earlier one kept."""
+    kept: dict[int, int] = {}  # number of 3-grams by index
+    holders: dict[str, list[int]] = defaultdict(list)  # indices of the kept prompts that contain a 3-gram
     for index, prompt in enumerate(prompts):
         tokens = words(prompt)
         grams = {" ".join(tokens[i : i + 3]) for i in range(max(1, len(tokens) - 2))}
-        sketch = MinHash(num_perm=64, seed=1)
-        sketch.update_batch([gram.encode() for gram in sorted(grams)])
-        if all(sketch.jaccard(other) < threshold for other in hashes):
-            kept.append(index)
-            hashes.append(sketch)
-    return kept
+        shared = Counter(other for gram in grams for other in holders[gram])
+        if all(both / (len(grams) + kept[other] - both) < threshold for other, both in shared.items()):
+            kept[index] = len(grams)
+            for gram in grams:
+                holders[gram].append(index)
+    return list(kept)
 
 
 def plan(settings: DistillationSettings) -> list[Request]:
-    """What the teacher is asked: a request per intent, tasks taking turns.
+    """What the teacher is asked: one request per intent, with the tasks in turn.
 
-    Intents of the ontology are drawn for their task; a recorded teacher has its own. Raises: SettingsError where the
-    intents cannot be read, or were not recorded.
+    Intents from the ontology are drawn for their task; a recorded teacher has its own intents.
+    Raises: SettingsError when the intents cannot be read or were not recorded.
     """
     tasks, n = settings.tasks, settings.prompts_per_intent
     if settings.teacher == "recorded":
@@ -108,74 +108,77 @@ def plan(settings: DistillationSettings) -> list[Request]:
     if settings.intents != "ontology":
         return [Request(tasks[k % len(tasks)], intent, n) for k, intent in enumerate(load_intents(settings))]
     if not settings.n_intents:
-        raise SettingsError("parameter n_intents=0 must be at least 1 with intents='ontology', which has no end")
+        raise SettingsError("parameter n_intents=0 must be at least 1 with intents='ontology', which is endless")
     drawn = itertools.cycle([(task, ontology_intents(settings.seed, task)) for task in tasks])
     asked = distinct(Request(task, next(intents), n) for task, intents in drawn)
     return list(itertools.islice(asked, settings.n_intents))
 
 
 def pair_id(*parts: str) -> str:
-    """Id of a pair: a hash of what makes it."""
+    """Id of a pair: a hash of its parts."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
 
 
-def pair_rows(
-    request: Request,
-    split: str,
-    prompts: list[str],
+def kept_pairs(
+    requests: Sequence[Request],
+    written: Sequence[list[str]],
+    splits: dict[str, str],
     teacher: str,
     settings: DistillationSettings,
     held_out: frozenset[str],
-) -> tuple[list[dict[str, str]], Counter]:
-    """Rows of one request's prompts that are kept, and the counts of why others are not."""
-    counts, fine = Counter({"asked": request.n, "missing": max(0, request.n - len(prompts))}), []
-    unwanted = frozenset() if split == "test" else held_out
-    shown = settings.teacher_form == "single" and not settings.pairs  # examples, which some models repeat
-    for prompt in (" ".join(prompt.split(" ")) for prompt in prompts):
-        reason = reject_reason(request.intent, prompt, settings, unwanted)
-        if not reason and shown and borrows(request, prompt):
-            reason = "from_example"
-        if reason:
-            counts[reason] += 1
-        else:
-            fine.append(prompt)
-    kept = [fine[i] for i in drop_near_duplicates(fine, settings.near_duplicate)]
-    counts.update({"near_duplicate": len(fine) - len(kept), "kept": len(kept)})
-    task, intent = request.task, request.intent
-    keys = [pair_id(task, intent, prompt) for prompt in kept]
-    values = [(key, split, task, TASKS[task].modality, intent, p, teacher) for key, p in zip(keys, kept, strict=True)]
-    return [dict(zip(COLUMNS, row, strict=True)) for row in values], counts
+) -> tuple[pandas.DataFrame, Counter]:
+    """The pairs (COLUMNS) that are kept of what was written for each request, and how many prompts met which fate.
+
+    `splits` gives the split of an intent; outside the test split no prompt may mention a held-out noun.
+    """
+    rows = pandas.DataFrame(map(astuple, requests), columns=["task", "intent", "n"]).assign(prompt=list(written))
+    counts = Counter(asked=int(rows.n.sum()), missing=int((rows.n - rows.prompt.str.len()).clip(lower=0).sum()))
+    rows = rows.explode("prompt").dropna().rename_axis("request").reset_index()
+    rows["split"] = rows.intent.map(splits)
+    reasons = reject_reasons(rows, settings)
+    if held_out:
+        named = rows.prompt.map(lambda text: mentions(text, held_out)).astype(bool)
+        reasons = reasons.mask((reasons == "") & named & (rows.split != "test"), "held_out_word")
+    if settings.teacher_form == "single" and not settings.pairs:  # some models repeat the examples that they are shown
+        borrowed = [borrows(requests[k], prompt) for k, prompt in zip(rows.request, rows.prompt, strict=True)]
+        reasons = reasons.mask((reasons == "") & pandas.Series(borrowed, rows.index, bool), "from_example")
+    fine = rows[reasons == ""]
+    groups = fine.groupby("request").prompt
+    kept = [k for _, group in groups for k in group.index[drop_near_duplicates(list(group), settings.near_duplicate)]]
+    reasons[fine.index.difference(kept)] = "near_duplicate"
+    counts.update(reasons.replace("", "kept").value_counts().to_dict())
+    rows = rows.loc[kept]
+    keys = [pair_id(*parts) for parts in rows[["task", "intent", "prompt"]].itertuples(index=False)]
+    modality = rows.task.map(lambda task: TASKS[task].modality)
+    return rows.assign(pair_id=keys, modality=modality, teacher=teacher)[list(COLUMNS)], counts
 
 
 def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
     """Make every missing shard of 01_pairs.
 
-    Returns the counts of the whole run: prompts by what became of them, `kept` included; and what the teacher has
-    used: requests, tokens_in, tokens_out, failures by name, and questions without a reply after all tries.
-    Raises: RunError when the folder holds pairs made with other settings, or nothing is left after filtering.
+    Returns the counts of the whole run: prompts by their fate, `kept` included; and what the teacher has used:
+    requests, tokens_in, tokens_out, failures by name, and questions without a reply after all tries.
+    Raises: RunError when the folder holds pairs made with other settings or from other content, or when no prompt
+    passes the filters.
     """
     folder = run / "01_pairs"
-    same_settings(folder, settings)
     given = given_pairs(settings) if settings.pairs else None
     requests = list(given) if given else plan(settings)
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
     check_splits(given or {}, splits, settings)
-    budget = Budget(settings.teacher_budget - requests_made(folder) if settings.teacher_budget else None)
-    teacher = GivenPairs(given) if given else make_teacher(settings, budget)
-    write_json(folder / "_settings.json", settings.model_dump(mode="json", exclude=settings.HOW))
+    keep(folder, stamp_of(settings, requests, given))
+    teacher = None if given else make_teacher(settings, budget_of(run, settings))
     total, usage, started = Counter(), Counter(), time.monotonic()
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
         if not is_sound(file):
+            run.reopen("01_pairs")
             journal = Journal(journal_of(file))
-            written = teacher.write(batch, journal)
-            made = [
-                pair_rows(r, splits[r.intent], prompts, teacher.name, settings, held_out)
-                for r, prompts in zip(batch, written, strict=True)
-            ]
-            counts = sum((counts for _, counts in made), Counter())
-            table = pair_table([row for rows, _ in made for row in rows])
-            write_shard(file, table, counts=counts, usage=journal.usage + Counter(without_reply=written.count([])))
+            written = teacher.write(batch, journal) if teacher else [given[request] for request in batch]
+            author = teacher.name if teacher else "given"
+            pairs, counts = kept_pairs(batch, written, splits, author, settings, held_out)
+            used = journal.usage + Counter(without_reply=written.count([]))
+            write_shard(file, pair_table(pairs), counts=counts, usage=used)
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
@@ -189,6 +192,17 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     return dict(total), dict(usage)
 
 
+def stamp_of(
+    settings: DistillationSettings, requests: list[Request], given: dict[Request, list[str]] | None
+) -> dict[str, dict]:
+    """What the pairs are made from: settings, the intents or pairs that were read, and the recording if it is used."""
+    name = "pairs" if given else "intents"
+    read = [[*astuple(request), *(given or {}).get(request, ())] for request in requests]
+    recorded = settings.teacher == "recorded" and not given
+    files = [RECORDED / "prompts.parquet"] if recorded else []
+    return stamp(settings, files, **{f"{name}={getattr(settings, name)!r}": read})
+
+
 def shards(folder: Path, requests: list[Request], settings: DistillationSettings) -> list[tuple[Path, list[Request]]]:
     """The file of each shard, and the requests whose pairs it holds."""
     size = settings.shard_size
@@ -196,50 +210,29 @@ def shards(folder: Path, requests: list[Request], settings: DistillationSettings
     return [(folder / f"part-{number:05d}.parquet", requests[start : start + size]) for number, start in starts]
 
 
-class GivenPairs:
-    """A teacher that has written already: an existing data set of pairs."""
-
-    name = "given"
-
-    def __init__(self, pairs: dict[Request, list[str]]):
-        self.pairs = pairs
-
-    def write(self, requests: list[Request], journal: Journal) -> list[list[str]]:
-        """The given prompts of each request."""
-        return [self.pairs[request] for request in requests]
-
-
 def journal_of(file: Path) -> Path:
     """Where the teacher's raw replies to a shard's requests are kept."""
     return file.parent / "_replies" / f"{file.stem}.jsonl"
 
 
-def requests_made(folder: Path) -> int:
-    """Requests that earlier parts of a run have made, finished or not."""
-    return sum(Journal(file).usage["requests"] for file in folder.glob("_replies/*.jsonl"))
+def budget_of(run: RunFolder, settings: DistillationSettings) -> Budget:
+    """The requests that a run may still make to its teacher; those for its pairs and of later notebooks are counted."""
+    if not settings.teacher_budget:
+        return Budget(None)
+    journals = (*run.path.glob("01_pairs/_replies/*.jsonl"), *run.path.glob("0[46]_*/**/*teacher.jsonl"))
+    return Budget(settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals))
 
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:
     """What the tokens cost, in the currency of the prices per million [in, out]; 0 without prices."""
-    return sum(
-        usage.get(name, 0) * price / 1e6 for name, price in zip(("tokens_in", "tokens_out"), prices, strict=False)
-    )
-
-
-def same_settings(folder: Path, settings: DistillationSettings) -> None:
-    """Refuse a folder whose pairs were made with other settings."""
-    note = folder / "_settings.json"
-    before = json.loads(note.read_text()) if note.exists() else {}
-    for name, value in settings.model_dump(mode="json", exclude=settings.HOW).items():
-        if name in before and before[name] != value:
-            raise RunError(
-                f"{folder} was made with {name}={before[name]!r}, now {name}={value!r}: "
-                "choose another run name, or delete that folder"
-            )
+    tokens = [usage.get("tokens_in", 0), usage.get("tokens_out", 0)]
+    return sum(n * price / 1e6 for n, price in zip(tokens, prices, strict=False))
 
 
 def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
-    """An existing data set of pairs, grouped into what a teacher would have been asked; white space becomes one space.
+    """An existing data set of pairs, grouped by the requests that a teacher would have had.
+
+    Any white space in a prompt becomes one space.
 
     Raises: SettingsError when a task is unknown, no pair is left, the columns intent and prompt look swapped, or no
     prompt has an allowed length.
@@ -263,15 +256,15 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
 
 
 def check_words(table: pandas.DataFrame, settings: DistillationSettings) -> None:
-    """Raises: SettingsError when the columns intent and prompt look swapped, or no prompt has an allowed length."""
+    """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
     source = f"parameter pairs={settings.pairs!r}"
     sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
     intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
-    words, times = SWAPPED
-    if intent > max(words, times * prompt):
+    most, times = SWAPPED
+    if intent > max(most, times * prompt):
         raise SettingsError(
             f"{source}: intents have {intent:.0f} words in the median and prompts {prompt:.0f}: are the columns intent "
-            f"and prompt swapped? Allowed is a median of {words} words, or of {times} times those of prompts"
+            f"and prompt swapped? Allowed is a median of {most} words, or of {times} times those of prompts"
         )
     if not sizes["prompt"].between(settings.min_words, settings.max_words).any():
         raise SettingsError(
@@ -286,10 +279,10 @@ def requests_of(settings: DistillationSettings) -> list[Request]:
 
 
 def check_splits(given: dict[Request, list[str]], splits: dict[str, str], settings: DistillationSettings) -> None:
-    """Raises: SettingsError when given pairs are too few to train on each task, to watch training and to test it."""
-    found = {(request.task, splits[request.intent]) for request in given}
+    """Raises: SettingsError when a task of given pairs has no train intent, or the other splits are empty."""
+    trained = {request.task for request in given if splits[request.intent] == "train"}
     for task in dict.fromkeys(request.task for request in given):
-        if (task, "train") not in found:
+        if task not in trained:
             raise SettingsError(
                 f"parameter pairs={settings.pairs!r}: no intent of {task} is in the train split; "
                 f"give more pairs of {task}, or leave it out of tasks"
@@ -308,9 +301,9 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
     lengths = [len(prompt.split()) for prompts in given.values() for prompt in prompts if prompt]
     longest, shortest = min(max(lengths), MOST_WORDS), min(lengths)
     reasons = {k: n for k, n in Counter(counts).most_common() if n and k not in ("asked", "kept")}
-    told, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
+    line, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
     if not reasons:
-        return told
+        return line
     rest = sum(n > MOST_WORDS for n in lengths)
     kept = f"all but {rest:,}" if rest else "them"
     keeps = {
@@ -320,15 +313,16 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
         "held_out_word": f"a test_fraction below {settings.test_fraction} holds out fewer words",
     }
     shares = (f"{reason} {n / asked:.1%}" if n / asked >= 0.001 else f"{reason} <0.1%" for reason, n in reasons.items())
-    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # what is rare needs no other setting
-    return "; ".join([f"{told}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
+    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # rare ones need no other setting
+    return "; ".join([f"{line}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
 
 
-def pair_table(rows: list[dict[str, str]]) -> pyarrow.Table:
-    """Rows of pairs as a table whose columns are there even without rows."""
+def pair_table(pairs: pandas.DataFrame) -> pyarrow.Table:
+    """Pairs as a table of text columns; without rows too, it has all columns."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in COLUMNS]))
+    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+    return pa.Table.from_pandas(pairs, schema, preserve_index=False)
 
 
 def read_pairs(run: RunFolder, split: str | None = None) -> pandas.DataFrame:

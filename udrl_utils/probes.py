@@ -1,4 +1,8 @@
-"""Probes beyond calibration: likelihood without sampling, best of n, the edge of the data, intents from outside."""
+"""Probes beyond calibration: likelihood without sampling, several commands at once, the edge of the data.
+
+A student and annotated pairs go in; tables and metrics come out. Intents from outside and the gain of rounds are
+measured here, too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import pandas
 from udrl_utils.baselines import journal_of
 from udrl_utils.commands import Command
 from udrl_utils.evaluation import calibration_metrics, interval, ratio_interval, sample_calibration, without_levels
+from udrl_utils.pairs import extra_teacher
 from udrl_utils.rewards import annotate
 from udrl_utils.rounds import PATH, hypervolume, measure_front
 from udrl_utils.runs import RunFolder
@@ -18,23 +23,17 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, distinct, read_table
-from udrl_utils.teachers import Teacher, make_teacher
+from udrl_utils.teachers import Teacher
 from udrl_utils.teachers.replies import Journal, Request
-from udrl_utils.teachers.server import Budget
 from udrl_utils.training import is_unseen
 
 if TYPE_CHECKING:
-    import numpy
-
     from udrl_utils.encoder import Embed
 
 PAIRS = 25  # test pairs per task whose likelihood is looked at
-TRIES = 4  # prompts written for each one that is kept
 
 
-def likelihood_check(
-    student: Student, annotated: pandas.DataFrame, training: TrainingSettings, seed: int
-) -> dict[str, dict[str, float]]:
+def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     """How often the level that a test prompt achieved is the likeliest of all levels, without any sampling.
 
     Sources of a text are ranked by its likelihood under each (CTRL, arXiv 1909.05858). Returns per reward: top_1,
@@ -43,7 +42,7 @@ def likelihood_check(
     codec, found = student.codec, {}
     test = codec.complete(annotated[annotated.split == "test"])
     rows = test.groupby("task").sample(PAIRS, replace=True, random_state=seed).drop_duplicates("pair_id")
-    prompts = [codec.count_down(p, training.horizon) if training.horizon and codec.longest else p for p in rows.prompt]
+    prompts, bins = [codec.count_down(prompt, codec.horizon) for prompt in rows.prompt], codec.bins_of(rows)
     for name in codec.levels:
         prefixes = [
             codec.prefix(codec.encode(Command(row.task, **{name: codec.level_of(k)})), clean_intent(row.intent))
@@ -52,7 +51,7 @@ def likelihood_check(
         ]
         scores = student.log_likelihood(prefixes, np.repeat(prompts, codec.bins).tolist())
         likeliest = np.reshape(scores, (-1, codec.bins)).argmax(1)
-        true = np.array([codec.bin_of_value(t, name, v) for t, v in zip(rows.task, rows[name], strict=True)])
+        true = bins[name].to_numpy(int)
         apart, pick = np.abs(likeliest - true), np.arange(codec.bins)
         near = (np.abs(true[:, None] - pick) <= 1).mean()
         found[name] = {
@@ -61,22 +60,6 @@ def likelihood_check(
             "chance_top_1": 1 / codec.bins,
             "chance_within_1": float(near),
         }
-    return found
-
-
-def best_of_n(sampler: Sampler, intents: dict[str, list[str]], settings: AnalysisSettings) -> dict[str, Any]:
-    """Spearman of commanded and achieved when the nearest of TRIES prompts is kept, beside that of single prompts."""
-    codec, found = sampler.student.codec, {"tries": TRIES}
-    for name in codec.levels:
-        n = settings.samples_per_intent if name == "diversity" else 1
-        levels = [codec.level_of(k) for k in range(0, codec.bins, 3)]
-        some = max(2, len(next(iter(intents.values()))) // (6 if n > 1 else 2))
-        tasks = [task for task in intents if name in codec.rewards_of(task)]
-        few = [(task, intent) for task in tasks for intent in intents[task][:some]]
-        requests = [(intent, Command(task, **{name: level})) for level in levels for task, intent in few]
-        single, kept = sampler.sample(requests, n), sampler.best_of(requests, n, n * TRIES)
-        ranks = [table[f"asked_{name}"].corr(table[name], method="spearman") for table in (single, kept)]
-        found[name] = {"single": float(ranks[0]), "best_of_n": float(ranks[1])}
     return found
 
 
@@ -93,16 +76,11 @@ def joint_calibration(
     keys = {(task, intent) for task, pool in intents.items() for intent in pool}
     test = codec.complete(annotated[annotated.split == "test"])
     test = test[[key in keys for key in zip(test.task, test.intent, strict=True)]].groupby(["task", "intent"]).head(1)
+    levels = codec.bins_of(test).map(codec.level_of).to_dict("records")
+    lengths = test.length.astype(int) if codec.longest else [None] * len(test)
     requests = [
-        (
-            row.intent,
-            Command(
-                row.task,
-                length=int(row.length) if codec.longest else None,
-                **{n: codec.level_of(codec.bin_of_value(row.task, n, getattr(row, n))) for n in codec.levels},
-            ),
-        )
-        for row in test.itertuples()
+        (intent, Command(task, length=length, **asked))
+        for intent, task, length, asked in zip(test.intent, test.task, lengths, levels, strict=True)
     ]
     samples = sampler.sample(requests, settings.samples_per_intent)
     found = {n: float(samples[f"asked_{n}"].corr(samples[n], method="spearman")) for n in codec.rewards}
@@ -222,9 +200,9 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
 def outside_intents(
     sampler: Sampler,
     intents: list[str],
-    run: RunFolder,
     models: dict[str, Teacher],
     settings: AnalysisSettings,
+    run: RunFolder,
     n: int = 4,
 ) -> dict[str, Any]:
     """Relevance of the student on intents that nothing was trained on, in turn over the tasks, beside a language model.
@@ -236,11 +214,11 @@ def outside_intents(
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
 
-    def by_intent(table: pandas.DataFrame) -> numpy.ndarray:
+    def by_intent(table: pandas.DataFrame) -> np.ndarray:
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
     ours = by_intent(sampler.of(sampler.student, guidance=1.0).sample(best, n))
-    asks = {"teacher": make_teacher(made, Budget(None))} if made.teacher != "recorded" and not made.pairs else models
+    asks = {"teacher": extra_teacher(run)} if made.teacher != "recorded" and not made.pairs else models
     if not asks:
         return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}
     name, reference = next(iter(asks.items()))

@@ -1,53 +1,27 @@
-"""One self-contained HTML page for a run, one for two runs, and the tables that terminal and notebooks show too."""
+"""The report of a run and the comparison of two, as HTML pages that open offline, and the tables that they show.
+
+In go `run.json`, `04_analysis/metrics.json` and the executed notebooks of a run folder, all of them read as data:
+nothing in the folder is executed, and no markup in it reaches a page that could run something or load something.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import pandas
+import bleach
+import nbformat
+import pandas as pd
+from bleach.css_sanitizer import CSSSanitizer
+from nbconvert import HTMLExporter
 
 from udrl_utils import views
-from udrl_utils.deploy.costs import costs_table
 from udrl_utils.evaluation import SET_METRICS, written
 from udrl_utils.figures import labelled
-from udrl_utils.prober import grid, probed_codec
-from udrl_utils.rewards import read_rewards
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS, RunError
-
-FIGURES = {
-    "before_and_after": "What was asked for and what was written, on test intents: by the base that training starts "
-    "from, by the student, and, where the ablations trained one, by a student of shuffled commands. Relevance and "
-    "diversity run from the lowest to the highest of the teacher's prompts. Agreement is Spearman's rank correlation.",
-    "headline": "Commanded against achieved, on test intents. A flat line would be a command that is ignored. "
-    "Length is commanded in words, the others in quantile levels of the train split.",
-    "comparison": "Relevance and set diversity relative to the teacher on the same intents; bars are 95% bootstrap "
-    "intervals, the dashed line is the teacher.",
-    "trade_off": "Relevance against set diversity. The gray path shows where the diversity command takes the student.",
-    "calibration_length": "Length per task with 95% intervals; the dashed diagonal is perfect obedience.",
-    "calibration_relevance": "Relevance per task with 95% intervals; the steeper the rise, the better it is obeyed.",
-    "calibration_diversity": "Diversity per task with 95% intervals; the steeper the rise, the better it is obeyed.",
-    "ablations": "Variants trained on an equal number of rows; a dot is a seed.",
-    "edge": "The edge of the data: lengths that few or no pairs have, and levels at the very top. Diamonds: the share "
-    "of the teacher's own prompts.",
-    "rounds": "The front of each round on validation intents: relevance against set diversity, the teacher at 1.",
-    "loss": "Loss of the student and of the plain baseline, trained on the same pairs for the same number of steps; "
-    "diamonds, on validation intents, should fall with the lines.",
-    "contact_sheet": "Items of the catalogue that was searched.",
-    "three_commands": "One intent under three commands: the best eight items of each.",
-    "image_as_intent": "Images turned into intents, and what those find.",
-    "search_gains": "What each writer's prompts gain over the intent alone, with 95% bootstrap intervals.",
-    "lever": "Diversity of the items found as the diversity command rises, with its 95% interval.",
-    "accuracy_diversity": "nDCG@10 against diversity of the first ten items; the gray path follows the command.",
-    "rewards": "What the teacher's prompts achieved: the spread that the student learns from.",
-    "correlations": "Rank correlation between rewards: commands that pull against each other cannot both be extreme.",
-    "pairs": "Lengths of intents and prompts: what was never short or long in training cannot be commanded later.",
-    "sweeps": "One reward at a time commanded from low to high on test intents. Dots are prompts, lines their mean; on "
-    "the dashed diagonal a prompt did what it was told.",
-}
 
 FORMS = {"non_words": ".1%", "fluency": ".2f"}  # how means of systems are written, where not with three digits
 
@@ -60,7 +34,30 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def summary_table(metrics: dict[str, Any]) -> pd.DataFrame:
+    """The result in a few rows: columns value, with its 95% interval where it has one, and meaning."""
+    best, calibration = metrics["relative_to_teacher"]["student_best"], metrics["calibration"]["all"]
+    rows = {
+        f"{name} at the best command": (percent(best[name]), "of the teacher's mean on the same test intents")
+        for name in ("relevance", "diversity")
+    }
+    for name, found in calibration.items():
+        meaning = "rank correlation of what was commanded and what was achieved: 1 obeys, 0 ignores"
+        rows[f"{name} command"] = (f"{found['spearman']:.3f}", meaning)
+    if "within_2" in calibration.get("length", {}):
+        share = f"{calibration['length']['within_2']:.1%}"
+        rows["length within 2 words"] = (share, "of prompts, of the commanded length")
+    if hit := metrics["open_vocabulary"]["noun_hit_rate"]:
+        rows["unseen nouns"] = (percent(hit), "of prompts keep a noun that never occurred in training")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "meaning"])
+
+
+def percent(value: dict[str, float]) -> str:
+    """A mean with its interval in per cent, such as 98.1% [96.0%, 99.9%]."""
+    return written(value, ".1%")
+
+
+def systems_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """Headline table: one row per system, means with 95% intervals, gap to the teacher in per cent.
 
     non_words is the share of words that do not exist, fluency the log-likelihood per token [nats] under another
@@ -75,41 +72,40 @@ def systems_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         rows[label] = {**cells, **row}
         if apart:
             rows[label]["fluency vs teacher"] = written(apart[system], "+.2f") if system in apart else ""
-    return pandas.DataFrame(rows).T.fillna("")
+    return pd.DataFrame(rows).T.fillna("")
 
 
-def calibration_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def calibration_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per task and reward: Spearman, and for length mean absolute error and shares within 1 and 2 words."""
     rows = [
         {"task": task, "reward": name, **{k: round(v, 3) for k, v in result.items() if k != "levels"}}
         for task, rewards in metrics["calibration"].items()
         for name, result in rewards.items()
     ]
-    return pandas.DataFrame(rows).set_index(["task", "reward"]).astype(object).fillna("")
+    return pd.DataFrame(rows).set_index(["task", "reward"]).astype(object).fillna("")
 
 
-def probes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def probes_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per reward: obeyed singly, all at once, with a choice of several; recognised without sampling."""
-    single, several = metrics["calibration"]["all"], metrics["best_of_n"]
+    single = metrics["calibration"]["all"]
     rows = {}
     for name in single:
-        likely, choice = metrics["likelihood"].get(name, {}), several.get(name, {})
+        likely = metrics["likelihood"].get(name, {})
         rows[name] = {
             "Spearman, one command": single[name]["spearman"],
             "all at once": metrics["joint"].get(name),
             "and among the teacher's": metrics["joint"].get(f"{name}_among_teacher"),
-            f"best of {several['tries']}": choice.get("best_of_n"),
             "true level likeliest": likely.get("top_1"),
             "or next to it": likely.get("within_1"),
             "by chance": likely.get("chance_within_1"),
         }
-    return pandas.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
+    return pd.DataFrame(rows).T.astype(float).round(3).astype(object).where(lambda cells: cells.notna(), "")
 
 
-def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def ablations_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per variant: mean over seeds, with the lowest and the highest seed."""
-    table = pandas.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
-    return pandas.DataFrame(
+    table = pd.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
+    return pd.DataFrame(
         {
             name: [f"{rows[name].mean():.2f} [{rows[name].min():.2f}, {rows[name].max():.2f}]" for _, rows in table]
             for name in metrics["ablations"][0]
@@ -119,9 +115,9 @@ def ablations_table(metrics: dict[str, Any]) -> pandas.DataFrame:
     )
 
 
-def examples(samples: pandas.DataFrame, per_task: int = 3) -> pandas.DataFrame:
+def examples(samples: pd.DataFrame, per_task: int = 3) -> pd.DataFrame:
     """A few intents with what teacher and student wrote for them."""
-    chosen = samples[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
+    chosen = samples.loc[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
     wide = chosen.pivot(index=["task", "intent"], columns="system", values="prompt").dropna()
     return wide.groupby(level="task").head(per_task).reset_index()
 
@@ -136,78 +132,79 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value)}
 
 
-def metric_tables(metrics: dict[str, Any]) -> dict[str, pandas.DataFrame]:
-    """Any stage's metrics as tables: lists of rows and nested entries one each, single values together."""
-    tables, single = {}, {}
-    for name, value in metrics.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables[name] = pandas.DataFrame([flat(row) for row in value])
-        elif isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
-            tables[name] = pandas.DataFrame(
-                {key: flat(row, "value" if "mean" in row else "") for key, row in value.items()}
-            ).T
-        else:
-            single |= flat(value, name)
-    if single:
-        tables = {"in short": pandas.DataFrame({"value": single}), **tables}
-    return {name.replace("_", " "): table.fillna("") for name, table in tables.items()}
+# Elements and attributes of a notebook's outputs that reach a report.
+ELEMENTS = {
+    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "div", "section", "article", "blockquote", "pre", "hr", "br"),
+    *("a", "b", "bdi", "code", "del", "em", "i", "small", "span", "strong", "sub", "sup", "details", "summary"),
+    *("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "dl", "dt", "dd", "ol", "ul", "li", "img"),
+}
+PROPERTIES = {"display", "gap", "grid-template-columns", "flex-wrap", "left", "max-width", "text-align", "width"}
+PLAIN_ATTRIBUTES = {"alt", "class", "colspan", "dir", "height", "rowspan", "style", "title", "width"}
 
 
-def figures_of(run: RunFolder, stage: str) -> list[dict[str, Any]]:
-    """A stage's figures as they go into a page: name, caption, width to show and data; known ones first."""
-    files = {file.stem: file for file in sorted((run / stage).glob("*figures/*.png"))}
-    names = [name for name in FIGURES if name in files] + [name for name in files if name not in FIGURES]
-    found = []
-    for name in names:
-        data = files[name].read_bytes()
-        width = int.from_bytes(data[16:20]) // 2  # of a PNG; half its pixels, so that it stays crisp on any screen
-        caption = FIGURES.get(name, f"{name.replace('_', ' ').capitalize()}.")
-        found.append({"name": name, "caption": caption, "width": width, "data": base64.b64encode(data).decode()})
-    return found
+def is_harmless(element: str, attribute: str, value: str) -> bool:
+    """Whether an attribute may stay: no event handler, no id, no link but to the web, no image but an embedded one."""
+    if attribute == "src":
+        return element == "img" and re.match(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]*$", value) is not None
+    if attribute == "href":
+        return element == "a" and value.startswith("https://")
+    return attribute in PLAIN_ATTRIBUTES
 
 
-def sections(run: RunFolder) -> list[dict[str, Any]]:
-    """What each stage but the analysis has to show, the latest first; stages that were not run are left out."""
-    found = []
-    for stage in sorted(run.read()["stages"], reverse=True):
-        if stage == "04_analysis":
-            continue
-        file, sweeps = run / stage / "metrics.json", run / stage / "sweeps.parquet"
-        metrics = json.loads(file.read_text()) if file.exists() else {}
-        section = {
-            "stage": stage,
-            "title": NOTEBOOKS[stage][3:].replace("_", " ").capitalize().replace("Udrl", "UDRL"),
-            "figures": figures_of(run, stage),
-            "tables": {name: views.table(table) for name, table in metric_tables(metrics).items()},
-        }
-        if sweeps.exists():
-            section["cards"] = views.probe(grid(pandas.read_parquet(sweeps)), probed_codec(run))
-        if section["figures"] or section["tables"]:
-            found.append(section)
-    return found
+def harmless(markup: str) -> str:
+    """The markup without scripts, styles, forms, frames and anything else that could run or load something."""
+    markup = re.sub(r"<(script|style)\b.*?</\1\s*>", "", markup, flags=re.DOTALL | re.IGNORECASE)  # with what they hold
+    return bleach.clean(
+        markup,
+        tags=ELEMENTS,
+        attributes=is_harmless,
+        protocols={"https", "data"},
+        css_sanitizer=CSSSanitizer(allowed_css_properties=PROPERTIES),
+        strip=True,
+    )
+
+
+def chapter(file: Path) -> str:
+    """An executed notebook as HTML without its code; '' when it has not run to its end. Raises: RunError."""
+    try:
+        notebook = nbformat.read(file, 4)
+    except ValueError:
+        raise RunError(f"{file} is not a notebook: delete it, or run it again") from None
+    executed = notebook.metadata.get("papermill", {})
+    if executed.get("exception") or not executed.get("end_time"):
+        return ""
+    sentence = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            sentence = cell.source.strip().splitlines()[-1]
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):  # the sentence before a figure describes it
+                output.metadata["image/png"] = {**output.metadata.get("image/png", {}), "alt": sentence}
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    return harmless(exporter.from_notebook_node(notebook)[0])
+
+
+def chapters(run: RunFolder) -> dict[str, str]:
+    """Title and HTML of each executed notebook of a run, the analysis first."""
+    names = sorted(NOTEBOOKS.values(), key=lambda name: (name != NOTEBOOKS["04_analysis"], name))
+    files = {name: run / "notebooks" / f"{name}.ipynb" for name in names}
+    found = {name: chapter(file) for name, file in files.items() if file.exists()}
+    return {name: html for name, html in found.items() if html}
 
 
 def build(run: RunFolder) -> Path:
-    """Write outputs/<run>/report.html and return its path; every text in it is escaped."""
-    metrics, record = read_metrics(run), run.read()
-    read_rewards(run / "02_annotated")  # for their units
-    samples = pandas.read_parquet(run / "04_analysis" / "samples.parquet")
+    """Write outputs/<run>/report.html, a summary and the executed notebooks, and return its path. Raises: RunError."""
     page = views.template("report.html").render(
         run=run.name,
-        metrics=metrics,
-        best=metrics["relative_to_teacher"]["student_best"],
-        calibration_all=metrics["calibration"]["all"],
-        tables={
-            "systems": views.table(systems_table(metrics)),
-            "costs": views.table(costs_table(metrics)),
-            "calibration": views.table(calibration_table(metrics)),
-            "probes": views.table(probes_table(metrics)),
-            "examples": views.table(examples(samples), index=False),
-        },
-        figures={figure["name"]: figure for figure in figures_of(run, "04_analysis")},
-        sections=sections(run),
-        stages=record["stages"],
-        environment=record["environment"],
+        summary=views.table(summary_table(read_metrics(run))),
+        chapters=chapters(run),
+        facts=views.table(pd.DataFrame({"value": facts(run)})),
     )
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -219,51 +216,41 @@ def titles(first: RunFolder, second: RunFolder) -> list[str]:
     return [run.name if first.name != second.name else str(run.path) for run in (first, second)]
 
 
-def differences(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
+def facts(run: RunFolder) -> dict[str, str]:
+    """Settings of every stage and the environment that a run was made in, as {name: value}."""
+    record = run.read()
+    stages = {stage: made["settings"] for stage, made in record.get("stages", {}).items()}
+    found = flat({**stages, "environment": record.get("environment", {})})
+    return {name: value for name, value in found.items() if not name.endswith(" run")}
+
+
+def differences(first: RunFolder, second: RunFolder) -> pd.DataFrame:
     """Settings, machine and versions that differ between two runs, one row each."""
-
-    def facts(run: RunFolder) -> dict[str, str]:
-        record = run.read()
-        stages = {stage: made["settings"] for stage, made in record.get("stages", {}).items()}
-        return flat({**stages, "environment": record.get("environment", {})})
-
     columns = facts(first), facts(second)
-    names = [name for name in columns[0] | columns[1] if not name.endswith(" run")]
-    rows = {name: [facts.get(name, "") for facts in columns] for name in names}
+    rows = {name: [column.get(name, "") for column in columns] for name in columns[0] | columns[1]}
     rows = {name: cells for name, cells in rows.items() if cells[0] != cells[1]}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=titles(first, second))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=titles(first, second))
 
 
-def results_side_by_side(first: RunFolder, second: RunFolder) -> pandas.DataFrame:
-    """Calibration over all tasks and the student's place beside its teacher, a column per run."""
+def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
+    """The summary and the measures of every system with 95% intervals where they have one, a column per run."""
 
-    def results(run: RunFolder) -> dict[str, str]:
+    def results(run: RunFolder) -> dict[str, Any]:
         metrics = read_metrics(run)
-        calibration = calibration_table(metrics).loc["all"]
-        obeyed = {
-            f"{name} {key}": cell for name, row in calibration.iterrows() for key, cell in row.items() if cell != ""
-        }
-        systems = systems_table(metrics)
-        return obeyed | {
-            f"{system}: {name}": systems.loc[system, name]
-            for system in systems.index
-            for name in systems
-            if isinstance(systems.loc[system, name], str)
-        }
+        summary, systems = summary_table(metrics), systems_table(metrics)
+        cells = {f"{who}: {what}": row[what] for who, row in systems.iterrows() for what in systems}
+        return dict(zip(summary.index, summary["value"], strict=True)) | cells
 
     columns = zip(titles(first, second), map(results, (first, second)), strict=True)
-    return pandas.DataFrame(dict(columns)).fillna("")
+    return pd.DataFrame(dict(columns)).fillna("")
 
 
 def compare(first: RunFolder, second: RunFolder) -> Path:
-    """Write outputs/<first>/compare_<second>.html, a page with the two runs side by side, and return its path."""
-    names = [figure["name"] for figure in figures_of(first, "04_analysis")]
-    found = [{figure["name"]: figure for figure in figures_of(run, "04_analysis")} for run in (first, second)]
+    """Write outputs/<first>/compare_<second>.html, two runs side by side, and return its path. Raises: RunError."""
     page = views.template("compare.html").render(
         names=titles(first, second),
-        differences=views.table(differences(first, second)),
         results=views.table(results_side_by_side(first, second)),
-        figures=[(found[0][name], found[1][name]) for name in names if name in found[1]],
+        differences=views.table(differences(first, second)),
     )
     path = first / f"compare_{second.name}.html"
     path.write_text(page, encoding="utf-8")

@@ -1,5 +1,8 @@
 """Rewards: numbers that a prompt achieved. The registry carries each through commands, training and analysis.
 
+In go pairs of intent and prompt; out come one number per pair and reward, and 02_annotated. Nothing here knows how
+rewards become commands.
+
 A new reward is one function:
 
     @reward("mentions_colour", unit="share of words")
@@ -9,7 +12,6 @@ A new reward is one function:
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -23,10 +25,10 @@ import numpy as np
 import pandas
 
 from udrl_utils.encoder import Embed, Encoder
-from udrl_utils.runs import RunFolder, is_sound, read_note, read_shards, shards_of, write_shard
+from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
 from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
 from udrl_utils.tasks import TASKS, load_data
-from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.replies import Journal, without_thoughts
 from udrl_utils.teachers.server import Budget, ChatClient, Question
 
 SCORES = (1, 10)
@@ -36,23 +38,34 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-GRADE = re.compile(r'"?score"?\s*[:=]\s*(\d+(?:\.\d+)?)|^\W*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*$', re.I)
+NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:/|out of)\s*(?!10\b)\d))"  # not 80% or 4/5
+GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
+    rf"""\b(?:score|rating|grade)["'*_`\s]*(?:is\b|[:=])?["'*_`\s]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
+    rf"""|\A["'*_`\s]*{NUMBER}["'*_`\s.]*\Z""",
+    re.I,
+)
 
 
 class Judge:
-    """Scores pairs by the rubric of judge.yaml; a pair is asked for once, its votes are kept in the journal."""
+    """Scores pairs by the rubric of judge.yaml; votes are kept in the journal, so that each is paid for once."""
 
-    def __init__(self, client: ChatClient, votes: int, journal: Journal):
-        self.client, self.votes, self.journal = client, votes, journal
+    def __init__(self, client: ChatClient, votes: int, journal: Journal, budget: Budget):
+        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
 
     def __call__(self, pairs: pandas.DataFrame, embed: Any = None) -> Any:
-        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read.
+        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
 
-        Raises: RunError when the server refuses to work.
+        Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
         """
         rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
         questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        votes = [read_score(reply or "") for reply in self.client.ask(questions, self.journal, Budget(None))]
+        replies = self.client.ask(questions, self.journal, self.budget)
+        votes = [read_score(reply or "") for reply in replies]
+        unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
+        if unread:
+            example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
+            empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
+            print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
         table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
         given = np.isfinite(table)
         total = np.where(given, table, 0).sum(1)
@@ -67,9 +80,9 @@ class Judge:
 
 
 def read_score(reply: str) -> float:
-    """The score of a reply: of its JSON, or a number that stands alone; NaN where there is none from 1 to 10."""
-    found = GRADE.search(reply[:2000].strip())
-    score = float(found[1] or found[2]) if found else 0.0
+    """The score of a reply, from 1 to 10; NaN where it holds none, or several that differ."""
+    scores = {float(next(filter(None, found))) for found in GRADE.findall(without_thoughts(reply)[:2000])}
+    score = scores.pop() if len(scores) == 1 else 0.0
     return score if SCORES[0] <= score <= SCORES[1] else float("nan")
 
 
@@ -135,13 +148,20 @@ def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
 BUILT_IN = frozenset({*REWARDS, "judge"})
 
 
-def add_judge(settings: AnnotationSettings, run: RunFolder) -> None:
-    """Register the LLM judge that the settings name, if they name one; its votes are kept in 02_annotated."""
+def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_annotated") -> None:
+    """Register the LLM judge that the settings name, if they name one.
+
+    A stage keeps the votes that it pays for in its own folder; those of 02_annotated are read as well.
+    """
     if settings.judge_model:
         client = ChatClient(
             settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
         )
-        judge = Judge(client, settings.judge_votes, Journal(run / "02_annotated" / "_judge.jsonl"))
+        journal = Journal(run / stage / "_judge.jsonl")
+        used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
+        journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
+        left = settings.judge_budget - used if settings.judge_budget else None
+        judge = Judge(client, settings.judge_votes, journal, Budget(left, "judge_budget"))
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
 
 
@@ -168,26 +188,23 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
 def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFrame:
     """Score the pairs of a run shard by shard and write 02_annotated; the annotated pairs are returned too.
 
-    A shard that was scored before, from the same pairs and with the same settings, is not scored again. All prompts
-    of a task and intent are in one shard, so that sets are whole.
+    A shard that was scored before is not scored again, unless the pairs, the settings or a user-made reward have
+    changed. All prompts of a task and intent are in one shard, so that sets are complete.
     """
     import pyarrow as pa
 
-    folder, embed = run / "02_annotated", Encoder(settings.encoder)
+    folder, embed, pairs = run / "02_annotated", Encoder(settings.encoder), shards_of(run / "01_pairs")
     check_known(settings.rewards)
     save_rewards(folder, settings.rewards)
-    recipe = settings.model_dump_json(exclude=settings.HOW) + (folder / "_rewards.py").read_text()
-    pairs = shards_of(run / "01_pairs")
-    for left_over in {file.name for file in shards_of(folder)} - {file.name for file in pairs}:
-        (folder / left_over).unlink()
-    for number, source in enumerate(pairs):
+    renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
+    for number, source in enumerate(pairs, 1):
         file = folder / source.name
-        made_from = hashlib.blake2b(recipe.encode() + source.read_bytes(), digest_size=16).hexdigest()
-        if not is_sound(file) or read_note(file, "made_from") != made_from:
+        if not is_sound(file):
+            run.reopen("02_annotated")
             annotated = annotate(pandas.read_parquet(source), settings.rewards, embed)
-            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), made_from=made_from)
+            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False))
             embed.forget()
-        print(f"shard {number + 1} of {len(pairs)} scored", flush=True)
+        print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)
 
 
@@ -205,25 +222,29 @@ def check_known(rewards: Sequence[str]) -> Sequence[str]:
 
 
 def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
-    """Keep the source of user-made rewards beside the annotations that they made."""
+    """Keep what the rewards of a run are beside the annotations: units as data, and the source of user-made ones."""
+    write_json(folder / "_units.json", {name: REWARDS[name].unit for name in rewards})
     sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
     (folder / "_rewards.py").write_text(
         "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources)
     )
 
 
-def load_rewards(run: RunFolder) -> None:
-    """Register the rewards that a run brings along: its judge, and those that its owner made."""
-    add_judge(run.settings(AnnotationSettings), run)
+def load_rewards(run: RunFolder, stage: str) -> None:
+    """Register the rewards of a run for one of its later stages: its judge, and those that its owner made.
+
+    The source of the latter is executed, so only a stage that continues one's own run calls this, and no report does.
+    """
+    add_judge(run.settings(AnnotationSettings), run, stage)
     read_rewards(run / "02_annotated")
 
 
 def read_rewards(folder: Path) -> None:
-    """Register the user-made rewards kept in a folder, which are code of the run's owner."""
+    """Register the user-made rewards kept in a folder by executing their source."""
     import linecache
 
     file = folder / "_rewards.py"
     source = file.read_text()
-    # inspect finds the source of what is compiled here through the cache
+    # inspect finds the source of these functions through the cache
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), {"__name__": "run_rewards"})

@@ -10,23 +10,28 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
-import pandas
+import pandas as pd
+import pyarrow
 
 from udrl_utils.commands import Command, CommandCodec
-from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reason
+from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reasons
+from udrl_utils.runs import write_shard
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.tasks import clean_intent
 
 # Short prompts stay nearer to their intent and farther from each other, which is why lengths are among them.
 GRID = {"length": (None, 6, 8, 10), "relevance": (None, 0.45), "diversity": (0.75, 0.85)}
+BEST = 0.05  # share of a task's pairs, by return, that exploratory commands start from
+PROMPTS_PER_SET = 4
 PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
 
 
 def measure_front(
-    sampler: Sampler, teacher: pandas.DataFrame, grid: dict[str, tuple], intents: int = 12, n: int = 4
-) -> pandas.DataFrame:
+    sampler: Sampler, teacher: pd.DataFrame, grid: dict[str, tuple], intents: int = 12, n: int = 4
+) -> pd.DataFrame:
     """What sets under each command of a grid, or the nearest feasible one, achieve.
 
     Ratios are to the teacher's means on the same intents.
@@ -38,12 +43,12 @@ def measure_front(
     codec = sampler.student.codec
     names = [name for name in ("relevance", "diversity") if name in codec.rewards]
     if not names:
-        return pandas.DataFrame()
+        return pd.DataFrame()
     axes = {name: values for name, values in grid.items() if name in codec.rewards}
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     both = [task for task, edges in codec.edges.items() if set(names) <= set(edges)]
     teacher = teacher[teacher.task.isin(both)].dropna(subset=names)
-    ranks = teacher.groupby("task").intent.transform(lambda column: pandas.factorize(column)[0])
+    ranks = teacher.groupby("task").intent.transform(lambda column: pd.factorize(column)[0])
     teacher = teacher[ranks < intents]
     keys = list(teacher[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))
     requests = [(intent, codec.feasible(Command(task, **asked))[0]) for asked in chosen for task, intent in keys]
@@ -54,7 +59,7 @@ def measure_front(
     return ratios.reset_index()
 
 
-def best_commands(measured: pandas.DataFrame) -> tuple[dict[str, dict[str, float]], pandas.DataFrame]:
+def best_commands(measured: pd.DataFrame) -> tuple[dict[str, dict[str, float]], pd.DataFrame]:
     """What each task's best command asks for, the one whose smaller ratio is highest; and the table that says so."""
     names = [name for name in ("relevance", "diversity") if name in measured]
     table = measured.groupby(["task", "command"], sort=False)[names].mean()
@@ -74,25 +79,19 @@ def hypervolume(points: list[tuple[float, float]]) -> float:
     return area
 
 
-def front_volume(front: pandas.DataFrame) -> float:
+def front_volume(front: pd.DataFrame) -> float:
     """Hypervolume of a measured front: mean over tasks."""
     points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
     areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
     return sum(areas) / len(areas)
 
 
-BEST = 0.05  # share of a task's pairs, by return, that exploratory commands start from
-PROMPTS_PER_SET = 4
-
-
-def returns(rows: pandas.DataFrame, codec: CommandCodec) -> pandas.Series:
+def returns(rows: pd.DataFrame, codec: CommandCodec) -> pd.Series:
     """Return of each row: mean quantile level of its rewards, length aside, for which more is not better."""
     return codec.achieved_levels(rows).mean(axis=1).fillna(0.0)
 
 
-def exploratory_commands(
-    buffer: pandas.DataFrame, codec: CommandCodec, task: str, rng: random.Random
-) -> Iterator[Command]:
+def exploratory_commands(buffer: pd.DataFrame, codec: CommandCodec, task: str, rng: random.Random) -> Iterator[Command]:
     """Endless commands a little beyond the best of a task: levels between their mean and one standard deviation above
     it, lengths as the best have them."""
     rows = buffer[buffer.task == task]
@@ -105,9 +104,7 @@ def exploratory_commands(
         yield codec.feasible(Command(task, length=rng.choice(lengths), **asked))[0]
 
 
-def practice_commands(
-    buffer: pandas.DataFrame, codec: CommandCodec, task: str, rng: random.Random
-) -> Iterator[Command]:
+def practice_commands(buffer: pd.DataFrame, codec: CommandCodec, task: str, rng: random.Random) -> Iterator[Command]:
     """Endless commands that ask for what some pair of the task achieved, in some of the rewards."""
     rows = buffer[buffer.task == task].dropna(subset=list(codec.edges[task]))
     known = codec.rewards_of(task)
@@ -120,27 +117,26 @@ def practice_commands(
         yield Command(task, length=lengths[place] if "length" in names else None, **asked)
 
 
-def collect(sampler: Sampler, buffer: pandas.DataFrame, sets: int, seed: int) -> pandas.DataFrame:
-    """Scored samples on train intents: half of the sets under exploratory commands, half under practice commands."""
+def round_requests(buffer: pd.DataFrame, codec: CommandCodec, sets: int, seed: int) -> list[tuple[str, Command]]:
+    """`sets` train intents with a command each: exploratory and practice commands in turn."""
     rng = random.Random(f"round {seed}")
-    codec, requests = sampler.student.codec, []
     pools = {task: sorted(rows.intent.unique()) for task, rows in buffer.groupby("task")}
     streams = {
         task: [kind(buffer, codec, task, rng) for kind in (exploratory_commands, practice_commands)] for task in pools
     }
+    requests = []
     for k in range(sets):
         task = rng.choice(list(pools))
         requests.append((rng.choice(pools[task]), next(streams[task][k % 2])))
-    return sampler.sample(requests, PROMPTS_PER_SET)
+    return requests
 
 
-def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, number: int) -> pandas.DataFrame:
+def hindsight_rows(samples: pd.DataFrame, settings: DistillationSettings, number: int) -> pd.DataFrame:
     """Samples as annotated pairs of the train split, filtered and freed of repetitions like a teacher's prompts.
 
     Raises: RunError when nothing is left.
     """
-    fine = [reject_reason(i, p, settings) is None for i, p in zip(samples.intent, samples.prompt, strict=True)]
-    rows = samples[fine]
+    rows = samples[reject_reasons(samples, settings) == ""]
     kept = [
         index
         for _, group in rows.groupby(["task", "intent", "set"], sort=False)
@@ -155,6 +151,12 @@ def hindsight_rows(samples: pandas.DataFrame, settings: DistillationSettings, nu
     return rows.assign(pair_id=keys, split="train", teacher=f"round {number}", intent=rows.intent.map(clean_intent))
 
 
-def bounded(hindsight: pandas.DataFrame, codec: CommandCodec, size: int) -> pandas.DataFrame:
+def write_hindsight(rows: pd.DataFrame, file: Path) -> None:
+    """Keep what a round asked for, so that a round that was cut off does not ask again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_shard(file, pyarrow.Table.from_pandas(rows, preserve_index=False))
+
+
+def bounded(hindsight: pd.DataFrame, codec: CommandCodec, size: int) -> pd.DataFrame:
     """The `size` rows of highest return; all of them where there are fewer."""
     return hindsight.loc[returns(hindsight, codec).nlargest(size).index].sort_index()

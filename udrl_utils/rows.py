@@ -1,8 +1,11 @@
-"""The student's training rows: command tokens and intent as the prompt, the teacher's prompt as the completion."""
+"""The student's training rows: command tokens and intent as the prompt, the teacher's prompt as the completion.
+
+Annotated pairs and a codec go in; a `datasets` table with the columns prompt and completion comes out. Which model
+is trained on it is not known here.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -10,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.runs import digest, stamp
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.tasks import clean_intent, share, stem, words
-from udrl_utils.teachers.replies import key_of
+from udrl_utils.tasks import clean_intent, harmless, share, stem, words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +36,7 @@ def left_open(pair_id: str, rewards: list[str], settings: TrainingSettings) -> f
 
 
 def command_pairs(
-    annotated: pandas.DataFrame,
+    annotated: pd.DataFrame,
     codec: CommandCodec,
     settings: TrainingSettings,
     tokenizer: Any = None,
@@ -43,36 +46,27 @@ def command_pairs(
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
     The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and
-    writes no horizon, for the plain baseline. With a folder, rows lie on disk and take no memory; the same rows made
+    writes no countdown, for the plain baseline. With a folder, rows lie on disk and take no memory; the same rows made
     again are found there.
     """
     from datasets import Dataset
 
     names, swapped = codec.rewards, WordSwaps(annotated, settings, tokenizer)
 
-    def pair(row: dict[str, Any]) -> dict[str, str]:
-        opened = left_open(row["pair_id"], names, settings) if commanded else frozenset(names)
-        intent, prompt = swapped(row)
-        if commanded and settings.horizon and "length" in names:
-            prompt = codec.count_down(prompt, settings.horizon)
-        draw = lambda name: share(f"{name} {row['pair_id']}", settings.seed)  # noqa: E731
-        return {"prompt": codec.prefix(codec.encode_achieved(row, opened, draw), intent), "completion": prompt}
-
     def pairs() -> Iterator[dict[str, str]]:
         for start in range(0, len(annotated), CHUNK):
-            yield from map(pair, annotated.iloc[start : start + CHUNK].to_dict("records"))
+            part = annotated.iloc[start : start + CHUNK]
+            opened = [left_open(key, names, settings) if commanded else frozenset(names) for key in part.pair_id]
+            for command, row in zip(codec.encode_achieved(part, opened), part.to_dict("records"), strict=True):
+                intent, prompt = swapped(row)
+                completion = codec.count_down(prompt, settings.horizon) if commanded else prompt
+                yield {"prompt": codec.prefix(command, intent), "completion": completion}
 
     if folder is None:
         return Dataset.from_list(list(pairs()))
-    made_from = (settings.model_dump_json(), vars(codec), tokenizer and tokenizer.get_vocab(), commanded)
-    return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=key_of(*made_from, table_hash(annotated)))
-
-
-def table_hash(table: pandas.DataFrame) -> str:
-    """Hash of a table's content."""
-    from pandas.util import hash_pandas_object
-
-    return hashlib.blake2b(hash_pandas_object(table, index=False).to_numpy().tobytes(), digest_size=12).hexdigest()
+    vocabulary = tokenizer and tokenizer.get_vocab()
+    now = stamp(settings, rows=annotated, codec=vars(codec), vocabulary=vocabulary, commanded=commanded)
+    return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=digest(now))
 
 
 class WordSwaps:
@@ -88,14 +82,14 @@ class WordSwaps:
     apart, and are rarer there.
     """
 
-    def __init__(self, annotated: pandas.DataFrame, settings: TrainingSettings, tokenizer: Any = None):
+    def __init__(self, annotated: pd.DataFrame, settings: TrainingSettings, tokenizer: Any = None):
         found = {word for intent in annotated.intent for word in words(clean_intent(intent))}
         self.known = sorted(word for word in found if len(word) > 3 and word.isalpha())
         self.settings, self.pieces = settings, word_pieces(tokenizer) if tokenizer else None
 
     def __call__(self, row: dict[str, Any]) -> tuple[str, str]:
         """Intent and prompt of a pair, with or without swaps; the same pair and seed give the same ones."""
-        intent, prompt = clean_intent(row["intent"]), row["prompt"]
+        intent, prompt = clean_intent(row["intent"]), harmless(row["prompt"])
         rng = random.Random(f"swap {self.settings.seed} {row['pair_id']}")
         if rng.random() >= self.settings.word_swaps:
             return intent, prompt

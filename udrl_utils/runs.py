@@ -1,10 +1,19 @@
-"""The run folder: who works in it, what each stage was told, and files that are whole or not there."""
+"""The run folder: who works in it, what each stage was made from, and files that are complete or absent.
+
+In go a stage's settings and what it writes; out come run.json, stamps and shards. Nothing here knows what a stage does.
+
+One rule decides whether something made before is used again: beside it lies a stamp, which names the settings that
+matter and holds a digest of all that was read. The same stamp means that making it again gives the same result.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,11 +26,19 @@ from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSet
 if TYPE_CHECKING:
     import pyarrow
 
+Stamp = dict[str, Any]
+STAMP = "_stamp.json"  # pandas and pyarrow skip files that begin with _ when they read a folder
+
+
+def workbook() -> Path:
+    """Folder that has `notebooks/`: the working directory, the one above it, or the checkout; else the working one."""
+    here = Path.cwd()
+    return next((home for home in (here, here.parent, ROOT) if (home / "notebooks" / "presets").is_dir()), here)
+
 
 def outputs_root() -> Path:
-    """`outputs/` of the checkout; of the working directory when the package is installed elsewhere."""
-    home = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("UDRL_OUTPUTS", home / "outputs")).resolve()
+    """`outputs/` of the workbook, or UDRL_OUTPUTS."""
+    return Path(os.environ.get("UDRL_OUTPUTS", workbook() / "outputs")).resolve()
 
 
 class RunFolder:
@@ -72,7 +89,7 @@ class RunFolder:
         return self
 
     def lock(self) -> None:
-        """Hold the run for this process until `finish` or `release`, or until the process ends, however it ends.
+        """Hold the run for this process until `finish` or `release`, or until the process ends for whatever reason.
 
         Raises: RunError when another process holds it.
         """
@@ -88,18 +105,17 @@ class RunFolder:
     def _same_settings(self, stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Compared as that stage reads them: YAML's 2e-3 arrives as a string.
         asked = {**before, **{name: now[name] for name in before.keys() & now.keys()}}
-        asked = resolve(SETTINGS[stage], asked).model_dump(mode="json")
-        for name in (name for name in before if name not in SETTINGS[stage].HOW):
-            if before[name] != asked[name]:
-                raise RunError(
-                    f"run={self.name!r}: {stage} was made with {name}={before[name]!r}, now {name}={asked[name]!r}; "
-                    f"run again from notebooks/{NOTEBOOKS[stage]}.ipynb, or choose another run name"
-                )
+        change = difference(*(stamp(resolve(SETTINGS[stage], dict(values))) for values in (before, asked)))
+        if change:
+            raise RunError(
+                f"run={self.name!r}: {stage} was made with {change}; "
+                f"run again from notebooks/{NOTEBOOKS[stage]}.ipynb, or choose another run name"
+            )
 
     def finish(self, stage: str, settings: StageSettings, **facts: Any) -> None:
         """Record a finished stage in run.json, with its settings, figures and seconds."""
+        self.reopen(stage)
         record = self.read() or {"run": self.name, "stages": {}}
-        record["stages"] = {key: value for key, value in record["stages"].items() if stage not in builds_on(key)}
         record["stages"][stage] = {
             "settings": settings.model_dump(mode="json"),
             "seconds": round(time.monotonic() - self._started, 1),
@@ -109,17 +125,84 @@ class RunFolder:
         write_json(self.path / "run.json", record)
         self.release()
 
+    def reopen(self, stage: str) -> None:
+        """Take a stage and those that build on it out of run.json: until it finishes, none of them may be built on."""
+        record = self.read()
+        made = record.get("stages", {})
+        kept = {key: value for key, value in made.items() if key != stage and stage not in builds_on(key)}
+        if kept != made:
+            write_json(self.path / "run.json", {**record, "stages": kept})
+
     def release(self) -> None:
         """Let other processes make the run."""
         if self.path in self._held:
             self._held[self.path].release(force=True)
 
     def files(self, stage: str) -> list[dict[str, Any]]:
-        """What a stage has written: path within the run, and size."""
+        """What a stage has written: path within the run, and size [kB]."""
         found = sorted(file for file in (self.path / stage).rglob("*") if file.is_file())
         return [
             {"file": str(file.relative_to(self.path)), "kB": round(file.stat().st_size / 1000, 1)} for file in found
         ]
+
+
+def stamp(settings: StageSettings, files: Iterable[Path] = (), **values: Any) -> Stamp:
+    """What a result is made from: {"settings": those that matter, "read": a digest of each file and value by name}.
+
+    Settings in the model's HOW do not change a result and are left out. A value is a data frame or fits into JSON.
+    """
+    read = {file.name: digest(file) for file in files} | {name: digest(value) for name, value in values.items()}
+    return {"settings": settings.model_dump(mode="json", exclude=settings.HOW), "read": read}
+
+
+def digest(value: Any) -> str:
+    """Hash of a file's bytes, of a data frame's rows, or of a value as JSON."""
+    if isinstance(value, Path):
+        with value.open("rb") as content:
+            return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
+    if isinstance(value, pandas.DataFrame):
+        content = pandas.util.hash_pandas_object(value, index=False).to_numpy().tobytes()
+    else:
+        content = json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+def difference(before: Stamp | None, now: Stamp) -> str:
+    """The first thing that two stamps differ in, such as "min_words=2, now min_words=3"; "" where they are the same."""
+    if before is None:
+        return "settings that it does not name"
+    old, new = before["settings"], now["settings"]
+    for name in new | old:
+        if old.get(name) != new.get(name):
+            return f"{name}={old.get(name)!r}, now {name}={new.get(name)!r}"
+    changed = [name for name in now["read"] | before["read"] if before["read"].get(name) != now["read"].get(name)]
+    return f"other content of {changed[0]}" if changed else ""
+
+
+def read_stamp(folder: Path) -> Stamp | None:
+    """The stamp of a folder; None where it has none."""
+    file = folder / STAMP
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def keep(folder: Path, now: Stamp) -> None:
+    """Stamp a folder whose shards are costly. Raises: RunError when they were made from something else."""
+    if shards_of(folder) and (change := difference(read_stamp(folder), now)):
+        raise RunError(f"{folder} was made with {change}: choose another run name, or delete that folder")
+    write_json(folder / STAMP, now)
+
+
+def renew(folder: Path, now: Stamp, made: str = "*") -> None:
+    """Stamp a folder whose content is cheap to make; content (the pattern `made`) from something else is removed first.
+
+    One printed line says what has changed.
+    """
+    found = [path for path in folder.glob(made) if path.name != STAMP]
+    if found and (change := difference(read_stamp(folder), now)):
+        print(f"{folder.name} is made anew: it was made with {change}", flush=True)
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(folder / STAMP, now)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,7 +214,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_shard(file: Path, table: pyarrow.Table, **notes: Any) -> None:
-    """Write a shard under a temporary name and rename it, so that it is there whole or not at all."""
+    """Write a shard under a temporary name and rename it, so that it is either complete or absent."""
     import pyarrow.parquet as pq
 
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in notes.items()}
@@ -150,7 +233,7 @@ def read_note(file: Path, name: str) -> Any:
 
 
 def is_sound(file: Path) -> bool:
-    """Whether a shard is there and whole. One that is torn or corrupt is set aside, to be made again."""
+    """Whether a shard is there and can be read. One that is incomplete or corrupt is set aside, to be made again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -177,7 +177,7 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout"))
+    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout", "judge_budget"))
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
@@ -187,16 +187,29 @@ class AnnotationSettings(StageSettings):
     judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
     judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
+    judge_budget: int = setting(0, "most requests to the judge, from later notebooks too; 0 for no limit", ge=0)
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if "judge" in self.rewards and not self.judge_model:
             yield "judge_model", "should name a model, since rewards hold 'judge'"
 
 
-class TrainingSettings(StageSettings):
+class SamplingSettings(StageSettings):
+    """How the student samples: saved with it by notebook 03, and changed for a single stage by 04 and 05."""
+
+    temperature: float = setting(1.1, "sampling temperature of the student", gt=0, le=2)
+    min_p: float = setting(0.02, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    guidance: float = setting(3.0, "how strongly levels are followed; 1 as it was learned", ge=0, le=10)
+
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `student.generate`."""
+        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+
+
+class TrainingSettings(SamplingSettings):
     """03: the codec and the student."""
 
-    HOW = frozenset(("run", "model_repo", "report_to"))
+    HOW = frozenset(("run", "model_repo", "report_to", "temperature", "min_p", "guidance"))
 
     bins: int = setting(10, "quantile levels per reward", ge=2, le=100)
     command_form: Literal["tokens", "text", "none"] = setting("tokens", "how commands are written: tokens, text, none")
@@ -229,18 +242,6 @@ class TrainingSettings(StageSettings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if self.n_embd % (2 * self.n_head):
             yield "n_embd", f"should be a multiple of {2 * self.n_head}, twice n_head={self.n_head}"
-
-
-class SamplingSettings(StageSettings):
-    """How a student writes, in every stage that lets it."""
-
-    temperature: float = setting(1.1, "sampling temperature of the student", gt=0, le=2)
-    min_p: float = setting(0.02, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = setting(3.0, "how strongly levels are followed; 1 as it was learned", ge=0, le=10)
-
-    def sampling(self) -> dict[str, Any]:
-        """What the student is told of how to sample."""
-        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
 
 
 class IntervalSettings(StageSettings):
@@ -281,6 +282,9 @@ class StudentSettings(StageSettings):
 class ProbeSettings(SamplingSettings, StudentSettings):
     """05: what the panel opens with, and the grid of commands that is shown without it."""
 
+    engine: Literal["pytorch", "float32", "bfloat16", "int8"] = setting(
+        "pytorch", "pytorch: the student itself; else a precision that notebook 07 exported"
+    )
     probe_intents: list[str] = setting([], "intents of the grid of commands; [] for a test intent of each task")
     probe_prompts: int = setting(4, "prompts per probe", ge=1, le=32)
 
@@ -319,8 +323,8 @@ class SearchSettings(IntervalSettings):
 class DeploymentSettings(MeasuringSettings, StudentSettings):
     """07: what is exported, and what its speed is compared with."""
 
-    precisions: list[Literal["float32", "bfloat16", "int8", "q8_0"]] = setting(
-        ["float32", "q8_0", "int8"], "stored weights: float32, bfloat16, int8; q8_0 for llama.cpp", min_length=1
+    precisions: list[Literal["float32", "bfloat16", "int8"]] = setting(
+        ["float32", "int8"], "how exported weights are stored: float32, bfloat16, int8", min_length=1
     )
     threads: int = setting(0, "processor threads of the deployed student; 0 for all", ge=0)
     top_k: int = setting(50, "likeliest tokens that the deployed student draws from; 0 for all", ge=0)

@@ -1,4 +1,7 @@
-"""The student: a trained model with its tokenizer and codec, which writes prompts for intents under commands."""
+"""The student: a trained model with its tokenizer and codec, computed with PyTorch, loaded from and saved to a folder.
+
+How it was trained and how well it obeys its commands is not known here.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,19 @@ READY = DATA / "ready"  # the student that the package ships
 
 
 def ready_facts() -> dict[str, Any]:
-    """What goes with the ready student: `encoder` of its rewards, and test `intents` by task."""
+    """Facts of the shipped student: the `encoder` of its rewards, and test `intents` by task."""
     return json.loads((READY / "ready.json").read_text(encoding="utf-8"))
 
 
 class Student(Engine):
     """A trained student with its tokenizer and codec, loaded from one folder; computes with PyTorch."""
 
-    # a little above 1, found on validation intents: short prompts then differ more and stay as relevant
-    sampling = Sampling(temperature=1.1, min_p=0.02)
+    name = "PyTorch"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, codec: CommandCodec):
         super().__init__(tokenizer.backend_tokenizer, codec, model.config.max_position_embeddings)
         self.model, self.tokenizer = model, tokenizer
-        if model.device.type == "cuda":  # which is not busy with fewer
+        if model.device.type == "cuda":  # fewer leave it idle
             self.batch_size = 512
 
     @classmethod
@@ -57,7 +59,7 @@ class Student(Engine):
         return student
 
     def save(self, folder: Path) -> None:
-        """Save beside, then move file by file, commands.json last: an interrupted save leaves the old student."""
+        """Save beside the old student, then move file by file, commands.json last: an interruption does no harm."""
         new = folder / ".saving"
         new.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(new)
@@ -69,7 +71,7 @@ class Student(Engine):
         new.rmdir()
 
     def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str], batch_size: int = 64) -> list[float]:
-        """Log-probability of each prompt, its end included, after its prefix [nats]; of what fits the context."""
+        """Log-probability of each prompt and its end token after its prefix [nats], cut off where the context ends."""
         batches = []
         for start in range(0, len(prefixes), batch_size):
             rows = slice(start, start + batch_size)
@@ -82,7 +84,7 @@ class Student(Engine):
         return [score for scores in scored for score in scores]
 
     def _scores(self, ids: BatchEncoding, sizes: list[int]) -> list[float]:
-        """Log-probability of what follows the prefix, of each row of a batch; `sizes`: tokens of the prefixes."""
+        """Log-probability of the tokens after the prefix, one per row of a batch; `sizes`: tokens of the prefixes."""
         import torch
 
         ids = ids.to(self.model.device)
@@ -119,7 +121,7 @@ class Student(Engine):
         prefixes = [*batch.prefixes, *batch.opened.values()]
         ids = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False)
         most, end = self._most(ids.input_ids.shape[1], batch.words), self.tokenizer.eos_token_id
-        # wrapped, and not a `with` around the loop: what the caller does between two steps is none of its business
+        # wraps each step: a `with` around the loop would leave inference mode on in the caller between two steps
         return torch.inference_mode()(write)(self.model, ids.to(self.model.device), list(batch.opened), draw, most, end)
 
     @contextmanager
@@ -133,8 +135,9 @@ class Student(Engine):
 
 
 def model_card(student: Student) -> str:
-    """What somebody who finds the student's folder must know to use it."""
+    """The README.md of a student's folder: what it is, how to use it, and what its levels stand for."""
     codec = student.codec
+    sampling = ", ".join(f"{name} {value}" for name, value in codec.sampling.items()) or "temperature 1"
     best = "\n".join(f"- {task}: `{codec.best_command(task)!r}`" for task in codec.edges)
     places = [round(k * codec.bins / 4) for k in range(5)]
     levels = "\n".join(
@@ -157,7 +160,9 @@ Commands: {", ".join(codec.rewards)}; lengths up to
     from udrl_utils.student import Student
     Student.load("this folder").generate(["koi pond"], Command("{next(iter(codec.edges))}", length=18))
 
-Commands that served best on validation intents:
+Sampling, unless `generate` is given other values: {sampling}.
+
+Commands that scored best on validation intents:
 
 {best}
 

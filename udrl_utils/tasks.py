@@ -1,13 +1,15 @@
-"""The tasks, and where intents come from: the embedded ontology, or any file or Hub data set."""
+"""The tasks, the words of texts, and intents or other rows from a file or a Hub data set.
+
+In go YAML files of the package and tables of the user; out come tasks, clean intents and data frames of text. Nothing
+here knows the ontology, the splits or the teacher.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import random
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -38,9 +40,9 @@ class Task:
     title: str
     modality: str
     definition: str
-    list: str  # how several prompts at once are asked for
-    single: str  # how one is
-    lengths: tuple[str, ...]  # of a short, a middling and a long prompt, in words of that request
+    list: str  # how several prompts are asked for at once
+    single: str  # how a single prompt is asked for
+    lengths: tuple[str, ...]  # words of a short, a medium and a long prompt, such as "4 to 8"
     examples: tuple[tuple[str, tuple[str, ...]], ...]  # an intent, and a prompt of each length
 
 
@@ -61,16 +63,16 @@ def clean_intent(text: str) -> str:
     text, before = " ".join(visible.split()).lower(), ""
     while text != before:
         before, text = text, text.strip(" .!?")
-        for quote in "\"'":  # those around the whole, or without a partner; `sign that says "open late"` keeps its own
-            whole = text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2
-            if whole or text.count(quote) % 2:
+        for quote in "\"'":  # around the whole text, or without a partner; `sign that says "open late"` keeps its own
+            around = text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2
+            if around or text.count(quote) % 2:
                 text = text.strip(quote)
     return text
 
 
 def harmless(text: str) -> str:
-    """The text without anything that a tokenizer could take for a special token, all of which begin with <|."""
-    return text.replace("<|", "< |")
+    """The text without anything that a tokenizer takes for a special token, such as <|end|>, </s> or <pad>."""
+    return re.sub(r"<(?=[|/a-zA-Z])", "< ", text)
 
 
 def words(text: str) -> list[str]:
@@ -96,121 +98,10 @@ def stems(text: str) -> set[str]:
     return set(map(stem, words(text)))
 
 
-@dataclass(frozen=True)
-class Domain:
-    """One file of the ontology: subjects, and phrases that fit any of them."""
-
-    name: str
-    title: str
-    kind: str
-    countable: tuple[str, ...]
-    uncountable: tuple[str, ...]
-    scenes: tuple[str, ...]
-    details: tuple[str, ...]
-    templates: tuple[str, ...]
-    follow_ups: tuple[str, ...]
-    related: tuple[str, ...]
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        return self.countable + self.uncountable
-
-
-@cache
-def ontology() -> tuple[Domain, ...]:
-    """The embedded ontology, one domain per file of `data/ontology`."""
-    domains = []
-    for file in sorted((DATA / "ontology").glob("*.yaml")):
-        fields = load_data(f"ontology/{file.stem}")
-        domains.append(Domain(name=file.stem, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
-    return tuple(domains)
-
-
-def plural(noun: str) -> str:
-    """Regular English plural of a noun phrase."""
-    head, of, rest = noun.partition(" of ")
-    if of:
-        return plural(head) + of + rest
-    if re.search(r"(s|x|z|ch|sh)$", noun):
-        return noun + "es"
-    if re.search(r"[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    if re.search(r"(f|fe)$", noun) and re.search(r"(lea|lo|wol|shel|kni|wi|hal|scar|dwar)fe?$", noun):
-        return re.sub(r"fe?$", "ves", noun)
-    if noun.endswith("man") and not noun.endswith("human"):
-        return noun[:-3] + "men"
-    return noun + "s"
-
-
-def with_article(phrase: str) -> str:
-    """The phrase after a or an."""
-    vowel = re.match(r"(?:[aeio]|u(?!ni|kulele|ke|r[ao]|se|te|sb))", phrase) and not phrase.startswith("one")
-    return f"{'an' if vowel or phrase.startswith(('heir', 'hour', 'x-ray')) else 'a'} {phrase}"
-
-
-class Words:
-    """Draws from vocabulary.yaml and from the subjects of the ontology, and fills patterns with what it drew."""
-
-    def __init__(self, rng: random.Random):
-        self.rng = rng
-
-    def fill(self, pattern: str, **known: str) -> str:
-        """Replace each {slot} of a pattern by a value given in `known`, else by one that is drawn."""
-        return re.sub(r"\{(?:(a|many):)?(\w+)\}", lambda m: self._slot(m[1], m[2], known), pattern)
-
-    def _slot(self, form: str | None, name: str, known: dict[str, str]) -> str:
-        if name in known:
-            phrase, countable = known[name], known[name] not in uncountable_subjects()
-        elif name in load_data("vocabulary"):
-            phrase, countable = self.rng.choice(load_data("vocabulary")[name]), True
-        else:
-            phrase, countable = self.rng.choice(subjects_of(name))
-        if not countable or form is None:
-            return phrase
-        return with_article(phrase) if form == "a" else plural(phrase)
-
-
-@cache
-def uncountable_subjects() -> frozenset[str]:
-    """Subjects that take no article and no plural."""
-    return frozenset(subject for domain in ontology() for subject in domain.uncountable)
-
-
-@cache
-def subjects_of(kind: str) -> tuple[tuple[str, bool], ...]:
-    """(subject, countable) of a kind, or of every kind for 'thing', or of a domain by its name."""
-    chosen = [d for d in ontology() if kind in ("thing", d.kind, d.name)]
-    return tuple((s, True) for d in chosen for s in d.countable) + tuple(
-        (s, False) for d in chosen for s in d.uncountable
-    )
-
-
-def ontology_intents(seed: int, task: str) -> Iterator[str]:
-    """Intents the way people type them for a task, 1-20 words, without end; the same seed gives the same ones.
-
-    A domain of the ontology, one of its subjects and a pattern of intents.yaml are drawn, and the pattern is filled.
-    """
-    rng = random.Random(f"intents {seed} {task}")
-    fill, patterns = Words(rng).fill, load_data("intents")
-    while True:
-        domain = rng.choice(ontology())
-        of_task, x = patterns[task], rng.choice(domain.subjects)
-        groups = [patterns["any"]["any"], of_task["any"], of_task.get(domain.kind, of_task["any"])]
-        [group] = rng.choices(groups, (1, 2, 2))
-        phrases = {
-            name: rng.choice(getattr(domain, f"{name}s", ())) for name in ("scene", "detail", "template", "follow_up")
-        }
-        sibling = rng.choice([subject for subject in domain.subjects if subject != x])
-        known = {**phrases, "related": rng.choice(domain.related), "x": x, "sibling": sibling}
-        intent = clean_intent(fill(rng.choice(group), **known))
-        if len(intent.split()) <= 20:
-            yield intent
-
-
 def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pandas.DataFrame:
-    """Rows of a txt (one a line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
+    """Rows of a txt (one per line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
 
-    The columns are text; those of the optional ones that are there come as they are.
+    `columns` become text. Those of the `optional` columns that the table has stay as they are.
 
     Raises: SettingsError when the source cannot be read or lacks a column.
     """
@@ -237,12 +128,12 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
     for column in columns:
         if column not in table.columns:
             raise SettingsError(f"{source!r} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    text = table[columns].astype(object).where(table[columns].notna(), "").astype(str)  # what is missing is empty
+    text = table[columns].astype(object).where(table[columns].notna(), "").astype(str)  # a missing value becomes ""
     return text.join(table[[column for column in optional if column in table]])
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:
-    """Distinct intents of a file or a Hub data set, cleaned, in their order.
+    """Distinct intents of a file or a Hub data set, cleaned, in the order of the file.
 
     Raises: SettingsError when the source is empty or cannot be read.
     """
@@ -257,7 +148,7 @@ def load_intents(settings: DistillationSettings) -> list[str]:
 
 
 def distinct(items: Iterable[str]) -> Iterator[str]:
-    """Items in their order, each once; works on endless ones too."""
+    """Each item once, in the order of the first occurrence; works on endless iterables too."""
     seen = set()
     for item in items:
         if item not in seen:
@@ -266,58 +157,6 @@ def distinct(items: Iterable[str]) -> Iterator[str]:
 
 
 def share(text: str, seed: int) -> float:
-    """A number in 0..1 that depends on the text and the seed alone."""
+    """A number from 0 to 1 that depends only on the text and the seed."""
     digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
-
-
-SPLIT_SEED = 1  # another than that by which a teacher is shown examples: splits must not differ in them
-HELD_OUT = 0.1  # share of intents that the shipped base never reads: the most that a run from it may test with
-
-
-def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[dict[str, str], frozenset[str]]:
-    """Split of each intent, and the held-out nouns that no train or validation text may contain.
-
-    Splits go by a hash of the intent, whatever the seed, so that a base trained earlier has met no test intent.
-    Besides, a share of the rare nouns is held out with every intent that mentions one, so that the analysis can
-    ask for things the student has never seen.
-    """
-    held_out = held_out_nouns(intents, settings)
-    splits = {}
-    for intent in intents:
-        at = share(intent, SPLIT_SEED)
-        if at < settings.test_fraction or not held_out.isdisjoint(words(intent)):
-            splits[intent] = "test"
-        else:
-            validation = at < settings.test_fraction + settings.validation_fraction
-            splits[intent] = "validation" if validation else "train"
-    return splits, held_out
-
-
-def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozenset[str]:
-    """Nouns reserved for the test split: heads of ontology subjects, or rare words of the user's own intents.
-
-    Only nouns that are rare among the intents are taken, so that the train split keeps its size.
-    """
-    counts = Counter(word for intent in intents for word in set(words(intent)))
-    rare = max(2, len(intents) // 200)
-    known = noun_heads() if settings.intents == "ontology" else counts
-    chosen = {
-        w
-        for w in known
-        if len(w) > 3 and counts[w] <= rare and share(f"noun {w}", SPLIT_SEED) < settings.test_fraction / 2
-    }
-    return frozenset(chosen | {plural(w) for w in chosen})
-
-
-@cache
-def noun_heads() -> frozenset[str]:
-    """Last words of all ontology subjects, less those that the ontology also uses elsewhere."""
-    heads = Counter(words(subject)[-1] for subject, _ in subjects_of("thing"))
-    lists = [
-        *load_data("vocabulary").values(),
-        *([*d.scenes, *d.details, *d.templates, *d.follow_ups, *d.related] for d in ontology()),
-    ]
-    lists += [group for groups in load_data("intents").values() for group in groups.values()]
-    used = {word for phrases in lists for phrase in phrases for word in words(re.sub(r"{[^}]*}", " ", phrase))}
-    return frozenset(heads.keys() - used)

@@ -1,75 +1,72 @@
-"""Training: a run's annotated pairs become a student, rounds take it further, and its best commands are found.
+"""Training: a run's annotated pairs become a student, and rounds take it further.
 
-`python -m udrl_utils.training --run outputs/<run>` trains as the notebook does, under `accelerate launch` too.
+`python -m udrl_utils.training --run outputs/<run>` trains as notebook 03 does, under `accelerate launch` too. The
+notebook types out what `train_student` and `train_rounds` do here for several processes, ablations and the baseline.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
-from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
+from udrl_utils.gpt2 import BASE, make_room, untrained
 from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import GRID, PATH, best_commands, bounded, collect, front_volume, hindsight_rows, measure_front
+from udrl_utils.rounds import (
+    GRID,
+    PATH,
+    PROMPTS_PER_SET,
+    best_commands,
+    bounded,
+    front_volume,
+    hindsight_rows,
+    measure_front,
+    round_requests,
+    write_hindsight,
+)
 from udrl_utils.rows import command_pairs
-from udrl_utils.runs import RunFolder, write_shard
+from udrl_utils.runs import STAMP, RunFolder, Stamp, read_stamp, renew, shards_of, stamp, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
-from udrl_utils.student import Student
-from udrl_utils.tasks import HELD_OUT
-from udrl_utils.trainer import (
-    Schedule,
-    TrainingLog,
-    callback,
-    make_trainer,
-    schedule,
-    set_dropout,
-    token_counts,
-    tokenized,
-)
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    Live = Callable[[pandas.DataFrame], None]
+from udrl_utils.splits import HELD_OUT
+from udrl_utils.student import Student, model_card
+from udrl_utils.trainer import make_trainer, plan_of, set_dropout
+from udrl_utils.training_log import TrainingLog, callback
 
 JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
-MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 
 
-def train_rows(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
+def train_rows(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
     """Annotated pairs to train on: the train split, without `unseen_lengths`."""
     return seen(read_annotated(run, "train"), settings)
 
 
-def seen(rows: pandas.DataFrame, settings: TrainingSettings) -> pandas.DataFrame:
+def seen(rows: pd.DataFrame, settings: TrainingSettings) -> pd.DataFrame:
     """The rows without the lengths of each task that are kept out of training as a probe."""
     if "length" not in rows:
         return rows
     return rows[~is_unseen(rows.task, rows.length, settings)].reset_index(drop=True)
 
 
-def is_unseen(tasks: pandas.Series, lengths: pandas.Series, settings: TrainingSettings) -> pandas.Series:
+def is_unseen(tasks: pd.Series, lengths: pd.Series, settings: TrainingSettings) -> pd.Series:
     """Whether each length [words] is one that `unseen_lengths` keeps from its task."""
-    unseen = pandas.Series(False, tasks.index)
+    unseen = pd.Series(False, tasks.index)
     for task, kept_out in settings.unseen_lengths.items():
         unseen |= (tasks == task) & lengths.isin(kept_out)
     return unseen
 
 
-def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
-    """The codec of a run, fitted on what it is trained on. There are no rounds where no task is commanded diversity.
+def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | None = None) -> CommandCodec:
+    """The codec of a run, fitted on the rows that it is trained on, `train_rows` where none are given.
 
     Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored, or the
     shipped base has read intents that the run tests with.
@@ -83,106 +80,90 @@ def fit_codec(settings: TrainingSettings, run: RunFolder) -> CommandCodec:
     rewards = run.settings(AnnotationSettings).rewards
     if settings.rounds and not JUDGED.issubset(rewards):
         raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
-    codec = CommandCodec.fit(train_rows(settings, run), rewards, settings.bins)
-    if settings.rounds and not JUDGED.issubset(codec.rewards):
+    codec = CommandCodec.fit(train_rows(settings, run) if train is None else train, rewards, settings.bins)
+    if settings.rounds and not has_rounds(settings, codec):
         print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
-    return replace(codec, form=settings.command_form, place=settings.command_place)
+    sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
+    return replace(
+        codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
+    )
 
 
-def train_student(
-    settings: TrainingSettings,
-    run: RunFolder,
-    commanded: bool = True,
-    live: Live | None = None,
-) -> TrainingLog:
+def has_rounds(settings: TrainingSettings, codec: CommandCodec) -> bool:
+    """Whether a student is taken through rounds: not where no task is commanded diversity."""
+    return settings.rounds > 0 and JUDGED.issubset(codec.rewards)
+
+
+def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = True) -> TrainingLog:
     """Train on the run's annotated pairs and save a Hugging Face folder; resumes from the last checkpoint exactly.
 
     commanded=False trains the plain baseline: the same pairs, steps and shape, and no reward in any prefix. It goes
     to 03_student/sft_plain. The folder of a student is only replaced once its successor is complete. A student whose
     rounds were cut off is not trained again.
     """
-    rounds, mark = run / "03_student" / "rounds", fingerprint(settings, run)
-    if commanded and (rounds / "unfinished").exists() and (rounds / "unfinished").read_text() == mark:
-        return TrainingLog.load(rounds / "0" / "training_log.json")
     from accelerate import PartialState
 
-    processes = PartialState()
+    if commanded and (log := trained_before(settings, run)):
+        return log
+    processes, folder = PartialState(), run / "03_student" if commanded else run / "03_student" / "sft_plain"
     seed_everything(settings.seed)
-    codec, train, held = fit_codec(settings, run), train_rows(settings, run), read_annotated(run, "validation")
+    train, held = train_rows(settings, run), read_annotated(run, "validation")
+    codec = fit_codec(settings, run, train)
     model, tokenizer, plan = untrained(settings, codec, train)
     print(plan.reason, flush=True)
-    settings = plan.of(settings)
-    folder = run / "03_student" if commanded else run / "03_student" / "sft_plain"
-    tables, place = (train, held), folder / "rows"
+    brief = plan.of(settings)
     with processes.main_process_first():  # the others find the rows that it has laid out
-        data = [command_pairs(table, codec, settings, tokenizer, commanded, place) for table in tables]
+        data = [command_pairs(table, codec, brief, tokenizer, commanded, folder / "rows") for table in (train, held)]
         make_room(model, tokenizer, data)
-    log = TrainingLog("student" if commanded else "sft_plain", held, live)
-    fit(Student(model, tokenizer, codec), settings, folder, *data, log, dropout=plan.dropout)
+    set_dropout(model, plan.dropout)
+    log, student = TrainingLog("student" if commanded else "sft_plain", held), Student(model, tokenizer, codec)
+    fit(student, brief, folder, *data, log, student_stamp(settings, run))
     if commanded and processes.is_main_process:
-        shutil.rmtree(rounds, ignore_errors=True)
-        if settings.rounds and JUDGED.issubset(codec.rewards):
-            Student(model, tokenizer, codec).save(rounds / "0")
-            log.save(rounds / "0" / "training_log.json")
-            (rounds / "unfinished").write_text(mark)
+        start_rounds(settings, run, student, log)
     processes.wait_for_everyone()
     return log
 
 
-def untrained(settings: TrainingSettings, codec: CommandCodec, train: pandas.DataFrame) -> tuple[Any, Any, Schedule]:
-    """What training starts from, and how it goes: a model, its tokenizer, and the schedule that suits the rows.
+def trained_before(settings: TrainingSettings, run: RunFolder) -> TrainingLog | None:
+    """The log of a student that was trained and whose rounds were cut off; None where there is none like it."""
+    rounds = run / "03_student" / "rounds"
+    if read_stamp(rounds) == student_stamp(settings, run):
+        return TrainingLog.load(rounds / "0" / "training_log.json")
+    return None
 
-    The model is the base, or a new GPT-2 with the words of the rows.
+
+def start_rounds(settings: TrainingSettings, run: RunFolder, student: Student, log: TrainingLog) -> None:
+    """Forget earlier rounds, and keep a trained student as that of round 0 if there are to be any."""
+    rounds = run / "03_student" / "rounds"
+    shutil.rmtree(rounds, ignore_errors=True)
+    if has_rounds(settings, student.codec):
+        student.save(rounds / "0")
+        log.save(rounds / "0" / "training_log.json")
+        write_json(rounds / STAMP, student_stamp(settings, run))  # until the rounds are finished
+
+
+@contextmanager
+def baseline_beside(settings: TrainingSettings, run: RunFolder) -> Iterator[list[TrainingLog]]:
+    """Train the plain baseline while the body trains the student; the list holds its log afterwards.
+
+    On a CPU of two threads and more it has a process and half of the threads to itself; elsewhere it comes after the
+    body. Nothing is trained, and the list stays empty, with plain_sft=False.
     """
-    if settings.base:
-        tokenizer = base_tokenizer(settings.base)
-    else:
-        tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
-    plan = plan_of(settings, train, tokenizer)
-    if settings.base:
-        return *pretrained_student(settings.base, codec, settings.n_positions, keep=not plan.embeddings), plan
-    return new_student(settings, tokenizer), tokenizer, plan
-
-
-def plan_of(settings: TrainingSettings, train: pandas.DataFrame, tokenizer: Any) -> Schedule:
-    """The schedule that suits the amount of training rows."""
-    parts = (list(train.prompt[start : start + 10_000]) for start in range(0, len(train), 10_000))
-    tokens = sum(len(ids) for texts in parts for ids in tokenizer(texts, add_special_tokens=False).input_ids)
-    return schedule(settings, len(train), tokens)
-
-
-def make_room(model: Any, tokenizer: Any, data: Sequence[Dataset]) -> None:
-    """Widen a model's context to the longest of its prompt/completion rows, in steps of 64 tokens.
-
-    Raises: SettingsError when the model cannot take as many.
-    """
-    positions = model.config.max_position_embeddings
-    lengths = [token_counts(tokenized(rows, tokenizer, max(positions, MOST_POSITIONS)))[0] for rows in data]
-    longest = max(max(found, default=0) for found in lengths)
-    if longest > positions:
-        needed = 64 * math.ceil(longest / 64)
-        print(f"the longest pair has {longest} tokens: a context of {needed} instead of {positions}", flush=True)
-        widen(model, needed)
-
-
-def train_both(settings: TrainingSettings, run: RunFolder, live: Live | None = None) -> list[TrainingLog]:
-    """Train the student and, where the settings want it, the plain baseline; on a CPU side by side, on half of it each.
-
-    Returns their logs in this order. `live` shows the student's.
-    """
-    if not settings.plain_sft:
-        return [train_student(settings, run, live=live)]
-    count, threads = shares(2)
-    if count == 1:
-        return [train_student(settings, run, live=live), train_student(settings, run, commanded=False)]
     import torch
 
-    before = torch.get_num_threads()
+    logs: list[TrainingLog] = []
+    (count, threads), before = shares(2), torch.get_num_threads()
+    if not settings.plain_sft or count == 1:
+        yield logs
+        if settings.plain_sft:
+            logs.append(train_student(settings, run, commanded=False))
+        return
     with pool(1, quietly, threads) as beside:
         plain = beside.submit(train_student, settings, run, commanded=False)
         torch.set_num_threads(threads)
         try:
-            return [train_student(settings, run, live=live), plain.result()]
+            yield logs
+            logs.append(plain.result())
         finally:
             torch.set_num_threads(before)
 
@@ -194,46 +175,44 @@ def fit(
     train: Any,
     held: Any,
     log: TrainingLog,
-    dropout: float = 0.0,
-    **anchor: Any,
+    now: Stamp,
+    anchor: Any = None,
 ) -> None:
-    """Train a student on prompt/completion rows and save it; a training that was cut off is taken up again."""
+    """Train a student on prompt/completion rows and save it; goes on from a checkpoint with the same stamp."""
     from accelerate import PartialState
-    from transformers import PrinterCallback
 
     processes, work = PartialState(), folder / "checkpoints"
-    set_dropout(student.model, dropout)
-    trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, **anchor)
-    trainer.remove_callback(PrinterCallback)  # the training log prints instead
+    trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, anchor)
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
     with processes.main_process_first():
-        checkpoint = last_checkpoint(work, settings)
+        checkpoint = last_checkpoint(work, now)
     trainer.train(resume_from_checkpoint=checkpoint)
     processes.wait_for_everyone()
     if processes.is_main_process:
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        Student(trained, student.tokenizer, student.codec).save(folder)
-        shutil.rmtree(work)
-        shutil.rmtree(folder / "rows", ignore_errors=True)
+        save_trained(Student(trained, student.tokenizer, student.codec), folder)
     processes.wait_for_everyone()
 
 
-def last_checkpoint(work: Path, settings: TrainingSettings) -> str | None:
-    """The newest checkpoint made with the same settings; those of other settings, and torn ones, are removed."""
+def save_trained(student: Student, folder: Path) -> None:
+    """Save a student whose training is complete; its checkpoints and rows go."""
+    student.save(folder)
+    for left_over in ("checkpoints", "rows"):
+        shutil.rmtree(folder / left_over, ignore_errors=True)
+
+
+def last_checkpoint(work: Path, now: Stamp) -> str | None:
+    """The newest checkpoint with the same stamp; incomplete ones, and those made from something else, are removed."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    note = work / "settings.json"
-    if note.exists() and note.read_text() != settings.model_dump_json():
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    note.write_text(settings.model_dump_json())
+    renew(work, now)
     for checkpoint in work.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").exists():  # written last
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(work))
 
 
-def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame:
+def train_rounds(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
     """Take the run's student through its rounds; stops, and keeps the last student, when the front gains no more.
 
     Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
@@ -244,18 +223,20 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
     from accelerate.utils import broadcast_object_list
 
     folder, processes = run / "03_student", PartialState()
-    if not settings.rounds or not JUDGED.issubset(CommandCodec.load(folder).rewards):
-        return pandas.DataFrame()
-    held, sampler = read_annotated(run, "validation"), run_sampler(settings, run, folder / "rounds" / "0")
-    tables, best = [], 0.0
+    if not has_rounds(settings, CommandCodec.load(folder)):
+        return pd.DataFrame()
+    train, held = train_rows(settings, run), read_annotated(run, "validation")
+    student = Student.load(folder / "rounds" / "0")
+    sampler, fronts, best = run_sampler(settings, run, student), [], 0.0
     for number in range(settings.rounds + 1):
-        home = folder / "rounds" / str(number)
-        if number and not (home / "commands.json").exists():
-            train_round(settings, run, number, sampler)
-        student = Student.load(home)
+        if number:
+            with processes.main_process_first():
+                if processes.is_main_process:
+                    ask_round(settings, run, number, sampler.of(student), train)
+            student = learn_round(settings, run, number, train, held)
         front = measure_front(sampler.of(student), held, PATH)
         (volume,) = broadcast_object_list([front_volume(front)])  # all processes must come to the same conclusion
-        tables.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
+        fronts.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
         print(f"round {number}: hypervolume of the validation front {volume:.3f}", flush=True)
         if volume <= best:
             break
@@ -263,73 +244,99 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> pandas.DataFrame
         if processes.is_main_process:
             student.save(folder)
     processes.wait_for_everyone()
-    (folder / "rounds" / "unfinished").unlink(missing_ok=True)
-    return pandas.concat(tables, ignore_index=True)
+    end_rounds(run)
+    return pd.concat(fronts, ignore_index=True)
 
 
-def train_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler) -> None:
-    """One round: ask, score, relabel, train on what was achieved with twice as many of the teacher's pairs."""
-    import pyarrow
+def end_rounds(run: RunFolder) -> None:
+    """Note that the rounds of a run are complete."""
+    (run / "03_student" / "rounds" / STAMP).unlink(missing_ok=True)
+
+
+def ask_round(
+    settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler, train: pd.DataFrame
+) -> pd.DataFrame:
+    """Pairs in hindsight of a round: sampled, scored, relabelled; kept in its folder, so that it is asked once."""
+    file = run / "03_student" / "rounds" / str(number) / "hindsight.parquet"
+    if not file.exists():
+        print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
+        buffer = pd.concat([train, *earlier_rounds(run, number)], ignore_index=True)
+        requests = round_requests(buffer, sampler.student.codec, settings.round_sets, settings.seed + number)
+        samples = sampler.sample(requests, PROMPTS_PER_SET)
+        write_hindsight(hindsight_rows(samples, run.settings(DistillationSettings), number), file)
+    return pd.read_parquet(file)
+
+
+def earlier_rounds(run: RunFolder, number: int) -> list[pd.DataFrame]:
+    """Pairs in hindsight of the rounds before round `number`."""
+    folder = run / "03_student" / "rounds"
+    return [pd.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
+
+
+def learn_round(
+    settings: TrainingSettings, run: RunFolder, number: int, train: pd.DataFrame, held: pd.DataFrame
+) -> Student:
+    """The student of a round: that of the round before, trained on all hindsight and twice as many teacher's pairs.
+
+    It is not trained again where it is there already.
+    """
     from accelerate import PartialState
 
-    folder, processes = run / "03_student" / "rounds", PartialState()
+    folder = run / "03_student" / "rounds"
     home, before = folder / str(number), folder / str(number - 1)
-    train, held = train_rows(settings, run), read_annotated(run, "validation")
+    if (home / "commands.json").exists():
+        return Student.load(home)
     student = Student.load(before)
-    codec = student.codec
-    file = home / "hindsight.parquet"
-    earlier = [pandas.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
-    with processes.main_process_first():
-        if not file.exists():
-            print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-            buffer = pandas.concat([train, *earlier], ignore_index=True)
-            samples = collect(sampler.of(student), buffer, settings.round_sets, settings.seed + number)
-            rows = hindsight_rows(samples, run.settings(DistillationSettings), number)
-            home.mkdir(parents=True, exist_ok=True)
-            write_shard(file, pyarrow.Table.from_pandas(rows, preserve_index=False))
-    hindsight = pandas.concat([*earlier, pandas.read_parquet(file)], ignore_index=True)
-    hindsight = bounded(hindsight, codec, len(train) // 2)
+    hindsight = pd.concat(earlier_rounds(run, number + 1), ignore_index=True)
+    hindsight = bounded(hindsight, student.codec, len(train) // 2)
     kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
-    hindsight = seen(hindsight, settings)
     rate = plan_of(settings, train, student.tokenizer).learning_rate
-    shorter = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
+    brief = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
+    with PartialState().main_process_first():
+        rows = pd.concat([seen(hindsight, settings), kept])
+        data = [
+            command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")
+            for table in (rows, held)
+        ]
+    set_dropout(student.model, 0.0)
     anchor = Student.load(before).model if settings.kl_anchor else None
-    tables, place = (pandas.concat([hindsight, kept]), held), home / "rows"
-    with processes.main_process_first():
-        data = [command_pairs(table, codec, shorter, student.tokenizer, folder=place) for table in tables]
-    fit(student, shorter, home, *data, TrainingLog(f"round {number}", held), anchor=anchor)
+    now = stamp(brief, [before / "model.safetensors"], rows=rows)
+    fit(student, brief, home, *data, TrainingLog(f"round {number}", held), now, anchor)
+    return Student.load(home)
 
 
-def run_sampler(settings: TrainingSettings, run: RunFolder, folder: Path) -> Sampler:
-    """A sampler of the student in a folder, with the rewards of the run, user-made ones included."""
-    load_rewards(run)
+def run_sampler(settings: TrainingSettings, run: RunFolder, student: Student) -> Sampler:
+    """A sampler of a student, with the rewards of the run, user-made ones included."""
+    load_rewards(run, "03_student")
     annotation = run.settings(AnnotationSettings)
     rewards = list(dict.fromkeys([*annotation.rewards, "length"]))
-    return Sampler(Student.load(folder), rewards, Encoder(annotation.encoder), seed=settings.seed)
+    return Sampler(student, rewards, Encoder(annotation.encoder), seed=settings.seed)
 
 
-def fingerprint(settings: TrainingSettings, run: RunFolder) -> str:
-    """What a student depends on: its settings and the annotated pairs."""
-    digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
-    for file in sorted((run / "02_annotated").glob("*.parquet")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def student_stamp(settings: TrainingSettings, run: RunFolder) -> Stamp:
+    """What a student is made from: settings, the annotated pairs, and the weights of a base that is a folder."""
+    base = BASE if settings.base == "recorded" else Path(settings.base)
+    weights = sorted(base.glob("*.safetensors")) if settings.base else []
+    return stamp(settings, [*shards_of(run / "02_annotated"), *weights])
 
 
-def find_best_commands(run: RunFolder, settings: TrainingSettings) -> pandas.DataFrame:
+def find_best_commands(
+    settings: TrainingSettings, run: RunFolder, sampler: Sampler | None = None, held: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
 
-    What a prompt achieved in its teacher's set says little of what a whole set under one command achieves; so it is
-    measured. The best commands are written into the student's commands.json; the table of all is returned.
+    What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
+    measured. The best commands are written into the student's commands.json and card; the table of all is returned.
     """
     folder = run / "03_student"
-    sampler = run_sampler(settings, run, folder)
-    measured = measure_front(sampler, read_annotated(run, "validation"), GRID, intents=24)
+    sampler = sampler or run_sampler(settings, run, Student.load(folder))
+    measured = measure_front(sampler, read_annotated(run, "validation") if held is None else held, GRID, intents=24)
     if measured.empty:
         return measured
     best, table = best_commands(measured)
-    student = sampler.student
-    Student(student.model, student.tokenizer, replace(student.codec, best=best)).save(folder)
+    student = Student(sampler.student.model, sampler.student.tokenizer, replace(sampler.student.codec, best=best))
+    (folder / "README.md").write_text(model_card(student), encoding="utf-8")
+    student.codec.save(folder)
     return table
 
 
@@ -349,7 +356,7 @@ def main() -> None:
     if not arguments.plain:
         train_rounds(settings, run)
         if PartialState().is_main_process:
-            find_best_commands(run, settings)
+            find_best_commands(settings, run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What a probe looks like: prompts as cards, commanded and achieved side by side, the same with and without a kernel.
+"""Probes as HTML: scored samples and a codec go in, pages out, for the panel, for static cells and for the report.
 
-Whatever came from a person or a model is escaped, and what cannot be seen in it is made visible.
+A prompt is a card that shows what was commanded beside what was achieved. All text is escaped, and invisible characters
+are shown by their codes. How prompts are written and scored is not known here.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
+from udrl_utils.commands import CommandCodec
 from udrl_utils.figures import axis_label
-from udrl_utils.prober import off_target
 from udrl_utils.rewards import REWARDS
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import ProbeSettings
+from udrl_utils.student import READY
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:
@@ -23,14 +27,13 @@ if TYPE_CHECKING:
     import jinja2
     from matplotlib.figure import Figure
 
-    from udrl_utils.commands import CommandCodec
-
+WORDS_OFF = 2  # a length that is off by more words has missed its command
 LONGEST = 600  # characters of a text that are shown
 JOINER = "\u200d"  # holds the parts of an emoji together
 
 
 def visible(text: object, most: int = LONGEST) -> str:
-    """A text of which all can be seen: control characters as their codes, what is cut off as a count."""
+    """A text with control characters as codes, cut after `most` characters with the number that is left out."""
     text = str(text)
     shown = "".join(c if c.isprintable() or c == JOINER else f"⟨{ord(c):04X}⟩" for c in text[:most])
     return shown if len(text) <= most else f"{shown} … ({len(text) - most:,} more characters)"
@@ -38,7 +41,7 @@ def visible(text: object, most: int = LONGEST) -> str:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """A template of udrl_utils/data, which escapes whatever is put into it."""
+    """A template of udrl_utils/data; it escapes all text."""
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(DATA), autoescape=True, trim_blocks=True)
@@ -47,7 +50,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> str:
-    """Each set of the samples: its intent and command, then one card per prompt, off-target ones marked."""
+    """Each set of the samples: its intent and command, then one card per prompt; off-target cards are marked."""
     missed, levels = off_target(samples, codec), codec.achieved_levels(samples)
     sets = []
     for _, rows in samples.groupby("set", sort=False):
@@ -72,7 +75,7 @@ def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> st
 def reward_line(
     name: str, row: pandas.Series, levels: pandas.Series, missed: pandas.Series, codec: CommandCodec
 ) -> dict[str, Any]:
-    """What a card says of one reward; places are shares of the reward's whole range, for the little scale."""
+    """What a card says about one reward; `asked_at` and `achieved_at` are percentages of the reward's whole range."""
     asked, achieved = row.get(f"asked_{name}"), row[name]
     commanded = asked == asked and asked is not None
     level = min(achieved / codec.longest, 1) if name == "length" else levels[name]
@@ -90,7 +93,7 @@ def reward_line(
 
 
 def command_of(sample: pandas.Series) -> str:
-    """What a sample was commanded, in words; '' where everything was left open."""
+    """The command of a sample in words; '' where every reward was left open."""
     asked = sample.filter(like="asked_").dropna()
     return ", ".join(f"{name} {in_words(name, value)}" for name, value in asked.rename(lambda c: c[6:]).items())
 
@@ -101,36 +104,36 @@ def in_words(name: str, value: float) -> str:
 
 
 def sentence(text: str, kind: str = "note") -> str:
-    """A line to the person who probes; kind is note, wrong or busy."""
+    """A status line; `kind` is note, wrong or busy."""
     return template("sentence.html").render(text=text, kind=kind)
 
 
 def image(figure: Figure, description: str) -> str:
-    """A figure as part of a page, with twice the pixels that it is shown with; the figure is closed."""
+    """A figure as an image element with twice the pixels that are shown; the figure is closed."""
     import matplotlib.pyplot as plt
 
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=200)
-    plt.close(figure)  # a notebook would show it again under the next cell
+    plt.close(figure)  # otherwise a notebook shows it again
     return template("image.html").render(
         data=base64.b64encode(data.getvalue()).decode(), width=round(100 * figure.get_figwidth()), text=description
     )
 
 
-def side_by_side(left: str, right: str) -> str:
-    """Two views next to each other, one below the other where the page is narrow."""
-    return f'<div class="udrl-pair">{left}{right}</div>'
+def side_by_side(*parts: str) -> str:
+    """Views next to each other, or one below the other on a narrow page."""
+    return f'<div class="udrl-pair">{"".join(parts)}</div>'
 
 
 def table(frame: pandas.DataFrame, **options: Any) -> str:
-    """A data frame as HTML: texts escaped, all of them visible, none cut off without saying so."""
+    """A data frame as HTML."""
     with pandas.option_context("display.max_colwidth", None):
         shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         return f'<div class="udrl-wide">{shown.to_html(border=0, justify="left", **options)}</div>'
 
 
 def history(probes: list[pandas.DataFrame]) -> str:
-    """One row per probe, the latest first: what was asked, and what was achieved on average."""
+    """One row per probe, the latest first: what was commanded, and the mean of what was achieved."""
     rows = [
         {
             **samples.iloc[0][["probe", "run", "kind", "task", "intent"]],
@@ -148,3 +151,38 @@ def download(file: Path) -> str:
     """A link that saves a file from the page itself."""
     data = base64.b64encode(file.read_bytes()).decode()
     return template("download.html").render(data=data, name=file.name)
+
+
+def probed_codec(run: RunFolder) -> CommandCodec:
+    """Codec of the student that wrote the sweeps of a run: its own, or the shipped one."""
+    shipped = run.settings(ProbeSettings).student
+    return CommandCodec.load(READY if shipped else run / "03_student")
+
+
+def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:
+    """One prompt of each sweep under its lowest, its middle and its highest command; one set per intent."""
+    first = sweeps.drop_duplicates("set")
+    sets = first.groupby(["task", "intent", "reward"], sort=False)["set"]
+    place, last = sets.cumcount(), sets.transform("size") - 1
+    chosen = first[(place == 0) | (place == last // 2) | (place == last)]
+    return chosen.assign(set=chosen.groupby(["task", "intent"], sort=False).ngroup())
+
+
+def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFrame:
+    """Which samples missed which commanded reward: one column of bool per reward.
+
+    A length is missed when it is off by more than 2 words; any other reward when its level token is neither the one
+    that was commanded nor next to it.
+    """
+
+    def missed(row: pandas.Series, name: str) -> bool:
+        asked, achieved = row[f"asked_{name}"], row[name]
+        if pandas.isna(asked) or pandas.isna(achieved):
+            return False
+        if name == "length":
+            return abs(asked - achieved) > WORDS_OFF
+        return abs(codec.bin_of_level(row.task, name, asked) - codec.bin_of_value(row.task, name, achieved)) > 1
+
+    names = [name for name in codec.rewards if f"asked_{name}" in samples]
+    missing = {name: [missed(row, name) for _, row in samples.iterrows()] for name in names}
+    return pandas.DataFrame(missing, index=samples.index, dtype=bool)

@@ -53,7 +53,7 @@ def test_the_report_leads_to_every_section_and_prints(chromium, pages: Path, tmp
     assert links.count() >= 6
     for link in links.all():
         assert page.locator(link.get_attribute("href").replace("#", "[id='") + "']").count() == 1
-    for image in page.locator("figure img").all():
+    for image in page.locator(".chapter .output_png img").all():
         assert image.get_attribute("alt")
         assert image.evaluate("image => image.naturalWidth >= 1.9 * image.width"), "twice the pixels"
     page.set_viewport_size({"width": 800, "height": 900})

@@ -64,7 +64,7 @@ def handle(page, name: str):
 
 
 def test_controls_have_labels(page) -> None:
-    for label in ("run", "task", "intent", "or pick one", "prompts"):
+    for label in ("run", "task", "intent", "test intents", "prompts"):
         assert panel(page).get_by_label(label, exact=True).is_visible(), label
     for slider in ("length [words]", "relevance [level]", "diversity [level]", "temperature"):
         assert handle(page, slider).count() == 1, slider
@@ -75,7 +75,7 @@ def test_what_the_cards_say_is_what_a_recomputation_gives(page, smoke_run: Path)
     panel(page).get_by_label("intent", exact=True).fill("Birthday party for dinosaurs!")
     panel(page).get_by_label("prompts").fill("3")
     panel(page).get_by_label("prompts").press("Enter")
-    assert re.search("3 prompts in|beyond what was trained", press(page, "Generate", "Ask"))
+    assert re.search("3 prompts per command|beyond what was trained", press(page, "Generate", "One command"))
     shown = cards(page)
     assert len(shown) == 3
     table = shown[["prompt"]].assign(task="text_to_template", intent="birthday party for dinosaurs", set=0)
@@ -95,7 +95,7 @@ def choose(page, label: str, key: str) -> None:
 
 
 def test_every_control_by_keyboard(page) -> None:
-    choose(page, "or pick one", "ArrowDown")
+    choose(page, "test intents", "ArrowDown")
     expect(panel(page).get_by_label("intent", exact=True)).not_to_have_value("Birthday party for dinosaurs!")
     handle(page, "length [words]").first.focus()
     page.keyboard.press("ArrowRight")
@@ -115,7 +115,7 @@ def test_every_control_by_keyboard(page) -> None:
 
 
 def test_two_commands_stand_side_by_side(page) -> None:
-    press(page, "Compare", "Compare")
+    press(page, "Compare", "Two commands")
     left, right = panel(page).locator("section:visible").all()
     assert left.inner_text().startswith("A ·") and right.inner_text().startswith("B ·")
     assert abs(left.bounding_box()["y"] - right.bounding_box()["y"]) < 2
@@ -144,7 +144,7 @@ def test_the_history_is_exported(page, smoke_run: Path) -> None:
 
 def test_a_bad_entry_is_a_sentence_and_the_panel_goes_on(page) -> None:
     panel(page).get_by_label("intent", exact=True).fill(" ")
-    assert "the intent is empty" in press(page, "Generate", "Ask")
+    assert "the intent is empty" in press(page, "Generate", "One command")
     panel(page).get_by_label("prompts").fill("900")
     panel(page).get_by_label("prompts").press("Enter")
     expect(panel(page).get_by_label("prompts")).to_have_value("32")
@@ -163,7 +163,7 @@ def test_another_run_is_chosen_from_the_list(page) -> None:
 def test_hostile_intents_are_only_read(page) -> None:
     for text in HOSTILE:
         panel(page).get_by_label("intent", exact=True).fill(text)
-        press(page, "Generate", "Ask")
+        press(page, "Generate", "One command")
         assert len(cards(page)) == 1 or "the intent is empty" in panel(page).locator("[role=status]").inner_text(), text
         assert page.evaluate("window.hacked === undefined"), text
     press(page, "Export CSV", "History")
@@ -177,7 +177,7 @@ def test_it_is_readable_in_both_themes_and_on_a_narrow_page(page, theme: str, wi
     page.set_viewport_size({"width": width, "height": 1000})
     page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
     page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
-    page.get_by_role("tab", name="Ask").click()
+    page.get_by_role("tab", name="One command").click()
     panel(page).screenshot(path=tmp_path / "panel.png")
     box = panel(page).bounding_box()
     for part in panel(page).locator("article:visible, .udrl-prompt:visible, .widget-slider:visible").all():

@@ -84,8 +84,8 @@ class ScriptedServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
 
-    def kind(self, body: dict[str, Any]) -> str:
-        """What to do with the next request."""
+    def kind(self, body: dict[str, Any]) -> str | tuple[int, dict[str, Any]]:
+        """What to do with the next request: by name, or a status and the JSON to answer with."""
         with self.lock:
             kind = self.rng.choice(PASSING + BAD_ANSWERS) if self.rng.random() < self.faulty else "good"
             self.kinds[kind] += 1
@@ -111,18 +111,20 @@ def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 with script.lock:
                     script.under_way -= 1
 
-        def act(self, kind: str, body: dict[str, Any]) -> None:
+        def act(self, kind: str | tuple[int, dict[str, Any]], body: dict[str, Any]) -> None:
             number = sum(script.kinds.values())
-            if kind.isdigit():
+            if isinstance(kind, tuple):
+                self.reply(kind[0], json.dumps(kind[1]).encode())
+            elif kind.isdigit():
                 wait = {"Retry-After": "0.1"} if kind == "429" else {}
-                self.reply(int(kind), b'{"error": {"message": "busy"}}', **wait)
+                self.reply(int(kind), json.dumps(error("busy")).encode(), **wait)
             elif kind == "hang":
                 time.sleep(HANG)
                 self.close_connection = True
             elif kind == "cut":
                 self.close_connection = True
             elif kind == "torn_json":
-                self.reply(200, completion("a koi pond")[:40])
+                self.reply(200, json.dumps(completion("a koi pond"))[:40].encode())
             elif kind == "no_choices":
                 self.reply(200, b'{"id": "1", "object": "chat.completion", "choices": []}')
             elif kind == "html_page":
@@ -131,7 +133,8 @@ def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(200, huge_completion())
             else:
                 good = kind == "good"
-                self.reply(200, completion(script.answer(body, number) if good else bad_answer(kind, body, number)))
+                content = script.answer(body, number) if good else bad_answer(kind, body, number)
+                self.reply(200, json.dumps(completion(content)).encode())
 
         def reply(self, status: int, data: bytes, **headers: str) -> None:
             self.send_response(status)
@@ -147,22 +150,25 @@ def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def completion(content: str) -> bytes:
-    """A chat completion as the protocol has it."""
-    message = {"role": "assistant", "content": content}
-    return json.dumps(
-        {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "scripted",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-        }
-    ).encode()
+def completion(content: Any, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
+    """A chat completion as the protocol has it; `message` holds what some servers add to it."""
+    message = {"role": "assistant", "content": content, **message}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "scripted",
+        "choices": [{"index": 0, "finish_reason": finish_reason, "message": message}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
+
+
+def error(message: str, code: str | None = None) -> dict[str, Any]:
+    """An error as the protocol has it."""
+    return {"error": {"message": message, "code": code}}
 
 
 @cache
 def huge_completion() -> bytes:
     """Ten megabytes, made once: the machine's time belongs to the client that is tested."""
-    return completion(HUGE)
+    return json.dumps(completion(HUGE)).encode()

@@ -12,9 +12,8 @@ import pytest
 from markupsafe import escape
 from PIL import Image, PngImagePlugin
 
-from udrl_utils.search.catalogue import as_table, load_catalog, read_folder, read_items
-from udrl_utils.search.drawn import xmp
-from udrl_utils.search.images import LONGEST_TEXT
+from udrl_utils.search.catalogue import as_table, load_catalogue, read_folder, read_items
+from udrl_utils.search.images import MAX_TEXT, xmp
 from udrl_utils.search.page import results_page
 from udrl_utils.settings import RunError, SearchSettings, SettingsError, resolve
 
@@ -82,7 +81,7 @@ def test_bad_images_are_left_out_and_counted(hostile: Path) -> None:
     }
     titles = {row["id"]: row["title"] for row in rows}
     assert titles["quiet_harbour"] == "quiet harbour", "an item without metadata goes by its file's name"
-    assert len(titles["long"]) <= LONGEST_TEXT and "\u202e" not in titles["arabic"] and "🦊" in titles["emoji"]
+    assert len(titles["long"]) <= MAX_TEXT and "\u202e" not in titles["arabic"] and "🦊" in titles["emoji"]
 
 
 def test_nothing_runs_in_the_page(hostile: Path) -> None:
@@ -127,10 +126,10 @@ def test_bad_rows_of_a_table_are_left_out_and_counted(hostile: Path, tmp_path: P
 def test_a_catalogue_with_nothing_to_show_is_refused(smoke: dict, tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(RunError, match=r"holds no item that can be shown .*'empty file': 1"):
-        load_catalog(resolve(SearchSettings, smoke | {"catalog": str(tmp_path)}), tmp_path / "out")
+        load_catalogue(resolve(SearchSettings, smoke | {"catalog": str(tmp_path)}), tmp_path / "out")
 
 
 def test_a_catalogue_that_cannot_be_read_is_refused(smoke: dict, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("name,title\n1,koi\n")
     with pytest.raises(SettingsError, match="has no column 'id'"):
-        load_catalog(resolve(SearchSettings, smoke | {"catalog": str(tmp_path / "items.csv")}), tmp_path / "out")
+        load_catalogue(resolve(SearchSettings, smoke | {"catalog": str(tmp_path / "items.csv")}), tmp_path / "out")

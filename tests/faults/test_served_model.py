@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from udrl_utils.ontology import ontology_intents
 from udrl_utils.pairs import distil, read_pairs
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, resolve
-from udrl_utils.tasks import ontology_intents, words
+from udrl_utils.tasks import words
 from udrl_utils.teachers.replies import messages
 
 PROMPTS = ["a koi pond at dawn, oil painting", "tea house in the rain, seen from above", "paper lanterns over a river"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 
+import pandas as pd
 import pytest
-from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, good_answer
+from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, completion, error, good_answer
 
 from udrl_utils import pairs
-from udrl_utils.pairs import cost, distil, read_pairs, reject_reason
+from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs, reject_reasons
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers import OpenAITeacher, server
@@ -32,7 +33,6 @@ def teacher_at(*urls: str, concurrency: int = 8, timeout: float = 1.0, budget: i
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, outputs) -> None:
-    monkeypatch.setattr(server, "LONGEST_WAIT", 1.0)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
 
 
@@ -73,7 +73,8 @@ def test_no_row_of_a_bad_answer_is_admitted(smoke: dict, kind: str) -> None:
     settings = resolve(DistillationSettings, smoke)
     body = {"messages": [{"content": 'Intent: "koi pond"\nWrite 8 of them.'}]}
     prompts = parse_reply(bad_answer(kind, body, 1), 8)
-    kept = [prompt for prompt in prompts if reject_reason("koi pond", prompt, settings) is None]
+    pairs = pd.DataFrame({"intent": "koi pond", "prompt": prompts}, dtype=str)
+    kept = pairs.prompt[reject_reasons(pairs, settings) == ""].tolist()
     assert kept == (parse_reply(good_answer(body, 1), 8)[: len(kept)] if kind == "half_list" else [])
     assert kind != "half_list" or kept
 
@@ -158,23 +159,161 @@ def test_a_schema_is_sent_and_done_without_where_it_is_refused(tmp_path) -> None
     assert all(replies) and server.kinds["400"] <= 8 and server.kinds["good"] == len(REQUESTS)
 
 
-def test_a_server_that_refuses_is_one_line(smoke: dict, tmp_path) -> None:
-    class Closed(ScriptedServer):
-        def kind(self, body: dict) -> str:
-            return "401"
+def scripted(answer_to) -> ScriptedServer:
+    """A server that answers by a function from a request's body to a kind."""
+    server = ScriptedServer()
+    server.kind = answer_to
+    return server
 
-    with Closed() as server, pytest.raises(RunError, match=r"answers 401 .* OPENAI_API_KEY") as caught:
-        teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
-    assert "sk-secret" not in str(caught.value)
+
+REFUSALS = [
+    (401, "Incorrect API key provided: sk-secret-of-the-test", None, r"answers 401 .* OPENAI_API_KEY"),
+    (404, "The model `m` does not exist.", None, r"answers 404 to model 'm': The model `m` does not exist"),
+    (429, "You exceeded your current quota", "insufficient_quota", r"answers 429 .*: You exceeded your current quota"),
+]
+
+
+@pytest.mark.parametrize(("status", "message", "code", "line"), REFUSALS)
+def test_a_server_that_refuses_is_asked_once_and_says_why(tmp_path, status, message, code, line) -> None:
+    with scripted(lambda body: (status, error(message, code))) as server:
+        with pytest.raises(RunError, match=line) as caught:
+            teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+        assert len(server.bodies) == 1
+    assert "sk-secret" not in str(caught.value) + (tmp_path / "journal").read_text()
+    assert f'"error": "{status}", "said": "{message[:20]}' in (tmp_path / "journal").read_text()
+
+
+def test_an_address_that_holds_a_secret_or_is_none_is_refused(smoke: dict) -> None:
     for url in ("localhost:8000", "http://me:secret@host/v1", "ftp://host/v1"):
         with pytest.raises(SettingsError, match="teacher_base_urls"):
             served(smoke, url)
 
 
+def refuses_max_tokens(body: dict):
+    said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    return (400, error(said)) if "max_tokens" in body else "good"
+
+
+def refuses_seed(body: dict):
+    extra = {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}
+    return (422, {"detail": [extra]}) if "seed" in body else "good"
+
+
+def refuses_system(body: dict):
+    roles = [turn["role"] for turn in body["messages"]]
+    return (500, error("System role not supported")) if "system" in roles else "good"
+
+
+def refuses_temperature(body: dict):
+    return (400, error("'temperature' does not support 0.9 with this model")) if "temperature" in body else "good"
+
+
+def refuses_all(body: dict):
+    return next(
+        (a for a in (refuses_max_tokens(body), refuses_seed(body), refuses_system(body)) if a != "good"), "good"
+    )
+
+
+@pytest.mark.parametrize(
+    ("refuses", "attempts", "told"),
+    [
+        (refuses_max_tokens, 1, "max_tokens is sent as max_completion_tokens; the server said: Unsupported"),
+        (refuses_seed, 1, "no seed is sent; the server said: [{"),
+        (refuses_system, 1, "the user's turn has the system text; the server said: System role"),
+        (refuses_temperature, 1, "no temperature is sent"),
+        (refuses_all, 3, "no seed is sent"),
+    ],
+)
+def test_what_a_server_refuses_is_changed_once_and_told(tmp_path, capsys, refuses, attempts: int, told: str) -> None:
+    with scripted(refuses) as server:
+        assert all(teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal")))
+    assert len(server.bodies) == len(REQUESTS) + attempts
+    assert told in capsys.readouterr().out
+    sent = server.bodies[-1]
+    text = "".join(turn["content"] for turn in sent["messages"])
+    assert text.startswith(server.bodies[0]["messages"][0]["content"])
+    assert {"max_tokens", "max_completion_tokens"} & sent.keys() and refuses(sent) == "good"
+
+
+def test_a_server_that_refuses_every_request_is_asked_a_few_times_only(tmp_path) -> None:
+    line = r"answered none of the requests .*; the last fault: 400 context too long"
+    with scripted(lambda body: (400, error("context too long"))) as server, pytest.raises(RunError, match=line):
+        teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+    assert len(server.bodies) == 4  # the first also without its schema
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        (completion(None), "empty"),
+        (completion("", reasoning_content="Let me think."), "empty"),
+        (completion("<think>Perhaps 1. a koi 2. an owl</think>"), "empty"),
+        (completion('["a koi pond", "a koi', "length"), "cut"),
+        (completion("a koi", "content_filter"), "filtered"),
+    ],
+)
+def test_a_reply_that_answers_nothing_is_counted_and_asked_again(tmp_path, reply: dict, fault: str) -> None:
+    bad = REQUESTS[5].intent
+    journal = Journal(tmp_path / "journal")
+    with scripted(lambda body: (200, reply) if f'"{bad}"' in body["messages"][-1]["content"] else "good") as server:
+        written = teacher_at(server.url).write(REQUESTS, journal)
+        asked = server.bodies[:]
+    assert [request.intent for request, prompts in zip(REQUESTS, written, strict=True) if not prompts] == [bad]
+    assert journal.usage[f"failed_{fault}"] == 1 and len(asked) == len(REQUESTS)
+    assert journal.usage["tokens_out"] == 20 * len(REQUESTS), "what was written was paid for"
+    with ScriptedServer() as server:
+        again = teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+    assert all(again) and len(server.bodies) == 1
+    assert server.bodies[0]["max_tokens"] == 4 * asked[0]["max_tokens"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", None])
+def test_a_model_that_thinks_longer_than_it_may_write_gets_more_room(tmp_path, capsys, field: str | None) -> None:
+    def kind(body: dict):
+        if body["max_tokens"] > 4 * 960:
+            return "good"
+        thoughts = "The user wants prompts. 1. a koi 2. an owl"
+        said = completion(None, "length", **{field: thoughts}) if field else completion(f"<think>{thoughts}", "length")
+        return (200, said)
+
+    with scripted(kind) as server:
+        assert all(teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal")))
+    assert len(server.bodies) == len(REQUESTS) + 2
+    assert "m was cut off while it was thinking: it may write 16 times as much now" in capsys.readouterr().out
+
+
+def test_content_in_chunks_is_joined_and_thoughts_are_no_prompts(tmp_path) -> None:
+    draft = "Ideas:\n1. a draft of a koi\n2. a draft of an owl\n"
+
+    def kind(body: dict):
+        good = good_answer(body, len(server.bodies))
+        chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": draft}]}, {"type": "text", "text": good}]
+        forms = (chunks, f"<think>{draft}</think>{good}", f"{draft}</think>\n{good}", f"<think>{draft}</think>\n{good}")
+        return (200, completion(forms[len(server.bodies) % len(forms)]))
+
+    with scripted(kind) as server:
+        written = teacher_at(server.url).write(REQUESTS, Journal(tmp_path / "journal"))
+    for request, prompts in zip(REQUESTS, written, strict=True):
+        assert len(prompts) == 8 and all(f"of {request.intent} number" in prompt for prompt in prompts)
+
+
+def test_later_notebooks_share_the_budget_of_the_teacher(smoke: dict) -> None:
+    with ScriptedServer() as server:
+        settings, run = served(smoke, server.url, n_intents=6, teacher_budget=10)
+        distil(settings, run)
+        run.finish("01_pairs", settings)
+        file = run / "06_search" / "_teacher.jsonl"
+        assert len(ask_teacher(run, REQUESTS[:3], file)) == 3
+        with pytest.raises(RunError, match="raise teacher_budget"):
+            ask_teacher(run, REQUESTS[:5], file)
+    assert len(server.bodies) == 10
+
+
 def test_a_server_that_is_not_there_leaves_nothing_behind(smoke: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "ATTEMPTS", 2)
     settings, run = served(smoke, "http://127.0.0.1:9/v1", n_intents=6)
-    with pytest.raises(RunError, match="answered none of 6 requests"):
+    line = r"9/v1 answered none of the requests to model 'm' \(failed_connection 6\); the last fault: .*annot connect"
+    with pytest.raises(RunError, match=line):
         distil(settings, run)
     assert not list((run / "01_pairs").glob("part-*"))
 

@@ -24,7 +24,7 @@ def test_variants_train_on_equal_rows_and_leave_the_run_alone(smoke_run: Path, t
     settings = run.settings(AnalysisSettings).model_copy(
         update={"ablations": names, "ablation_rows": 500, "ablation_seeds": 1, "analysis_intents": 2}
     )
-    table = ablate(run, settings)
+    table = ablate(settings, run)
     assert table.variant.tolist() == names
     assert table["length within 1"].between(0, 1).all()
     homes = {path.name: path for path in (copy / "04_analysis" / "ablations").iterdir()}
@@ -33,7 +33,7 @@ def test_variants_train_on_equal_rows_and_leave_the_run_alone(smoke_run: Path, t
     assert (homes["one_round-0"] / "03_student" / "rounds" / "1" / "hindsight.parquet").exists()
     assert (copy / "03_student" / "model.safetensors").read_bytes() == before
     written = {file: file.stat().st_mtime_ns for file in copy.rglob("*.safetensors")}
-    pd.testing.assert_frame_equal(ablate(run, settings), table)
+    pd.testing.assert_frame_equal(ablate(settings, run), table)
     assert {file: file.stat().st_mtime_ns for file in copy.rglob("*.safetensors")} == written, "measured is measured"
 
 
@@ -41,7 +41,7 @@ def test_an_unknown_variant_is_named_before_any_work(smoke_run: Path) -> None:
     run = RunFolder(smoke_run)
     settings = run.settings(AnalysisSettings).model_copy(update={"ablations": ["full", "no teacher"]})
     with pytest.raises(SettingsError, match="'no teacher' is unknown; allowed are all, full"):
-        ablate(run, settings)
+        ablate(settings, run)
     assert not (smoke_run / "04_analysis" / "ablations").exists()
 
 

@@ -15,12 +15,11 @@ import pytest
 
 from udrl_utils.commands import Command, CommandError
 from udrl_utils.deploy.export import DeployedStudent
-from udrl_utils.prober import Prober, runs_with_student
+from udrl_utils.panel import Panel, Prober, runs_with_student
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ProbeSettings, RunError
+from udrl_utils.settings import ProbeSettings, RunError, resolve
 from udrl_utils.student import Student
-from udrl_utils.widgets import Panel
 
 
 def in_a_loop(work: Coroutine) -> None:
@@ -56,23 +55,33 @@ def test_a_probe_is_what_the_student_writes_scored(prober: Prober, smoke_run: Pa
     command = Command("related_search", length=9, relevance=0.8)
     samples, note = prober.ask("  KOI pond! ", command, 3, seed=5, temperature=0.7)
     asked = prober.codec.feasible(command)[0]
-    engine = DeployedStudent.load(smoke_run / "07_deployment" / "int8")
-    written = engine.generate(["koi pond"], asked, n=3, seed=5, temperature=0.7)
-    assert samples.prompt.tolist() == written[0]
+    settings = prober.settings
+    sampling = {"temperature": 0.7, "min_p": settings.min_p, "guidance": settings.guidance}
+    written = Student.load(smoke_run / "03_student").generate(["koi pond"], asked, n=3, seed=5, **sampling)
+    assert samples.prompt.tolist() == written[0], "the student itself, although notebook 07 has exported it"
     again = annotate(samples[["task", "intent", "prompt"]], prober.codec.rewards, prober.sampler.embed)
     pd.testing.assert_frame_equal(samples[prober.codec.rewards], again[prober.codec.rewards])
     assert bool(note) == (asked != command)
 
 
-def test_a_run_that_exported_nothing_is_asked_with_guidance(smoke_run: Path, tmp_path: Path) -> None:
-    run = RunFolder(shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("07_*")))
-    settings = RunFolder(smoke_run).settings(ProbeSettings)
-    prober = Prober(run, settings)
-    command = prober.codec.feasible(Command("related_search", length=9, relevance=0.8))[0]
+def test_an_exported_engine_is_asked_only_on_request_and_only_for_what_it_can_do(
+    smoke_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = RunFolder(smoke_run)
+    settings = run.settings(ProbeSettings).model_copy(update={"engine": "int8"})
+    with pytest.raises(CommandError, match=r"min_p=0.02, guidance=3.0: not an option of CTranslate2 int8"):
+        Prober(run, settings)
+    prober = Prober(run, settings.model_copy(update={"min_p": 0.0, "guidance": 1.0}))
+    assert f"{run.name}, computed with CTranslate2 int8\n" in capsys.readouterr().out
+    command = prober.codec.feasible(Command("related_search", length=9))[0]
     samples, _ = prober.ask("koi pond", command, 3, seed=5)
-    sampling = {"temperature": settings.temperature, "min_p": settings.min_p, "guidance": settings.guidance}
-    written = Student.load(smoke_run / "03_student").generate(["koi pond"], command, n=3, seed=5, **sampling)
+    written = DeployedStudent.load(smoke_run / "07_deployment" / "int8").generate(["koi pond"], command, n=3, seed=5)
     assert samples.prompt.tolist() == written[0]
+
+
+def test_notebook_05_may_change_the_sampling_of_a_trained_student(smoke_run: Path, smoke: dict) -> None:
+    settings = resolve(ProbeSettings, smoke | {"run": smoke_run.name, "temperature": 0.5, "guidance": 1.0})
+    RunFolder(smoke_run).start("05_probes", settings).release()
 
 
 def test_an_empty_intent_and_an_unknown_reward_are_one_line(prober: Prober) -> None:
@@ -110,7 +119,7 @@ def test_the_panel_answers_every_button(panel: Panel) -> None:
     history = pd.read_csv(panel.prober.run / "05_probes" / "history.csv")
     assert history.probe.nunique() == 4
     assert sorted(history[history.probe == 4].asked_length.unique()) == panel.prober.sweep_values("length")
-    assert history.kind.unique().tolist() == ["one", "two, A", "two, B", "sweep of length"]
+    assert history.kind.unique().tolist() == ["command", "command A", "command B", "sweep of length"]
     assert "history.csv" in panel.status.value and "data:text/csv" in panel.status.value
 
 
@@ -131,7 +140,7 @@ def test_open_rewards_are_not_commanded(panel: Panel) -> None:
 def test_a_bad_entry_is_a_sentence(panel: Panel) -> None:
     panel.intent.value = " . "
     work(panel, "Generate", "Export CSV")
-    assert "no probe to export" in panel.status.value
+    assert "nothing to export" in panel.status.value
     panel.intent.value = "<b>"
     panel.task.value = "related_search"
     work(panel, "Generate")
@@ -167,7 +176,7 @@ def test_the_kernel_goes_on_while_prompts_are_written(panel: Panel) -> None:
 def test_stop_ends_a_sweep_after_its_step(panel: Panel) -> None:
     async def stopped() -> None:
         panel.buttons["Sweep"].click()
-        while not panel.progress.value:
+        while not panel.shown["Sweep"].value:
             await asyncio.sleep(0.01)
         panel.stop.click()
         await asyncio.wait({panel._work})

@@ -20,9 +20,9 @@ from udrl_utils.rewards import Encoder
 from udrl_utils.runs import RunFolder
 from udrl_utils.search import study
 from udrl_utils.search.catalogue import vectors_of
-from udrl_utils.search.images import Plain
+from udrl_utils.search.images import plain
 from udrl_utils.search.page import Finder
-from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space
+from udrl_utils.search.retrieval import PromptSearch, Search, Space
 from udrl_utils.settings import STAGES, SearchSettings
 from udrl_utils.student import Student
 
@@ -32,7 +32,7 @@ def finder(smoke_run: Path) -> tuple[PromptSearch, pd.DataFrame]:
     items = pd.read_parquet(smoke_run / "06_search" / "catalog.parquet")
     embed, student = Encoder("minilm"), Student.load(smoke_run / "03_student")
     settings = RunFolder(smoke_run).settings(SearchSettings)
-    return PromptSearch(Search([Space(embed, Index(vectors_of(items, embed)))]), student, settings), items
+    return PromptSearch(Search([Space(embed, vectors_of(items, embed))]), student, settings), items
 
 
 def test_metrics_hold_every_system_with_its_interval(smoke_run: Path) -> None:
@@ -46,6 +46,9 @@ def test_metrics_hold_every_system_with_its_interval(smoke_run: Path) -> None:
             assert all(value["low"] <= value["mean"] <= value["high"] for value in found.values())
     assert set(metrics["coverage"]) == systems and set(metrics["gains"]["all"]) == systems - {"raw"}
     assert len(metrics["lever"]["levels"]) == 10
+    assert set(metrics["lever_parts"]) == set(study.WAYS)
+    assert metrics["lever_parts"]["together"]["levels"] == metrics["lever"]["levels"]
+    assert all({"diversity", "ndcg_10", "recall_50"} < set(found) for found in metrics["lever_parts"].values())
     assert "novelty" in metrics["recommendation"]["all"]["student"]
     assert 0 < metrics["latency"]["p50"] <= metrics["latency"]["p95"]
 
@@ -64,7 +67,7 @@ def test_figures_are_written(smoke_run: Path) -> None:
     assert {"contact_sheet", "three_commands", "image_as_intent", "search_gains", "lever"} <= written
 
 
-def test_the_page_without_a_kernel_shows_what_the_widget_shows(smoke_run: Path, finder) -> None:
+def test_the_page_without_a_kernel_shows_what_is_found(smoke_run: Path, finder) -> None:
     notebook = nbformat.read(smoke_run / "notebooks" / "06_search_and_recommendation.ipynb", 4)
     pages = [
         output.data["text/html"]
@@ -74,15 +77,14 @@ def test_the_page_without_a_kernel_shows_what_the_widget_shows(smoke_run: Path, 
     ]
     search, items = finder
     intent = "a birthday card with a fox"
-    widget = Finder(search, items, Plain()).widget(intent)
-    shown = widget.children[-1].value
+    shown = Finder(search, items, plain).page(intent)
     titles = lambda page: re.findall(r"<figcaption[^>]*>(.*?)<", page)  # noqa: E731
     assert titles(pages[-1]) == titles(shown) and len(titles(shown)) == 12
 
 
-def test_the_widget_takes_an_image_and_escapes_what_it_is_given(finder) -> None:
+def test_the_finder_takes_an_image_and_escapes_what_it_is_given(finder) -> None:
     search, items = finder
-    page = Finder(search, items, Plain())
+    page = Finder(search, items, plain)
     picture = Path(items.image.iloc[0])
     assert page.intent_of(picture.name, picture.read_bytes()).startswith(items.title.iloc[0].lower())
     shown = page.page("<script>alert(1)</script> fox")

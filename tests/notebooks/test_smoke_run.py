@@ -20,9 +20,11 @@ import torch
 
 from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import shares
-from udrl_utils.runs import RunFolder
+from udrl_utils.rewards import annotate_run
+from udrl_utils.runs import STAMP, RunFolder, shards_of, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import (
     NOTEBOOKS,
@@ -75,14 +77,24 @@ def test_metrics_keep_their_contract(smoke_run: Path) -> None:
     assert {"spearman", "mae", "within_1", "within_2"} <= set(metrics["calibration"]["all"]["length"])
 
 
-def test_precision_is_set_beside_what_draws_alike(smoke_run: Path) -> None:
+def test_precision_is_compared_with_what_samples_in_the_same_way(smoke_run: Path) -> None:
     quality = json.loads((smoke_run / "07_deployment" / "metrics.json").read_text())["quality"]
-    alike = {"llama.cpp q8_0": "Transformers", "CTranslate2 int8": "CTranslate2 float32"}
-    for name, reference in alike.items():
-        for against, other in (("relative", "Transformers"), ("relative_alike", reference)):
-            for reward, ratio in quality[name][against].items():
-                expected = quality[name]["sets"][reward]["mean"] / quality[other]["sets"][reward]["mean"]
-                assert math.isclose(ratio["mean"], expected)
+    for against, other in (("relative", "PyTorch"), ("relative_alike", "CTranslate2 float32")):
+        for reward, ratio in quality["CTranslate2 int8"][against].items():
+            expected = quality["CTranslate2 int8"]["sets"][reward]["mean"] / quality[other]["sets"][reward]["mean"]
+            assert math.isclose(ratio["mean"], expected)
+
+
+def test_sampling_is_one_setting_that_goes_with_the_student(smoke_run: Path) -> None:
+    settings = RunFolder(smoke_run).settings(TrainingSettings)
+    sampling = {name: getattr(settings, name) for name in ("temperature", "min_p", "guidance")}
+    assert CommandCodec.load(smoke_run / "03_student").sampling == sampling
+    student, command = Student.load(smoke_run / "03_student"), Command("text_to_image", length=12, relevance=0.9)
+    by_default = student.generate(["koi pond"], command, n=4)
+    assert by_default == student.generate(["koi pond"], command, n=4, **sampling)
+    assert by_default != student.generate(["koi pond"], command, n=4, **{**sampling, "guidance": 1.0})
+    exported = DeployedStudent.load(smoke_run / "07_deployment" / "int8")
+    assert exported.sampling.temperature == settings.temperature
 
 
 def test_samples_agree_with_metrics(smoke_run: Path) -> None:
@@ -110,18 +122,6 @@ def test_executed_notebooks_show_figures_and_no_errors(smoke_run: Path) -> None:
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         assert not [output for output in outputs if output.output_type == "error"]
         assert any("image/png" in output.get("data", {}) for output in outputs), name
-
-
-def test_the_report_is_self_contained_and_escaped(smoke_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(smoke_run, copy)
-    samples = pd.read_parquet(copy / "04_analysis" / "samples.parquet")
-    samples["prompt"] = "<script>alert(1)</script>"
-    samples.to_parquet(copy / "04_analysis" / "samples.parquet")
-    page = report.build(RunFolder(copy)).read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert "http://" not in page and "https://" not in page
-    assert page.count("data:image/png;base64,") >= 8
 
 
 @pytest.fixture
@@ -156,10 +156,64 @@ def test_training_is_seeded_and_resumes_exactly(
         train_student(settings, run)
     assert Student.load(copy / "03_student"), "the last good student stays loadable"
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
-    log = train_student(settings, run)
-    assert min(entry["step"] for entry in log.entries) > saved[0]
+    log = train_student(settings.model_copy(update={"model_repo": "me/student"}), run)
+    assert min(entry["step"] for entry in log.entries) > saved[0], "where it is uploaded changes no result"
     after = load_file(copy / "03_student" / "model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_checkpoint_of_other_pairs_is_not_resumed(smoke_run: Path, tmp_path: Path, capsys) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run, work = RunFolder(copy), copy / "03_student" / "checkpoints"
+    settings = run.settings(TrainingSettings)
+
+    def resumed() -> bool:
+        (work / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+        (work / "checkpoint-7" / "trainer_state.json").touch()
+        return training.last_checkpoint(work, training.student_stamp(settings, run)) is not None
+
+    assert not resumed(), "nobody knows what it was made from"
+    assert "checkpoints is made anew" in capsys.readouterr().out
+    assert resumed() and capsys.readouterr().out == ""
+    shard = shards_of(copy / "02_annotated")[0]
+    pd.read_parquet(shard).assign(relevance=0.5).to_parquet(shard)
+    assert not resumed()
+    assert f"made with other content of {shard.name}" in capsys.readouterr().out
+
+
+def test_annotations_are_made_again_when_the_pairs_or_rewards_change_and_only_then(
+    smoke_run: Path, tmp_path: Path, capsys
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    run = RunFolder(copy)
+    settings, shards = run.settings(AnnotationSettings), shards_of(copy / "02_annotated")
+    same = [file.read_bytes() for file in shards]
+    for file in shards[1:]:
+        file.write_bytes(shards[0].read_bytes())  # sound, so that only what is made again differs from it
+
+    def made_again(**changes) -> bool:
+        annotate_run(settings.model_copy(update=changes), run)
+        return shards_of(copy / "02_annotated")[-1].read_bytes() != shards[0].read_bytes()
+
+    assert not made_again(data_repo="me/pairs", judge_timeout=3.0)
+    pairs = shards_of(copy / "01_pairs")[0]
+    original = pairs.read_bytes()
+    pd.read_parquet(pairs).head(9).to_parquet(pairs)
+    assert made_again() and f"made with other content of {pairs.name}" in capsys.readouterr().out
+    pairs.write_bytes(original)
+    annotate_run(settings, run)
+    assert [file.read_bytes() for file in shards] == same
+    assert made_again(rewards=["length"]) and "made with rewards=" in capsys.readouterr().out
+
+
+def test_a_report_runs_no_code_of_the_run(smoke_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(smoke_run, copy)
+    (copy / "02_annotated" / "_rewards.py").write_text("raise SystemExit('this was executed')")
+    assert report.build(RunFolder(copy)).exists()
+    assert json.loads((copy / "02_annotated" / "_units.json").read_text())["length"] == "words"
 
 
 def test_a_round_that_was_cut_off_goes_on_where_it_was(
@@ -170,8 +224,7 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     run = RunFolder(copy)
     settings, rounds = run.settings(TrainingSettings), copy / "03_student" / "rounds"
     whole = {file: (rounds / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
-    mark = training.fingerprint(settings, run)
-    (rounds / "unfinished").write_text(mark)
+    write_json(rounds / STAMP, training.student_stamp(settings, run))
     shutil.rmtree(rounds / "1")
 
     def dies(*_, **__) -> None:
@@ -187,7 +240,7 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     training.train_rounds(settings, run)
     assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
     assert {file: (rounds / file).read_bytes() for file in whole} == whole
-    assert not (rounds / "unfinished").exists()
+    assert not (rounds / STAMP).exists()
 
 
 def test_a_second_round_learns_from_the_first_too(
@@ -221,23 +274,11 @@ def test_hindsight_is_relabelled_with_what_was_achieved(smoke_run: Path) -> None
     assert set(rows.intent) <= set(train.intent), "a round asks for train intents only"
 
 
-def test_a_choice_of_several_comes_nearer_than_one(smoke_run: Path) -> None:
-    """Even a student that obeys nothing: the nearest of eight prompts is nearer than any one."""
-    student = Student.load(smoke_run / "03_student")
-    sampler = Sampler(student, ["length", "relevance", "diversity"], Encoder("minilm"), seed=0)
-    requests = [("koi pond", Command("text_to_image", length=length)) for length in range(5, 41, 5)]
-    single, kept = sampler.sample(requests, 1), sampler.best_of(requests, 1, 8)
-    assert len(kept) == len(single) == len(requests)
-    errors = [(table.asked_length - table.length).abs().mean() for table in (single, kept)]
-    assert errors[1] < errors[0]
-
-
 def test_probes_are_in_the_metrics(smoke_run: Path) -> None:
     metrics = json.loads((smoke_run / "04_analysis" / "metrics.json").read_text())
     for name in ("relevance", "diversity"):
         found = metrics["likelihood"][name]
         assert 0 <= found["top_1"] <= found["within_1"] <= 1
-        assert {"single", "best_of_n"} <= set(metrics["best_of_n"][name])
     joint = {"length", "relevance", "diversity", "length_within_1", "diversity_among_teacher"}
     assert joint == set(metrics["joint"]) and all(-1 <= value <= 1 for value in metrics["joint"].values())
     assert any("never seen" in probe["probe"] for probe in metrics["edge"])
@@ -302,9 +343,9 @@ def test_intents_from_outside_are_put_to_the_student_and_to_a_model(smoke_run: P
     sampler = Sampler(Student.load(smoke_run / "03_student"), rewards, encoder, **settings.sampling())
     intents = probes.read_outside(settings)
     assert sorted(intents) == ["a red bicycle", "moonlit harbour", "owls on a wire"]
-    found = probes.outside_intents(sampler, intents, run, {"parrot": Parrot()}, settings)
+    found = probes.outside_intents(sampler, intents, {"parrot": Parrot()}, settings, run)
     assert found["intents"] == 2 and found["reference"] == "parrot"
     model, student = (found["relevance"][name]["mean"] for name in ("parrot", "student_best"))
     assert math.isclose(found["relative_to_reference"]["mean"], student / model) and model > 0.5
-    alone = probes.outside_intents(sampler, intents, run, {}, settings)
+    alone = probes.outside_intents(sampler, intents, {}, settings, run)
     assert alone["intents"] == 3 and set(alone["relevance"]) == {"student_best"}

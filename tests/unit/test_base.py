@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from udrl_utils import base, cli, gpt2
 from udrl_utils import student as students
 from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
-from udrl_utils.cli import PRESETS, app
+from udrl_utils.cli import app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.gpt2 import END, pretrained_student, widen
-from udrl_utils.prober import Prober
+from udrl_utils.panel import Prober
 from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import (
+    ROOT,
     AnnotationSettings,
     DistillationSettings,
     ProbeSettings,
@@ -29,9 +30,11 @@ from udrl_utils.settings import (
     TrainingSettings,
     resolve,
 )
+from udrl_utils.splits import assign_splits, split_share
 from udrl_utils.student import Student
-from udrl_utils.tasks import SPLIT_SEED, TASKS, assign_splits, share, words
+from udrl_utils.tasks import TASKS, words
 
+PRESETS = ROOT / "notebooks" / "presets"
 LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())
 CODEC = CommandCodec(10, 60, {task: {"relevance": [i / 10 for i in range(11)]} for task in TASKS})
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 600}
@@ -56,7 +59,7 @@ def test_the_base_reads_no_test_intent_no_held_out_noun_and_no_unseen_length(rec
     splits, nouns = assign_splits(intents, distillation)
     assert nouns and nouns <= held_out_words()
     tested = {intent for intent, split in splits.items() if split == "test"}
-    assert tested and tested.isdisjoint(pairs.intent) and all(share(i, SPLIT_SEED) >= HELD_OUT for i in pairs.intent)
+    assert tested and tested.isdisjoint(pairs.intent) and all(split_share(i) >= HELD_OUT for i in pairs.intent)
     assert nouns & {word for intent in tested for word in words(intent)}
     last = everything[(everything.task == max(TASKS)) & everything.prompt.str.split().str.len().isin([17, 29])]
     assert len(last) and {17, 29}.isdisjoint(pairs[pairs.task == max(TASKS)].length)
@@ -130,7 +133,7 @@ def test_the_ready_student_is_that_of_notebooks_1_to_3(
 ) -> None:
     made, shipped = {}, []
     monkeypatch.setattr(cli, "execute", lambda stage, settings, *_: made.update({stage: settings}))
-    monkeypatch.setattr(base, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
+    monkeypatch.setattr(cli, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
     done = CliRunner().invoke(app, ["ready", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert list(made) == ["01_pairs", "02_annotated", "03_student"]
@@ -154,28 +157,6 @@ def test_new_tokens_begin_spread_like_those_that_the_base_knows(small_base: Path
     new = model.get_input_embeddings().weight[-len(CODEC.tokens()) + 1 :]
     assert 0.8 < (new.std() / known.std()).item() < 1.25
     assert len(new.unique(dim=0)) == len(new)
-
-
-def test_embeddings_of_the_base_stay_and_those_of_commands_are_trained(small_base: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model, tokenizer = pretrained_student(small_base, CODEC)
-    weights, command = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids("<|relevance:1|>")
-    before = weights.detach().clone()
-    ids = torch.tensor([[command, *tokenizer(" koi pond")["input_ids"]]])
-    loss = model(ids, labels=ids).loss
-    whole = AutoModelForCausalLM.from_pretrained(small_base, dtype=torch.float32)
-    whole.resize_token_embeddings(len(tokenizer))
-    whole.load_state_dict(model.state_dict())
-    assert torch.allclose(loss, whole(ids, labels=ids).loss), "what is not trained still counts"
-    loss.backward()
-    torch.optim.AdamW([weights], lr=0.1, weight_decay=0).step()
-    whole(ids, labels=ids).loss.backward()
-    first = len(tokenizer) - len(CODEC.tokens()) + 1  # the base knows the end of the prefix
-    assert torch.allclose(weights.grad[first:], whole.get_input_embeddings().weight.grad[first:], atol=1e-6)
-    moved = (weights.detach() != before).any(dim=1)
-    assert moved[command] and not moved[:first].any()
 
 
 def test_a_base_that_does_not_fit_is_one_line(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

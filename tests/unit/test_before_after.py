@@ -85,7 +85,7 @@ def test_the_base_is_asked_beside_the_student(
     sampler = Sampler(student, [], None, seed=0)
     intents = {"related_search": [f"intent {k}" for k in range(20)]}
     calibration = samples("student", follows=True).drop(columns="model")
-    found = ablations.ask_before_and_after(sampler, calibration, intents, run, settings)
+    found = ablations.ask_before_and_after(sampler, calibration, intents, settings, run)
     assert found.model.unique().tolist() == ["base", "student"]
     [base] = asked
     assert base.sampling == sampler.sampling and base.student.codec == codec()
@@ -96,7 +96,7 @@ def test_from_scratch_there_is_no_before(smoke: dict, outputs: Path, capsys: pyt
     run = RunFolder("scratch")
     settings = analysis(smoke, run, base="")
     sampler = Sampler(type("Known", (), {"codec": codec()})(), [], None)
-    assert ablations.ask_before_and_after(sampler, pd.DataFrame(), {}, run, settings) is None
+    assert ablations.ask_before_and_after(sampler, pd.DataFrame(), {}, settings, run) is None
     told = capsys.readouterr().out
     assert "from scratch" in told and told.count("\n") == 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import nbformat
 import pytest
@@ -10,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from udrl_utils import cli
-from udrl_utils.runs import write_json
-from udrl_utils.settings import NOTEBOOKS, STAGES
+from udrl_utils.runs import outputs_root, write_json
+from udrl_utils.settings import NOTEBOOKS, ROOT, STAGES
 
 
 @pytest.fixture(autouse=True)
@@ -100,51 +102,55 @@ METRICS = {
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """Four tiny notebooks in place of the first four; each prints a parameter of its stage."""
+    """A workbook with four tiny notebooks in place of the first four; each prints a parameter of its stage."""
     shown = ("n_intents", "encoder", "learning_rate", "min_p")
+    folder = tmp_path / "workbook" / "notebooks"
+    shutil.copytree(ROOT / "notebooks" / "presets", folder / "presets")
     for name, parameter in zip(NOTEBOOKS.values(), shown, strict=False):
         cells = [
             nbformat.v4.new_code_cell(f"{parameter} = 0", metadata={"tags": ["parameters"]}),
-            nbformat.v4.new_code_cell(f"print('{parameter}', {parameter})"),
+            nbformat.v4.new_code_cell(f"import sys\nprint('{parameter}', {parameter}, sys.executable)"),
         ]
-        file = tmp_path / "notebooks" / f"{name}.ipynb"
-        file.parent.mkdir(exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    return tmp_path / "notebooks"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    monkeypatch.chdir(folder.parent)
+    return folder
 
 
-def test_a_run_shows_progress_results_and_report(notebooks, outputs):
+def test_a_run_shows_what_cells_print_then_results_and_report(notebooks, outputs):
     write_json(outputs / "smoke" / "04_analysis" / "metrics.json", METRICS)
     result = udrl("run", "--preset", "smoke", "--set", "n_intents=77")
     assert result.exit_code == 0, result.output
-    shown = (
-        "n_intents 77",
-        "encoder minilm",
-        "04_analysis done in 0.",
-        "GiB",
-        "0.51 [0.5, 0.52]",
-        "+2.0%",
-        "0.61",
-        "87.0%",
-    )
-    for told in shown:
-        assert told in result.stdout
-    assert "  cell 1 of 3\n" in result.stdout, "no earlier run to tell the time from"
-    assert str(outputs / "smoke" / "report.html") in result.stdout
+    shown = ("n_intents 77", "encoder minilm", "04_analysis done in 0.", "0.51 [0.5, 0.52]", "102.0% [101.0%, 103.0%]")
+    for text in (*shown, "+2.0%", "0.610", "87.0%", str(outputs / "smoke" / "report.html")):
+        assert text in result.stdout
     assert sorted(path.stem for path in (outputs / "smoke" / "notebooks").iterdir()) == list(NOTEBOOKS.values())[:4]
 
 
-def test_time_left_is_told_from_a_run_that_was_made_with_the_same_settings(notebooks, outputs):
-    settings = cli.read_settings("smoke", [])
-    stages = {stage: {"settings": settings[stage].model_dump(mode="json"), "seconds": 90} for stage in STAGES[:3]}
-    stages["02_annotated"]["settings"]["encoder"] = "another"
-    write_json(outputs / "before" / "run.json", {"stages": stages})
-    assert cli.seconds_before(settings) == {"01_pairs": 90}, "03 was made from other annotations"
-    stages["02_annotated"]["settings"]["encoder"] = settings["02_annotated"].encoder
-    write_json(outputs / "before" / "run.json", {"stages": stages})
-    result = udrl("run", "--preset", "smoke", "--run", "new", "--to", "2")
-    assert "  cell 1 of 3, about 1.5 minutes left, 3.0 minutes with the notebooks after it\n" in result.stdout
+def test_outputs_are_written_to_the_workbook_that_one_works_in(notebooks, monkeypatch):
+    monkeypatch.delenv("UDRL_OUTPUTS")
+    for folder in (notebooks.parent, notebooks):
+        monkeypatch.chdir(folder)
+        assert outputs_root() == notebooks.parent / "outputs"
+    assert udrl("run", "--preset", "smoke", "--to", "1").exit_code == 0
+    assert (notebooks.parent / "outputs" / "smoke" / "notebooks" / "01_teacher_distillation.ipynb").exists()
+
+
+def test_the_kernel_is_the_python_of_udrl_whatever_kernelspecs_there_are(notebooks, outputs, tmp_path, monkeypatch):
+    other = {"argv": ["false", "{connection_file}"], "display_name": "Other", "language": "python"}
+    write_json(tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json", other)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    result = udrl("run", "--preset", "smoke", "--to", "1")
+    assert result.exit_code == 0, result.output
+    assert f"n_intents 200 {sys.executable}\n" in result.stdout
+
+
+def test_a_new_workbook_holds_notebooks_and_presets_and_nothing_is_overwritten(tmp_path):
+    assert udrl("new", str(tmp_path / "mine")).exit_code == 0
+    for kind, folder in (("*.ipynb", "notebooks"), ("*.yaml", "notebooks/presets")):
+        made = {file.name: file.read_bytes() for file in (tmp_path / "mine" / folder).glob(kind)}
+        assert made == {file.name: file.read_bytes() for file in (ROOT / folder).glob(kind)} and made
+    again = udrl("new", str(tmp_path / "mine"))
+    assert again.exit_code == 2 and "exists and is not an empty folder" in again.stderr
 
 
 def test_a_failing_notebook_stops_the_run(notebooks, outputs):
@@ -154,14 +160,15 @@ def test_a_failing_notebook_stops_the_run(notebooks, outputs):
     nbformat.write(notebook, file)
     result = udrl("run", "--preset", "smoke")
     assert result.exit_code == 1
-    assert "02_reward_annotation failed" in result.stderr
+    assert result.stderr.startswith("02_reward_annotation failed after 0.")
     assert "ValueError: no such encoder" in result.stderr
-    assert str(outputs / "smoke" / "notebooks" / file.name) in result.stderr
+    assert result.stderr.endswith(f"see {outputs / 'smoke' / 'notebooks' / file.name}\n")
+    assert result.stderr.count("\n") == 1
     assert not (outputs / "smoke" / "notebooks" / "03_udrl_training.ipynb").exists()
 
 
 def test_settings_reach_a_notebook_as_plain_values(notebooks, outputs, tmp_path):
-    preset = yaml.safe_load((cli.PRESETS / "smoke.yaml").read_text())
+    preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**preset, "run": "mine", "n_intents": 5}))
     assert udrl("run", "--preset", str(tmp_path / "mine.yaml"), "--to", "1").exit_code == 0
     copy = json.loads((outputs / "mine" / "notebooks" / "01_teacher_distillation.ipynb").read_text())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageColor
 
+from udrl_utils.ontology import ontology
 from udrl_utils.search import drawn
-from udrl_utils.search.catalogue import as_table, load_catalog, read_judgements, texts_of, vectors_of
+from udrl_utils.search.catalogue import as_table, load_catalogue, read_judgements, texts_of, vectors_of
 from udrl_utils.settings import SearchSettings, SettingsError, resolve
-from udrl_utils.tasks import load_data, ontology
+from udrl_utils.tasks import load_data
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +26,24 @@ def test_items_are_the_same_every_time(items: list[drawn.Facts]) -> None:
     assert drawn.invent(1, 200) != items[:200]
 
 
-def test_pictures_are_the_same_every_time(items: list[drawn.Facts], tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        drawn.draw(items[:8], tmp_path / folder, seed=0)
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+def test_tiles_are_the_same_every_time_and_show_the_colors_of_their_item(items: list[drawn.Facts]) -> None:
+    for item in items[:20]:
+        tile, wanted = drawn.tile(item), load_data("collection")
+        assert tile.tobytes() == drawn.tile(item).tobytes()
+        assert tile.size == tuple(wanted["forms"][item.form]["size"])
+        pixels = {color for _, color in tile.getcolors(tile.width * tile.height)}
+        assert {ImageColor.getrgb(color) for color in wanted["palettes"][item.palette]["colors"]} <= pixels
+
+
+def test_the_longest_title_stays_within_its_tile(items: list[drawn.Facts]) -> None:
+    item = replace(items[0], title="a neighborhood fundraiser for the extraordinarily photosynthesizing " * 3)
+    tile, paper = drawn.tile(item), load_data("collection")["palettes"][item.palette]["colors"][0]
+    edges = (tile.crop((x, int(tile.height * 0.65), x + 1, tile.height)) for x in (0, tile.width - 1))
+    assert {color for edge in edges for _, color in edge.getcolors()} == {ImageColor.getrgb(paper)}
 
 
 def test_the_drawn_catalogue_is_read_back_from_its_files(items: list[drawn.Facts], smoke: dict, tmp_path: Path) -> None:
-    table, counts = load_catalog(resolve(SearchSettings, smoke | {"n_items": 40}), tmp_path)
+    table, counts = load_catalogue(resolve(SearchSettings, smoke | {"n_items": 40}), tmp_path)
     assert not counts and len(table) == 40
     for facts, row in zip(items[:40], table.itertuples(), strict=True):
         assert (row.id, row.kind, row.title) == (facts.id, facts.kind, facts.title)
@@ -52,8 +63,8 @@ def test_keywords_weigh_twice_as_much_as_a_title() -> None:
     table = as_table(
         {"id": k, "kind": "image", "title": t, "keywords": w, "image": ""} for k, (t, w) in enumerate(rows)
     )
-    wanted = np.array([(1, 2**0.5, 2**0.5), (1, 2, 0), (0, 1, 0)])
-    assert vectors_of(table, embed) == pytest.approx(wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
+    expected = np.array([(1, 2**0.5, 2**0.5), (1, 2, 0), (0, 1, 0)])
+    assert vectors_of(table, embed) == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True))
     assert asked == ["koi", "koi", "pond", "pond", "calm"], "each keyword is embedded once"
     assert vectors_of(table[2:], embed).shape == (1, 3)
 
@@ -99,11 +110,9 @@ def test_judgements_of_ones_own(items: list[drawn.Facts], tmp_path: Path) -> Non
     assert [(one.text, one.form, one.grades) for one in judged] == [
         ("koi pond", "short", {"item-00003": 2, "item-00005": 1})
     ]
+    file.write_text("intent,id,grade\nkoi pond,item-00003,good\n")
+    with pytest.raises(SettingsError, match="has grade 'good'; grades are whole numbers from 0"):
+        read_judgements(str(file), as_table(map(vars, items)))
     file.write_text("intent,id,grade\nfox,gone,3\n")
     with pytest.raises(SettingsError, match="names no item of the catalogue"):
         read_judgements(str(file), as_table(map(vars, items)))
-
-
-def test_metadata_is_escaped() -> None:
-    assert b"<rdf:li>a &lt;b&gt; &amp; c</rdf:li>" in drawn.xmp("", ["a <b> & c"])
-    assert json.dumps(vars(drawn.invent(0, 1)[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -48,31 +49,15 @@ def test_bins_rise_with_values(a: float, b: float) -> None:
 
 def test_bins_are_equally_filled() -> None:
     rows = table()[lambda t: t.task == "text_to_image"]
-    bins = rows.relevance.map(lambda v: CODEC.bin_of_value("text_to_image", "relevance", v))
+    bins = CODEC.bins_of(rows).relevance
     assert bins.value_counts().tolist() == [20] * 10
+    assert bins.tolist() == [CODEC.bin_of_value("text_to_image", "relevance", value) for value in rows.relevance]
 
 
 def test_a_two_valued_reward_only_uses_trained_levels() -> None:
     codec = CommandCodec.fit(table().assign(diversity=[0.0, 0.0, 1.0, 1.0] * 100), NAMES, bins=10)
     trained = {codec.bin_of_value("text_to_image", "diversity", value) for value in (0.0, 1.0)}
     assert {codec.bin_of_level("text_to_image", "diversity", level / 20) for level in range(21)} <= trained
-
-
-@given(st.floats(0, 1))
-def test_drawn_levels_are_the_achieved_one_on_average(level: float) -> None:
-    task, draws = "text_to_image", (np.arange(200) + 0.5) / 200
-    edges = CODEC.edges[task]["relevance"]
-    value = float(np.interp(level * 10, range(11), edges))
-    drawn = [CODEC.bin_near_value(task, "relevance", value, draw) for draw in draws]
-    assert max(drawn) - min(drawn) <= 1 and CODEC.bin_of_value(task, "relevance", value) in drawn
-    assert np.mean(drawn) == pytest.approx(min(max(level * 10 - 0.5, 0), 9), abs=0.01)
-
-
-@given(st.sampled_from([0.0, 1.0]), st.floats(0, 1, exclude_max=True))
-def test_levels_of_a_two_valued_reward_are_never_drawn_apart(value: float, draw: float) -> None:
-    codec = CommandCodec.fit(table().assign(diversity=[0.0, 0.0, 1.0, 1.0] * 100), NAMES, bins=10)
-    own = codec.bin_of_value("text_to_image", "diversity", value)
-    assert codec.bin_near_value("text_to_image", "diversity", value, draw) == own
 
 
 def test_forms_and_places_of_a_command() -> None:
@@ -97,7 +82,11 @@ def test_encoding_and_open_commands() -> None:
     )
     assert CODEC.encode(Command("text_to_image")) == "<|task:text_to_image|>"
     row = {"task": "text_to_image", "length": 7, "relevance": 99.0, "diversity": float("nan")}
-    assert CODEC.encode_achieved(row, frozenset({"length"})) == "<|task:text_to_image|><|relevance:9|>"
+    rows = pd.DataFrame([row, row], index=[3, 3])  # rounds join tables whose numbers repeat
+    assert CODEC.encode_achieved(rows, [frozenset({"length"}), frozenset()]) == [
+        "<|task:text_to_image|><|relevance:9|>",
+        "<|task:text_to_image|><|length:7|><|relevance:9|>",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +123,13 @@ def test_a_constant_reward_cannot_be_commanded() -> None:
 
 
 def test_codec_round_trip(tmp_path) -> None:
-    CODEC.save(tmp_path)
-    assert CommandCodec.load(tmp_path) == CODEC
+    codec = replace(CODEC, horizon=4)
+    codec.save(tmp_path)
+    assert CommandCodec.load(tmp_path) == codec
+    fields = json.loads((tmp_path / "commands.json").read_text())
+    del fields["horizon"]
+    (tmp_path / "commands.json").write_text(json.dumps(fields))
+    assert CommandCodec.load(tmp_path) == CODEC, "an older student loads, without a horizon"
 
 
 def embed(texts) -> np.ndarray:

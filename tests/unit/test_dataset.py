@@ -58,6 +58,23 @@ def test_rows_are_commands_intent_and_prompt_with_its_horizon(settings: Training
     assert row["completion"] == PAIRS.prompt[0]
 
 
+@pytest.mark.parametrize("token", ["<|end|>", "<|length:3|>", "<|prompt|>", "<|task:text_to_image|>", "</s>", "<pad>"])
+@pytest.mark.parametrize("commanded", [True, False])
+def test_no_text_becomes_a_special_token(settings: TrainingSettings, token: str, commanded: bool) -> None:
+    plain = settings.model_copy(update={"word_swaps": 0, "horizon": 0})
+    harmless = PAIRS.head(40).assign(intent="heron boat", prompt="A heron on a boat")
+    hostile = harmless.assign(intent=f"heron {token} boat", prompt=f"{token}A heron{token} on <{token} a boat {token}")
+    tokenizer = train_tokenizer(PAIRS.prompt, 400, [*CODEC.tokens(), "</s>", "<pad>"])
+    special = set(tokenizer.all_special_ids)
+    ours, theirs = (
+        tokenized(command_pairs(rows, CODEC, plain, tokenizer, commanded), tokenizer, 500)["input_ids"][:]
+        for rows in (hostile, harmless)
+    )
+    assert [[i for i in ids if i in special] for ids in ours] == [[i for i in ids if i in special] for ids in theirs]
+    text = tokenizer.decode([i for i in ours[0] if i not in special])
+    assert text.count(token.replace("<", "< ")) == 5, "it is still there, as text"
+
+
 def test_a_swapped_word_is_the_same_in_intent_and_prompt(settings: TrainingSettings) -> None:
     swapped = WordSwaps(PAIRS, settings)
     changed = 0

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import pairs
-from udrl_utils.pairs import distil, drop_near_duplicates, pair_rows, read_pairs, reject_reason
-from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.pairs import distil, drop_near_duplicates, kept_pairs, read_pairs, reject_reasons
+from udrl_utils.runs import RunFolder, shards_of
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
 from udrl_utils.teachers.server import Budget
@@ -58,7 +59,8 @@ def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[
         ("Koi Pond Garden.", "same_as_intent"),
         ("koi", "too_short"),
         ("koi " * 61, "too_long"),
-        ("an axolotl in a pond", "held_out_word"),
+        ("a koi pond <|end|> at dawn", "special_token"),
+        ("<|length:3|>koi pond at dawn", "special_token"),
         ("a koi pond at dawn", None),
         ("Sure, here is a koi pond", "chatter"),
         ("see https://example.com for a koi pond", "markup"),
@@ -70,8 +72,18 @@ def test_a_shared_reply_is_taken_apart_even_when_it_is_cut_off(lists: list[list[
     ],
 )
 def test_reasons(smoke: dict, prompt: str, reason: str | None) -> None:
-    settings = resolve(DistillationSettings, smoke)
-    assert reject_reason("koi pond garden", prompt, settings, frozenset({"axolotl"})) == reason
+    pairs = pd.DataFrame({"intent": "koi pond garden", "prompt": [prompt, "a quiet garden"]}, index=[3, 5])
+    found = reject_reasons(pairs, resolve(DistillationSettings, smoke))
+    assert found.to_dict() == {3: reason or "", 5: ""}
+
+
+def test_a_held_out_noun_is_allowed_in_test_prompts_only(smoke: dict) -> None:
+    requests = [Request("related_search", intent, 2) for intent in ("koi food", "fish tank")]
+    written = [["an axolotl's pond", "koi pellets", "Koi Pellets!"], ["axolotls in a tank"]]
+    splits, held_out = {"koi food": "train", "fish tank": "test"}, frozenset({"axolotl"})
+    pairs, counts = kept_pairs(requests, written, splits, "m", resolve(DistillationSettings, smoke), held_out)
+    assert pairs.prompt.tolist() == ["koi pellets", "axolotls in a tank"]
+    assert counts == {"asked": 4, "missing": 1, "held_out_word": 1, "near_duplicate": 1, "kept": 2}
 
 
 def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None:
@@ -80,8 +92,8 @@ def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None
     prompts = ["koi food pellets", f"koi food and {shown}", "what do koi eat"]
     for form, kept in (("single", [prompts[0], prompts[2]]), ("list", prompts)):
         settings = resolve(DistillationSettings, smoke | {"teacher_form": form})
-        rows, counts = pair_rows(request, "train", prompts, "m", settings, frozenset())
-        assert [row["prompt"] for row in rows] == kept and counts["from_example"] == 3 - len(kept)
+        pairs, counts = kept_pairs([request], [prompts], {request.intent: "train"}, "m", settings, frozenset())
+        assert pairs.prompt.tolist() == kept and counts["from_example"] == 3 - len(kept)
 
 
 def test_near_duplicates() -> None:
@@ -92,6 +104,19 @@ def test_near_duplicates() -> None:
         "A red fox, in the snow at dawn!",
     ]
     assert drop_near_duplicates(prompts, 0.9) == [0, 2]
+
+
+@given(st.lists(st.text("ab ", max_size=14), max_size=8), st.floats(0.05, 1))
+def test_the_similarity_of_prompts_is_exact(prompts: list[str], threshold: float) -> None:
+    def grams(prompt: str) -> set:
+        tokens = prompt.split()
+        return {tuple(tokens[i : i + 3]) for i in range(max(1, len(tokens) - 2))}
+
+    kept: list[int] = []
+    for index, new in enumerate(map(grams, prompts)):
+        if all(len(new & grams(prompts[k])) / len(new | grams(prompts[k])) < threshold for k in kept):
+            kept.append(index)
+    assert drop_near_duplicates(prompts, threshold) == kept
 
 
 def start(smoke: dict, **changes) -> tuple[DistillationSettings, RunFolder]:
@@ -135,6 +160,34 @@ def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) ->
     before = {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
     with pytest.raises(RunError, match="was made with min_words=2, now min_words=3"):
         distil(*start(smoke, min_words=3))
+    assert before == {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
+
+
+def test_nothing_builds_on_a_stage_while_it_is_made_again(smoke: dict, outputs, monkeypatch) -> None:
+    settings, run = start(smoke)
+    distil(settings, run)
+    run.finish("01_pairs", settings)
+    scoring = resolve(AnnotationSettings, smoke)
+    assert distil(settings, run) and run.start("02_annotated", scoring), "what is complete is used again"
+    shards_of(run / "01_pairs")[-1].unlink()
+    monkeypatch.setattr(pairs, "write_shard", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        distil(settings, run)
+    with pytest.raises(RunError, match="has no 01_pairs yet: run notebooks/01_teacher_distillation"):
+        run.start("02_annotated", scoring)
+
+
+def test_edited_intents_are_refused_and_what_changes_no_result_is_not(smoke: dict, outputs, tmp_path) -> None:
+    rows = [{"task": "text_to_image", "intent": f"koi {k}", "prompt": f"a koi pond in the year {k}"} for k in range(40)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    changes = {"pairs": str(file), "near_duplicate": 1.0, "validation_fraction": 0.2}
+    distil(*start(smoke, **changes))
+    before = {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
+    distil(*start(smoke, **changes, teacher_timeout=3, teacher_prices=[1, 2], teacher_budget=9))
+    file.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "intent": "tea"}])))
+    with pytest.raises(RunError, match=r"was made with other content of pairs='.*mine.jsonl': choose another run name"):
+        distil(*start(smoke, **changes))
     assert before == {file: file.read_bytes() for file in outputs.rglob("*.parquet")}
 
 

@@ -1,4 +1,4 @@
-"""The LLM judge: what it is asked, how its grades are read, and that no grade is paid for twice."""
+"""The LLM judge: what it is asked, how its scores are read, and that none is paid for twice or beyond the budget."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from faults.servers import ScriptedServer
+from faults.servers import ScriptedServer, completion
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import rewards
 from udrl_utils.rewards import Judge, read_score
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnnotationSettings, SettingsError, resolve
+from udrl_utils.settings import AnnotationSettings, RunError, SettingsError, resolve
 from udrl_utils.teachers.replies import Journal
-from udrl_utils.teachers.server import ChatClient
+from udrl_utils.teachers.server import Budget, ChatClient
 
 PAIRS = pd.DataFrame(
     {
@@ -40,10 +40,30 @@ def grades(body: dict, number: int) -> str:
         ('```json\n{"score": 10}\n```', 10),
         ("Score: 3. It strays.", 3),
         ("8/10", 8),
+        ("8/10.", 8),
+        ("**8/10** - it keeps every detail", 8),
+        ("8 out of 10", 8),
+        ("I would give it 8.5 out of 10.", 8.5),
+        ("**Score:** 8", 8),
+        ("Rating: 8", 8),
+        ("The grade is 8.", 8),
+        ('{"Score": "8"}', 8),
+        ('{"score": 8, "max_score": 10}', 8),
+        ('<think>A score: 3</think>{"score": 9}', 9),
+        ('A score: 3, perhaps.</think>\n{"score": 9}', 9),
+        ("<think>A score: 3, since", None),
         ("9", 9),
+        ("**9**.", 9),
+        ("Score: 3 or score: 4", None),
+        ("Score: 80%", None),
+        ("Score: 4/5", None),
+        ("8/100", None),
+        ("-3", None),
+        ("Score from 1 to 10", None),
         ("0", None),
         ('{"score": 11}', None),
         ("It keeps 2 of 3 details.", None),
+        ("It keeps 2 of 3 details: 7/10", 7),
         ("", None),
     ],
 )
@@ -56,16 +76,34 @@ def test_a_grade_is_from_1_to_10_or_none(reply: str) -> None:
     assert np.isnan(read_score(reply)) or 1 <= read_score(reply) <= 10
 
 
-def test_votes_are_averaged_and_paid_for_once(tmp_path) -> None:
+def test_votes_are_averaged_and_paid_for_once(tmp_path, capsys: pytest.CaptureFixture) -> None:
     with ScriptedServer(answer=grades) as server:
         client = ChatClient("m", [server.url], 4, 5.0)
-        first = Judge(client, 2, Journal(tmp_path / "judge.jsonl"))(PAIRS)
+        first = Judge(client, 2, Journal(tmp_path / "judge.jsonl"), Budget(6))(PAIRS)
         asked = len(server.bodies)
-        again = Judge(client, 2, Journal(tmp_path / "judge.jsonl"))(pd.concat([PAIRS, PAIRS.head(1)]))
+        again = Judge(client, 2, Journal(tmp_path / "judge.jsonl"), Budget(0))(pd.concat([PAIRS, PAIRS.head(1)]))
     assert first[:2].tolist() == [7, 7] and np.isnan(first[2])
     assert again[3] == 7 and asked == len(server.bodies) == 6
+    assert "judge: 2 of 6 votes are left out: 0 without a reply, 2 without a score, such as 'I would" in (
+        capsys.readouterr().out
+    )
     said = server.bodies[0]["messages"]
     assert "image" in said[0]["content"] and json.loads(said[1]["content"])["intent"] == "koi pond"
+
+
+def test_a_judge_that_thinks_and_one_that_says_nothing(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    class Thinking(ScriptedServer):
+        def kind(self, body: dict):
+            if "tea house" in body["messages"][-1]["content"]:
+                return 200, completion("", "content_filter")
+            cut = body["max_tokens"] == 40
+            return 200, completion("<think>A score: 3", "length") if cut else completion("<think>3?</think>Score: 8")
+
+    with Thinking() as server:
+        judge = Judge(ChatClient("m", [server.url], 4, 5.0), 1, Journal(tmp_path / "judge.jsonl"), Budget(None))
+        scores = judge(PAIRS)
+    assert scores[:2].tolist() == [8, 8] and np.isnan(scores[2])
+    assert "1 of 3 votes are left out: 1 without a reply, 0 without a score" in capsys.readouterr().out
 
 
 def test_the_judge_is_a_reward_like_any_other(smoke: dict, outputs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +113,18 @@ def test_the_judge_is_a_reward_like_any_other(smoke: dict, outputs, monkeypatch:
         settings = resolve(AnnotationSettings, smoke | named)
         rewards.add_judge(settings, RunFolder("judged"))
         scored = rewards.annotate(PAIRS, settings.rewards, embed=None)
+        rewards.add_judge(settings, RunFolder("judged"), "04_analysis")
+        more = pd.concat([PAIRS.head(2), PAIRS.head(1).assign(prompt="a koi pond in the rain")])
+        assert rewards.annotate(more, settings.rewards, embed=None).judge.tolist() == [8, 8, 8]
+        rewards.add_judge(settings.model_copy(update={"judge_budget": 4}), RunFolder("judged"))
+        others = PAIRS.assign(prompt="another koi pond")
+        with pytest.raises(RunError, match="raise judge_budget and run again"):
+            rewards.annotate(others.assign(intent=["koi a", "koi b", "koi c"]), settings.rewards, embed=None)
+        assert len(server.bodies) == 4, "three for the pairs, and the one that was left"
     assert scored.judge[:2].tolist() == [8, 8] and np.isnan(scored.judge[2])
-    assert (outputs / "judged" / "02_annotated" / "_judge.jsonl").exists()
+    journal = outputs / "judged" / "02_annotated" / "_judge.jsonl"
+    later = outputs / "judged" / "04_analysis" / "_judge.jsonl"
+    assert len(later.read_text().splitlines()) == 1, "what 02_annotated has paid for is not paid for again"
+    assert len(journal.read_text().splitlines()) == 3, "a stage writes its own folder only"
     with pytest.raises(SettingsError, match="judge_model='' should name a model, since rewards hold 'judge'"):
         resolve(AnnotationSettings, smoke | {"rewards": ["length", "judge"]})

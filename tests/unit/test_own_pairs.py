@@ -142,7 +142,7 @@ def test_the_schedule_follows_the_amount_of_pairs(smoke: dict) -> None:
     assert steps == sorted(steps), "more pairs are never trained on for fewer steps"
     assert plans[-1].epochs == 1 and plans[-1].dropout == 0
     for plan in plans:
-        assert plan.embeddings and 0 < plan.learning_rate <= 1e-3
+        assert 0 < plan.learning_rate <= 1e-3
         assert "\n" not in plan.reason
         assert f"{plan.epochs:g} passes; learning rate 0.001; dropout {plan.dropout:g}" in plan.reason
         assert (plan.of(settings).epochs, plan.of(settings).learning_rate) == (plan.epochs, plan.learning_rate)
@@ -151,7 +151,7 @@ def test_the_schedule_follows_the_amount_of_pairs(smoke: dict) -> None:
 def test_what_the_settings_say_is_kept(smoke: dict) -> None:
     settings = resolve(TrainingSettings, smoke | {"epochs": 0.4, "learning_rate": 2e-4, "base": "recorded"})
     plan = schedule(settings, 1_000, 40_000)
-    assert (plan.epochs, plan.learning_rate, plan.dropout, plan.embeddings) == (0.4, 2e-4, 0, False)
+    assert (plan.epochs, plan.learning_rate, plan.dropout) == (0.4, 2e-4, 0)
     assert "0.4 passes as epochs says, 0 would take 8; learning rate 0.0002 as learning_rate says" in plan.reason
 
 
@@ -296,7 +296,7 @@ def test_a_task_without_sets_is_not_commanded_diversity(capsys) -> None:
     with pytest.raises(CommandError, match="'diversity' was not trained for task='related_search', which knows length"):
         codec.encode(Command("related_search", diversity=0.5))
     row = {"task": "related_search", "length": 9, "relevance": 0.5, "diversity": 0.5}
-    assert "diversity" not in codec.encode_achieved(row)
+    assert "diversity" not in codec.encode_achieved(pd.DataFrame([row]))[0]
     asked = Command("related_search", length=20, relevance=0.5)
     assert codec.feasible(asked) == (asked, "")
     assert codec.complete(singles_and_sets()).task.unique().tolist() == ["text_to_image"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,17 +13,7 @@ from hypothesis import strategies as st
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.search import study
 from udrl_utils.search.drawn import Judged
-from udrl_utils.search.retrieval import (
-    UNLIKENESS,
-    Index,
-    PromptSearch,
-    Search,
-    Space,
-    diversify,
-    expanded,
-    fuse,
-    write_prompts,
-)
+from udrl_utils.search.retrieval import NOVELTY, PromptSearch, Search, Space, diversify, fuse, write_prompts
 from udrl_utils.settings import SearchSettings, resolve
 
 
@@ -52,29 +43,29 @@ class Echo:
         return [[f"{intent} {one.task} {k}" for k in range(n)] for intent, one in zip(intents, command, strict=True)]
 
 
-def test_an_exact_index_finds_what_sorting_finds() -> None:
-    vectors, queries = units(300), units(5, seed=1)
-    cosines, places = Index(vectors).nearest(queries, 12)
-    assert (places == np.argsort(-(queries @ vectors.T), axis=1)[:, :12]).all()
-    assert (np.diff(cosines) <= 0).all()
+def test_a_space_finds_what_sorting_finds() -> None:
+    vectors, texts = units(300), list("abcde")
+    places = Space(hashed, vectors).nearest(texts, 12)
+    assert (places == np.argsort(-(hashed(texts) @ vectors.T), axis=1)[:, :12]).all()
 
 
-def test_an_index_gives_all_it_has() -> None:
-    assert Index(units(7)).nearest(units(2, seed=1), 50)[1].shape == (2, 7)
+def test_a_space_gives_all_it_has() -> None:
+    assert Space(hashed, units(7)).nearest(["a", "b"], 50).shape == (2, 7)
 
 
-def test_cells_find_nearly_what_an_exact_index_finds() -> None:
+def test_cells_find_nearly_what_a_flat_index_finds() -> None:
     vectors = units(4000)
-    exact, cells = (Index(vectors, exact=most).nearest(vectors[:50], 10)[1] for most in (10_000, 100))
-    assert (cells[:, 0] == exact[:, 0]).all(), "an item is nearest to itself"
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, cells, strict=True)]) > 0.5
+    embed = lambda places: vectors[[int(place) for place in places]]  # noqa: E731
+    flat, cells = (Space(embed, vectors, exact).nearest(list(map(str, range(50))), 10) for exact in (10_000, 100))
+    assert (cells[:, 0] == flat[:, 0]).all(), "an item is nearest to itself"
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(flat, cells, strict=True)]) > 0.5
 
 
-def test_fusion_is_reciprocal_rank_fusion() -> None:
+def test_fusion_sums_weighted_reciprocal_ranks() -> None:
     assert fuse([[1, 2], [2, 3]], [1, 1], 3) == {2: 1.5, 1: 1, 3: 0.5}
     assert list(fuse([[1, 2, 3], [4, 3, 5]], [1, 0.6], 3)) == [1, 3, 4], "1; 1/3 + 0.6/2; 0.6"
     assert list(fuse([[1, 2], [2, 3]], [0, 1], 3))[:2] == [2, 3]
-    assert fuse([[4, -1, -1]], [1], 3) == {4: 1}, "what faiss fills up with is no item"
+    assert fuse([[4, -1, -1]], [1], 3) == {4: 1}, "faiss pads with -1"
 
 
 @given(st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.integers(1, 8))
@@ -88,41 +79,39 @@ def test_fused_rankings_hold_each_item_once_and_the_best_first(rankings: list[li
 @given(st.integers(0, 50), st.floats(0, 1))
 def test_re_ranking_starts_with_the_best_and_loses_nothing(seed: int, keep: float) -> None:
     vectors = units(30, seed=seed)
-    cosines, places = Index(vectors).nearest(units(1, seed=seed + 1), 20)
-    scores = dict(zip(places[0].tolist(), cosines[0].tolist(), strict=True))
+    cosines = (vectors @ units(1, seed=seed + 1)[0]).tolist()
+    scores = {place: cosines[place] for place in np.argsort(cosines)[:9:-1].tolist()}
     chosen = diversify(scores, vectors, keep)
-    assert sorted(chosen) == sorted(scores) and (keep == 0 or chosen[0] == places[0][0])
+    assert sorted(chosen) == sorted(scores) and (keep == 0 or chosen[0] == next(iter(scores)))
     assert [place for place in scores if place in chosen[10:]] == chosen[10:], "only the first ten are chosen anew"
     assert diversify(scores, vectors, 1.0) == list(scores)
 
 
 def test_re_ranking_makes_lists_more_diverse() -> None:
     vectors = np.repeat(units(20), 5, axis=0)  # every item five times
-    search = Search([Space(hashed, Index(vectors))])
+    search = Search([Space(hashed, vectors)])
     plain, thinned = (search.rank([{"a": 1.0}], 60, keep)[0] for keep in (1.0, 0.7))
-    diverse = search.diversified([{"a": 1.0}], 60)[0]
+    diverse = search.rank_by_mmr([{"a": 1.0}], 60)[0]
     assert set(plain) == set(thinned) == set(diverse)
     assert search.rank([{"a": 1.0}], 5, 0.7)[0] == thinned[:5], "a short list is the beginning of a long one"
     spreads = [study.spread(vectors, found[:10]) for found in (plain, thinned, diverse)]
     assert spreads[0] < min(spreads[1:])
 
 
-def test_an_intent_without_prompts_is_searched_alone() -> None:
-    assert expanded("koi", [], [], 0.0) == {"koi": 1.0} == expanded("koi", ["pond"], [False], 0.0)
-    assert expanded("koi", ["koi pond", "pond"], [True] * 2, 2.0) == {"koi pond": 0.5, "pond": 0.5, "koi": 2.0}
-
-
-def test_the_more_diversity_the_further_prompts_stray_and_the_less_the_intent_weighs(smoke: dict) -> None:
+def test_the_more_diversity_the_farther_prompts_may_be_and_the_less_the_intent_counts(smoke: dict) -> None:
     known = {"koi": (1, 0), "carp": (0.8, 0.6), "shop": (0.28, 0.96), "sale": (-0.6, 0.8)}
     embed = lambda texts: np.array([known[text] for text in texts], dtype=np.float32)  # noqa: E731
     settings = resolve(SearchSettings, smoke | {"search_command": ["diversity 0.3"], "raw_weight": 2.0})
-    finder = PromptSearch(Search([Space(embed, Index(units(40)))]), Echo(), settings)
+    finder = PromptSearch(Search([Space(embed, units(40))]), Echo(), settings)
     prompts = ["carp", "shop", "sale"]
     for diversity, kept, own in ((0.0, 0, 1.0), (0.5, 1, 1.0), (0.75, 2, 0.5), (1.0, 2, 0.0), (None, 1, 1.4)):
-        [query] = finder.queries(["koi"], [prompts], diversity)
+        floor, weight, keep = finder.weights_at(diversity)
+        [query] = finder.queries(["koi"], [prompts], floor, weight)
         assert query == pytest.approx(dict.fromkeys(prompts[:kept], 1 / 3) | {"koi": own})
+        assert keep == pytest.approx(1 - NOVELTY * (0.3 if diversity is None else diversity))
+    assert finder.queries(["koi"], [[]], 0.0, 0.0) == [{"koi": 1.0}], "an intent without prompts is searched alone"
     free = PromptSearch(finder.search, Echo(), resolve(SearchSettings, smoke | {"search_command": []}))
-    assert free.diversity() == 0.5
+    assert free.weights_at() == free.weights_at(0.5)
 
 
 def test_tasks_take_turns_and_share_the_prompts() -> None:
@@ -134,11 +123,13 @@ def test_tasks_take_turns_and_share_the_prompts() -> None:
 def test_the_whole_path_asks_as_the_settings_say(smoke: dict) -> None:
     values = {"search_prompts": 2, "search_tasks": ["text_to_image"], "search_command": ["length 7", "relevance 0.9"]}
     writer, settings = Echo(), resolve(SearchSettings, smoke | values)
-    finder = PromptSearch(Search([Space(hashed, Index(units(40)))]), writer, settings)
+    finder = PromptSearch(Search([Space(hashed, units(40))]), writer, settings)
     ranked, prompts = finder.find(["koi"], 5, diversity=0.2, relevance=None)
     assert writer.asked == [("koi", Command("text_to_image", length=7, diversity=0.2))]
     assert len(ranked[0]) == 5 and len(prompts[0]) == 2
-    assert ranked == finder.search.rank(finder.queries(["koi"], prompts, 0.2), 5, keep=1 - 0.2 * UNLIKENESS)
+    assert ranked == finder.rank(["koi"], prompts, 5, 0.2), "diversity sets the command and the weights"
+    floor, own, keep = finder.weights_at(0.2)
+    assert ranked == finder.search.rank(finder.queries(["koi"], prompts, floor, own), 5, keep)
 
 
 def test_metrics_are_those_of_their_definitions() -> None:
@@ -172,7 +163,5 @@ def test_gains_are_differences_of_the_same_intent(smoke: dict) -> None:
         study.measure(ranked, judged, ids, vectors).assign(system=system)
         for system, ranked in {"raw": [[1, 0], [0, 1]], "student": [[0, 1], [1, 0]]}.items()
     ]
-    import pandas as pd
-
     found = study.gains(pd.concat(tables), ["mrr"], "raw", resolve(SearchSettings, smoke))
     assert found["all"] == {"student": {"mrr": {"mean": 0.5, "low": 0.5, "high": 0.5}}}

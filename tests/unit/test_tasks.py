@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udrl_utils.base import held_out as base_never_reads
+from udrl_utils.ontology import ontology, ontology_intents, plural, subjects_of, with_article
 from udrl_utils.pairs import plan
-from udrl_utils.settings import DistillationSettings, SettingsError, resolve
-from udrl_utils.tasks import (
-    TASKS,
-    assign_splits,
-    clean_intent,
-    load_data,
-    load_intents,
-    ontology,
-    ontology_intents,
-    plural,
-    subjects_of,
-    with_article,
-    words,
-)
+from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
+from udrl_utils.splits import HELD_OUT, assign_splits, normal_form
+from udrl_utils.tasks import TASKS, clean_intent, load_data, load_intents, words
 from udrl_utils.teachers.replies import (
     Request,
     borrows,
@@ -83,6 +76,36 @@ def test_no_train_intent_mentions_a_held_out_noun(smoke: dict) -> None:
     assert len(held_out) > 20
     assert set(splits.values()) == {"train", "validation", "test"}
     assert all(held_out.isdisjoint(words(intent)) for intent, split in splits.items() if split != "test")
+
+
+LAPTOP = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
+SETTINGS = resolve(DistillationSettings, LAPTOP | {"test_fraction": HELD_OUT})
+INTENTS = list(itertools.islice(ontology_intents(5, "related_search"), 400))
+CHANGES = (
+    str.upper,
+    lambda intent: f"{intent}!",
+    lambda intent: f"the {intent}",
+    lambda intent: " ".join(reversed(intent.split())),
+    lambda intent: re.sub(r"([^\W\d_][bdgklmnprt])(?= |$)", r"\1s", intent),  # plurals
+    lambda intent: intent.replace(" ", "-"),
+)
+
+
+@given(st.sampled_from(INTENTS), st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4))
+def test_near_duplicate_intents_are_in_one_split_and_the_base_reads_no_test_intent(intent: str, changes: list) -> None:
+    other = intent
+    for change in changes:
+        other = change(other)
+    splits, _ = assign_splits([*INTENTS, other], SETTINGS)
+    same = [name for name in splits if normal_form(name) == normal_form(other)]
+    assert intent in same and {splits[name] for name in same} == {splits[intent]}
+    assert splits[intent] != "test" or (base_never_reads(intent) and base_never_reads(other))
+
+
+@pytest.mark.parametrize("other", ["cats poster", "Cat poster!", "posters, the cat's", "“cat-poster”"])
+def test_a_normal_form_is_that_of_near_duplicates(other: str) -> None:
+    assert normal_form("cat poster") == normal_form(other) != normal_form("catalog poster")
+    assert normal_form("?!") == "" != normal_form("清晨")
 
 
 def test_tasks_take_turns_and_more_intents_begin_with_the_same_ones(smoke: dict) -> None:

@@ -11,8 +11,8 @@ from hostile import HOSTILE
 
 from udrl_utils import figures, views
 from udrl_utils.commands import CommandCodec
-from udrl_utils.prober import grid, off_target
 from udrl_utils.rewards import REWARDS, Reward
+from udrl_utils.views import grid, off_target
 
 
 @pytest.fixture(scope="module")

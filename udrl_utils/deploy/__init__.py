@@ -1,1 +1,1 @@
-"""Deployment: a student exported to engines without PyTorch, and what its speed and cost are."""
+"""Deployment: a student exported to an engine without PyTorch, and what its speed and memory are."""

@@ -1,4 +1,4 @@
-"""Tables and figures of what systems cost and what engines keep of a student, for notebooks and benchmarks."""
+"""Tables and a figure of what systems cost and what engines keep of a student; metrics go in, nothing is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per system whose cost is known: parameters, weights and seconds per set, with their 95% interval."""
+    """One row per system whose cost is known: parameters, weights, seconds per set with their 95% interval."""
     rows = {}
     for system, cost in metrics["costs"].items():
         seconds = cost["seconds_per_set"]
@@ -27,14 +27,15 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 
 def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per engine: how its commands are obeyed, its sets relative to the first engine's, and to draws alike."""
+    """One row per engine: how well it obeys commands, and its sets relative to the first engine and to the first one
+    that samples in the same way."""
     rows = {}
     for name, found in metrics["quality"].items():
         obeyed = {f"{reward} Spearman": round(values["spearman"], 3) for reward, values in found["calibration"].items()}
         within = found["calibration"].get("length", {}).get("within_1")
         ratios = {
             f"{reward} {words}": written(ratio, ".1%")
-            for kind, words in {"relative": "relative", "relative_alike": "relative, drawn alike"}.items()
+            for kind, words in {"relative": "relative", "relative_alike": "relative, same sampling"}.items()
             for reward, ratio in found[kind].items()
         }
         rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
@@ -60,7 +61,7 @@ def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 
 def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
-    """One row per model: parameters, weights, tokens per second, and how many times the last student's that is."""
+    """One row per model: parameters, weights, tokens per second, and both as multiples of the last exported student."""
     ours = [values for name, values in metrics["shapes"].items() if name.startswith("student")][-1]
     rows = {
         name: {
@@ -76,7 +77,7 @@ def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
 
 
 def throughput(metrics: dict[str, Any]) -> Figure:
-    """Prompts per second of each engine against how many are written at once."""
+    """Prompts per second of each engine against the batch size."""
     figure, [axis] = panels(1, width=5.4)
     for name, cost in metrics["engines"].items():
         sizes, rates = zip(*((int(size), rate) for size, rate in cost["prompts_per_second"].items()), strict=True)
@@ -84,21 +85,4 @@ def throughput(metrics: dict[str, Any]) -> Figure:
     axis.set(xlabel="prompts written at once", ylabel="prompts per second", xscale="log", yscale="log")
     axis.set_xticks(sizes, labels=map(str, sizes))
     axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def ratios(measured: dict[str, dict[str, float]]) -> Figure:
-    """Ratios of a benchmark: medians, with the lowest and the highest turn."""
-    figure, [axis] = panels(1, width=8.0, height=0.5 * len(measured) + 1)
-    for row, value in enumerate(measured.values()):
-        spread = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
-        axis.errorbar(value["median"], row, xerr=spread, fmt="o", capsize=3, color="C0")
-    axis.axvline(1, color="gray", linestyle="--", linewidth=1)
-    axis.set(
-        xlabel="ratio",
-        xscale="log",
-        yticks=range(len(measured)),
-        yticklabels=measured,
-        ylim=(len(measured) - 0.5, -0.5),
-    )
     return figure

@@ -1,33 +1,32 @@
-"""Deployment: the student as one small folder, from which a CPU answers in real time and without PyTorch."""
+"""Export: a student's folder goes in; out comes a small folder from which a CPU answers without PyTorch.
+
+CTranslate2 computes it. It has neither min-p nor guidance: it samples from the `top_k` most probable tokens and from
+`top_p` of their probability. What an export costs in quality and gains in speed is measured elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.deploy.llama import LlamaCpp, write_gguf
 from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import RunError, extra
 from udrl_utils.student import Student
 
-# How weights are stored: by CTranslate2, which calls that and what is computed in together, or as GGUF for llama.cpp.
-CTRANSLATE2 = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
-GGUF = "q8_0"
-TRAVEL = ("tokenizer.json", "commands.json", "README.md")
+# What CTranslate2 calls each precision: how weights are stored, and what they are computed in.
+PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
 
 
 def export(student: Path, out: Path, precision: str, top_k: int = 0, top_p: float = 1.0) -> Path:
-    """Convert a student's folder for what computes in `precision`, with its tokenizer and codec, and return `out`.
+    """Convert a student's folder to `precision`, with its tokenizer and codec, and return `out`.
 
-    An engine that has no min-p, by which a student draws its tokens, draws them by `top_k` and `top_p`.
-    The folder is made beside and moved, so that an interrupted export leaves the old one.
-    Raises: SettingsError without the deploy extra; RunError when there is no student, or it cannot be converted.
+    `top_k`, `top_p`: how the exported student samples. An interrupted export leaves the old folder in place.
+    Raises: SettingsError without the deploy extra; RunError when there is no student.
     """
     from transformers import AutoConfig
 
@@ -36,67 +35,51 @@ def export(student: Path, out: Path, precision: str, top_k: int = 0, top_p: floa
     new = out.with_name(f".{out.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    if precision == GGUF:
-        write_gguf(student, new / "student.gguf")
-    else:
-        write_ctranslate2(student, new, CTRANSLATE2[precision])
-    for name in TRAVEL:
+    write_ctranslate2(student, new, precision)
+    for name in ("tokenizer.json", "commands.json", "README.md"):
         shutil.copy(student / name, new)
-    own = "min_p" in engine_of(precision).knows
-    cut = {"min_p": Student.sampling.min_p} if own else {"top_k": top_k, "top_p": top_p}
     positions = AutoConfig.from_pretrained(student).max_position_embeddings
-    sampling = {"temperature": Student.sampling.temperature, **cut}
-    facts = {"precision": precision, "positions": positions, "sampling": sampling}
+    facts = {"precision": precision, "positions": positions, "top_k": top_k, "top_p": top_p}
     (new / "engine.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(out, ignore_errors=True)
     return new.rename(out)
 
 
-def write_ctranslate2(student: Path, folder: Path, quantization: str) -> None:
-    """Convert a student's folder for CTranslate2."""
+def write_ctranslate2(student: Path, folder: Path, precision: str) -> None:
+    """Convert a Hugging Face folder's weights for CTranslate2."""
     converter = import_ctranslate2().converters.TransformersConverter(str(student))
-    converter.convert(str(folder), quantization=quantization, force=True)
+    converter.convert(str(folder), quantization=PRECISIONS[precision], force=True)
     config = json.loads((folder / "config.json").read_text())
-    # a byte-level vocabulary knows every text, but the engine wants to be told a token for unknown ones
+    # the engine demands a token for unknown text, which a byte-level vocabulary never has
     config["unk_token"] = config["unk_token"] or config["eos_token"]
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 class DeployedStudent(Engine):
-    """An exported student, loaded from one folder; a subclass computes, with a library."""
+    """An exported student, loaded from its folder. Its `top_k` and `top_p` are those of the export."""
 
-    library = ""
+    knows = ("seed", "temperature")
 
     def __init__(self, folder: Path, facts: dict[str, Any], threads: int):
         from tokenizers import Tokenizer
 
+        import_ctranslate2()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         super().__init__(tokenizer, CommandCodec.load(folder), facts["positions"])
         self.folder, self.threads, self.precision = folder, threads, facts["precision"]
-        self.sampling = Sampling(**facts["sampling"])
+        self.top_k, self.top_p = facts["top_k"], facts["top_p"]
+        self.name = f"CTranslate2 {self.precision}"
 
     @staticmethod
     def load(folder: str | Path, threads: int = 0) -> DeployedStudent:
-        """Load `outputs/<run>/07_deployment/<precision>`, to compute on so many threads; 0 are as many as cores.
+        """Load `outputs/<run>/07_deployment/<precision>`. `threads`: of the processor; 0 for all cores.
 
         Raises: RunError when nothing was exported there, SettingsError without the deploy extra.
         """
         folder = Path(folder)
         if not (folder / "engine.json").exists():
             raise RunError(f"no exported student in {folder}: run notebooks/07_deployment.ipynb first")
-        facts = json.loads((folder / "engine.json").read_text())
-        return engine_of(facts["precision"])(folder, facts, threads)
-
-
-class CTranslate2Student(DeployedStudent):
-    """Computes with CTranslate2, fastest for many prompts at once, which has neither min-p nor guidance."""
-
-    library = "CTranslate2"
-    knows = ("seed", "temperature", "top_k", "top_p")
-
-    def __init__(self, folder: Path, facts: dict[str, Any], threads: int):
-        import_ctranslate2()
-        super().__init__(folder, facts, threads)
+        return DeployedStudent(folder, json.loads((folder / "engine.json").read_text()), threads)
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
         generator = self.generator(how.seed)
@@ -104,72 +87,42 @@ class CTranslate2Student(DeployedStudent):
             prefixes = [self._tokenizer.encode(text, add_special_tokens=False).tokens for text in batch.prefixes]
             most = self._most(max(map(len, prefixes)), batch.words)
             written = generator.generate_batch(
-                prefixes, max_length=most, include_prompt_in_result=False, **self.options(how)
+                prefixes, max_length=most, include_prompt_in_result=False, **self._options(how)
             )
             yield self._texts([result.sequences_ids[0] for result in written])
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         prefix = self._tokenizer.encode(batch.prefixes[0], add_special_tokens=False).tokens
         most = self._most(len(prefix), batch.words)
-        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self.options(how))
+        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self._options(how))
         return self._pieces(step.token_id for step in steps if not step.is_last)
 
-    @staticmethod
-    def options(how: Sampling) -> dict[str, Any]:
-        """What the library is told of how tokens are drawn."""
-        return {"sampling_topk": how.top_k, "sampling_topp": how.top_p, "sampling_temperature": how.temperature}
+    def _options(self, how: Sampling) -> dict[str, Any]:
+        return {"sampling_temperature": how.temperature, "sampling_topk": self.top_k, "sampling_topp": self.top_p}
 
     def generator(self, seed: int) -> Any:
-        """A CTranslate2 generator whose threads have drawn nothing yet: only those heed a seed."""
+        """A new CTranslate2 generator: a seed only reaches threads that have not sampled yet."""
         ctranslate2 = import_ctranslate2()
         ctranslate2.set_random_seed(seed)
-        how = {"compute_type": CTRANSLATE2[self.precision], "intra_threads": self.threads}
-        return ctranslate2.Generator(str(self.folder), **how)
+        return ctranslate2.Generator(
+            str(self.folder), compute_type=PRECISIONS[self.precision], intra_threads=self.threads
+        )
 
 
-class LlamaCppStudent(DeployedStudent):
-    """Computes with llama.cpp, fastest for one prompt at a time, which has no guidance."""
+def load_engine(run: RunFolder, engine: str, student: str = "") -> Engine:
+    """The student of a run, or the shipped one (`student="ready"`): in PyTorch (`engine="pytorch"`), or as exported.
 
-    library = "llama.cpp"
-    knows = ("seed", "temperature", "min_p", "top_k", "top_p")
-
-    def __init__(self, folder: Path, facts: dict[str, Any], threads: int):
-        super().__init__(folder, facts, threads)
-        self.model = LlamaCpp(folder / "student.gguf", self.positions, threads)
-
-    def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
-        for part, batch in enumerate(batches):
-            asked = (
-                self._asked(prefix, batch.words, how, f"{part} {row}") for row, prefix in enumerate(batch.prefixes)
-            )
-            yield [" ".join(self.model.write(**each).split()) for each in asked]
-
-    def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
-        return filter(None, self.model.stream(**self._asked(batch.prefixes[0], batch.words, how, "0 0")))
-
-    def _asked(self, prefix: str, words: int, how: Sampling, place: str) -> dict[str, Any]:
-        ids = self._tokenizer.encode(prefix, add_special_tokens=False).ids
-        seed = random.Random(f"tokens {how.seed} {place}").getrandbits(32)
-        return {"ids": ids, "most": self._most(len(ids), words), "seed": seed, **self.options(how)}
-
-    @staticmethod
-    def options(how: Sampling) -> dict[str, Any]:
-        """What the library is told of how tokens are drawn."""
-        order = ("temperature", "min_p", "top_k", "top_p")  # in which a Student, too, leaves tokens out
-        return {"samplers": order, **{name: getattr(how, name) for name in order}}
-
-
-def engine_of(precision: str) -> type[DeployedStudent]:
-    """What computes in a precision."""
-    return LlamaCppStudent if precision == GGUF else CTranslate2Student
-
-
-def fastest_engine(run: RunFolder) -> Engine:
-    """A run's deployed student, in the last of its precisions, else the trained one. Raises: RunError without both."""
-    found = run.read().get("stages", {}).get("07_deployment")  # which a run forgets when its student is trained anew
-    own = found and not found["settings"].get("student")  # and not the shipped one's
-    exported = own and run / "07_deployment" / found["settings"]["precisions"][-1]
-    return DeployedStudent.load(exported) if exported and exported.exists() else Student.load(run / "03_student")
+    Raises: RunError when there is no such student, or it was not exported to this precision since it was trained.
+    """
+    if engine == "pytorch":
+        return Student.load(student or run / "03_student")
+    exported = run.read().get("stages", {}).get("07_deployment", {}).get("settings", {})
+    if exported.get("student") != student or engine not in exported["precisions"]:
+        raise RunError(
+            f"engine={engine!r} was not exported in run={run.name!r}: run notebooks/07_deployment.ipynb with "
+            f"{engine} in precisions and student={student!r}, or set engine='pytorch'"
+        )
+    return DeployedStudent.load(run / "07_deployment" / engine)
 
 
 def import_ctranslate2() -> Any:

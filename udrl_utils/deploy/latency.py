@@ -1,4 +1,7 @@
-"""What an engine costs: seconds until it answers, prompts per second, memory; beside models of other sizes."""
+"""What an engine costs: seconds until it answers, prompts per second, memory; beside models of other sizes.
+
+Engines and requests go in, figures come out, in SI units unless a name says otherwise. Quality is measured elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from udrl_utils.commands import Command
-from udrl_utils.deploy.export import CTranslate2Student, LlamaCppStudent
-from udrl_utils.deploy.llama import LlamaCpp
-from udrl_utils.engine import Engine, Sampling
+from udrl_utils.deploy.export import DeployedStudent
+from udrl_utils.engine import Engine
 from udrl_utils.evaluation import interval
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import DeploymentSettings, loading
@@ -44,28 +46,17 @@ from udrl_utils.machine import peak_memory
 print(json.dumps({{**took, "memory_mb": peak_memory() / 1e6}}))
 """
 READ, WRITTEN = 16, 32  # tokens of a request to a language model: read, and written
-GREEDY = Sampling(top_k=1)  # the likeliest token each time
-WHOLE = 5e8  # parameters up to which a random model is made whole
+WHOLE = 5e8  # parameters up to which a model with random weights gets all its weights
 
-# Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2 as their configurations on the hub have them.
+# Llama 3 8B (arXiv 2407.21783, table 3), Llama 3.2 1B and GPT-2, as their configurations on the hub have them.
+LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {
-    "8B": {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
+    "8B": {**LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
     "1B": {
-        "model_type": "llama",
-        "vocab_size": 128256,
+        **LLAMA,
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
         "tie_word_embeddings": True,
     },
     "124M": {"model_type": "gpt2"},
@@ -73,7 +64,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def cold_start(engine: Engine) -> dict[str, float]:
-    """A new process until it has loaded an engine, written a first word, a first prompt [s]; its peak memory [MB]."""
+    """Time from the start of a new process until it has loaded an engine, written a first word and a first prompt [s];
+    its peak memory [MB]."""
     program = COLD.format(module=type(engine).__module__, engine=type(engine).__name__)
     done = subprocess.run(
         [sys.executable, "-c", program, str(engine.folder)], capture_output=True, text=True, check=True
@@ -84,7 +76,7 @@ def cold_start(engine: Engine) -> dict[str, float]:
 def costs(
     engines: dict[str, Engine], requests: Sequence[tuple[str, Command]], settings: DeploymentSettings
 ) -> dict[str, dict[str, Any]]:
-    """Of each engine: its cold start, weights [MB], latency of a prompt [s], prompts per second by batch size."""
+    """For each engine: cold start, weights [MB], latency of one prompt [s], prompts per second by batch size."""
     found = {}
     for name, engine in engines.items():
         turns = [requests[k % len(requests)] for k in range(settings.latency_requests + 1)]
@@ -96,57 +88,52 @@ def costs(
             "p95_s": float(np.percentile(seconds, 95)),
             "prompts_per_second": {str(size): throughput(engine, requests, size) for size in settings.batch_sizes},
         }
-        print(f"{name}: {found[name]['p50_s'] * 1000:.0f} ms a prompt", flush=True)
+        print(f"{name}: {found[name]['p50_s'] * 1000:.0f} ms per prompt", flush=True)
     return found
 
 
 def throughput(engine: Engine, requests: Sequence[tuple[str, Command]], batch_size: int) -> float:
-    """Prompts per second where `batch_size` of them are written at once."""
+    """Prompts per second when `batch_size` of them are written at once."""
     intents, commands = zip(*(requests[k % len(requests)] for k in range(batch_size)), strict=True)
     seconds = timed(lambda seed: engine.generate(intents, commands, seed=seed, batch_size=batch_size), range(4))
     return batch_size / median(seconds)
 
 
 def beside(engines: dict[str, Engine], settings: DeploymentSettings) -> dict[str, dict[str, Any]]:
-    """Parameters, weights [MB] and tokens per second of the engines and of other models, one text at a time."""
+    """Parameters, weights [MB] and tokens per second of the engines and of other models, one text at a time, greedy."""
     student = next(engine for engine in engines.values() if isinstance(engine, Student))
     found = {}
+
+    def add(name: str, parameters: int, megabytes: float, decode: Decode) -> None:
+        speed = interval(decoding(decode, repeats=3 if parameters < WHOLE else 1), settings)
+        found[name] = {"parameters": parameters, "weights_mb": megabytes, "tokens_per_second": speed}
+        print(f"{name}: {speed['mean']:.1f} tokens/s", flush=True)
+
     for name, engine in engines.items():
-        found[f"student, {name}"] = _speed(
-            student.model.num_parameters(), weights_mb(engine), decode_of(engine), settings
-        )
+        add(f"student, {name}", student.model.num_parameters(), weights_mb(engine), decode_of(engine))
     for shape in settings.shapes:
-        model, kind = model_of(shape), "random weights" if shape in SHAPES else "Transformers"
-        size = model.num_parameters()
-        mb = size * model.dtype.itemsize / 1e6
-        found[f"{shape}, {kind}"] = _speed(size, mb, by_transformers(model), settings)
-        print(f"{shape}: {found[f'{shape}, {kind}']['tokens_per_second']['mean']:.1f} tokens/s", flush=True)
+        model = model_of(shape)
+        size, kind = model.num_parameters(), "random weights" if shape in SHAPES else "PyTorch"
+        add(f"{shape}, {kind}", size, size * model.dtype.itemsize / 1e6, by_transformers(model))
     return found
 
 
-def decode_of(engine: Engine) -> Decode:
-    """Greedy decoding by what an engine computes with."""
+def decode_of(engine: Student | DeployedStudent) -> Decode:
+    """Greedy decoding by the library that an engine computes with."""
     if isinstance(engine, Student):
         return by_transformers(engine.model)
-    if isinstance(engine, LlamaCppStudent):
-        return by_llamacpp(engine.model)
     return by_ctranslate2(engine.generator(seed=0), engine.codec.tokens()[0])
 
 
-def _speed(parameters: int, mb: float, decode: Decode, settings: DeploymentSettings) -> dict[str, Any]:
-    speed = interval(decoding(decode, repeats=3 if parameters < WHOLE else 1), settings)
-    return {"parameters": parameters, "weights_mb": mb, "tokens_per_second": speed}
-
-
 def weights_mb(engine: Engine) -> float:
-    """Size of the weights that an engine was loaded from [MB]."""
-    files = (file for file in engine.folder.iterdir() if file.suffix in (".safetensors", ".bin", ".gguf"))
+    """Size of the weight files that an engine was loaded from [MB]."""
+    files = (file for file in engine.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     return sum(file.stat().st_size for file in files) / 1e6
 
 
 def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeats: int = 3) -> list[float]:
-    """Tokens per second, of `repeats` times that 16 tokens are read and `written` more are written."""
-    decode(batch_size, 2)  # warms up, and does not take a large model a minute
+    """Tokens per second, one figure per repeat: 16 tokens are read and `written` tokens are written."""
+    decode(batch_size, 2)  # warms up; short, since a large model is slow
     rates = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -155,48 +142,33 @@ def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeat
     return rates
 
 
-def by_transformers(model: PreTrainedModel, how: Sampling = GREEDY) -> Decode:
-    """Decoding by Transformers' own `generate`."""
+def by_transformers(model: PreTrainedModel, **options: Any) -> Decode:
+    """Decoding by Transformers' `generate`, greedy unless its options say otherwise."""
     import torch
-
-    changed = {name: value for name, value in vars(how).items() if value != vars(Sampling())[name]}
-    drawn = {"do_sample": False} if how == GREEDY else {"do_sample": True, "top_k": 0, **changed}
 
     def decode(batch_size: int, written: int) -> None:
         ids = torch.full((batch_size, READ), 17, device=model.device)
         length = {"max_new_tokens": written, "min_new_tokens": written, "pad_token_id": 0}
-        model.generate(ids, attention_mask=torch.ones_like(ids), **length, **drawn)
+        model.generate(ids, attention_mask=torch.ones_like(ids), **{"do_sample": False, **length, **options})
 
     return decode
 
 
-def by_ctranslate2(generator: Any, token: str, how: Sampling = GREEDY) -> Decode:
-    """Decoding by a CTranslate2 generator, after a token that is read again and again."""
-    drawn = CTranslate2Student.options(how)
+def by_ctranslate2(generator: Any, token: str, **options: Any) -> Decode:
+    """Decoding by a CTranslate2 generator after a repeated token, greedy unless its options say otherwise."""
 
     def decode(batch_size: int, written: int) -> None:
         length = {"max_length": written, "min_length": written, "include_prompt_in_result": False}
-        generator.generate_batch([[token] * READ] * batch_size, **length, **drawn)
-
-    return decode
-
-
-def by_llamacpp(model: LlamaCpp, how: Sampling = GREEDY) -> Decode:
-    """Decoding by llama.cpp, one text after the other."""
-    drawn = LlamaCppStudent.options(how)
-
-    def decode(batch_size: int, written: int) -> None:
-        for _ in range(batch_size):
-            model.write([17] * READ, written, ignore_eos=True, **drawn)
+        generator.generate_batch([[token] * READ] * batch_size, **{"sampling_topk": 1, **length, **options})
 
     return decode
 
 
 def model_of(shape: str) -> PreTrainedModel:
-    """A language model in the machine's number format: a named shape with random weights, or a real one.
+    """A language model in the machine's number format: a named shape with random weights, or a real model.
 
-    All layers of a large random model share one layer's weights. They are still far too many for a processor's cache,
-    so that each token waits for memory as long as with real ones; but an 8B model fits a small machine.
+    All layers of a large random model share the weights of one layer, so that an 8B model fits a small machine. One
+    layer is still larger than a processor's cache, so each token waits for memory as long as with real weights.
     Raises: SettingsError when there is no such model.
     """
     import torch
@@ -221,7 +193,7 @@ def model_of(shape: str) -> PreTrainedModel:
 
 
 def timed(work: Callable[[Any], Any], items: Iterable[Any]) -> list[float]:
-    """Seconds that each item took but the first, which warms up."""
+    """Seconds per item; the first item warms up and is not counted."""
     seconds = []
     for item in items:
         began = time.perf_counter()

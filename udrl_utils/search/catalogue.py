@@ -1,7 +1,7 @@
-"""The catalogue: a table of items with columns id, kind (image or template), title, keywords and image, a path or ''.
+"""The catalogue: a table of items with columns id, kind (image or template), title, keywords and image (a path or '').
 
-It comes from a folder of images with metadata in them, as stock photos carry it, from a table, or from the embedded
-collection. What cannot be shown is left out, and counted by its reason.
+It comes from a folder of images that carry metadata, as stock photos do, from a table, or from the embedded collection.
+Items that cannot be shown are left out, and counted by reason. Nothing here knows how the catalogue is searched.
 """
 
 from __future__ import annotations
@@ -10,40 +10,34 @@ import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
+from udrl_utils.encoder import Embed
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.search import drawn
-from udrl_utils.search.drawn import xmp
-from udrl_utils.search.images import LONGEST_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
+from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image, xmp
 from udrl_utils.settings import RunError, SearchSettings, SettingsError, extra, loading
 from udrl_utils.tasks import read_table
 
-if TYPE_CHECKING:
-    import numpy
-
-    from udrl_utils.encoder import Embed
-
 COLUMNS = ("id", "kind", "title", "keywords", "image")
-KEYWORDS = 2  # weight of an item's keywords together, beside its title
+KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1
 Row = dict[str, Any]
 
 
-def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFrame, Counter[str]]:
+def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """The catalogue that the settings name, and how many items were left out or cut, by reason.
 
-    `folder` is emptied; the embedded collection is drawn into it.
-    Raises: SettingsError when the source cannot be read, RunError when nothing of it can be shown.
+    `folder` is emptied first; tiles of the embedded collection and images out of a table are written into it.
+    Raises: SettingsError when the source cannot be read, RunError when none of its items can be shown.
     """
     shutil.rmtree(folder, ignore_errors=True)
     if settings.catalog == "drawn":
-        items = drawn.invent(settings.seed, settings.n_items)
-        drawn.draw(items, folder, settings.seed)
+        drawn.draw(drawn.invent(settings.seed, settings.n_items), folder)
         rows, counts = read_folder(folder, settings.n_items)
     elif Path(settings.catalog).is_dir():
         rows, counts = read_folder(Path(settings.catalog), settings.n_items)
@@ -54,21 +48,23 @@ def load_catalog(settings: SearchSettings, folder: Path) -> tuple[pandas.DataFra
     return as_table(rows), counts
 
 
-def as_table(rows: list[Row]) -> pandas.DataFrame:
-    """Items as a table."""
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+def as_table(rows: Iterable[Row]) -> pd.DataFrame:
+    """Items as a table with COLUMNS."""
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def read_folder(folder: Path, most: int = 0) -> tuple[list[Row], Counter[str]]:
-    """Items of a folder's images and of its sub-folders', by name; at most `most`, 0 for all."""
+def read_folder(folder: Path, limit: int = 0) -> tuple[list[Row], Counter[str]]:
+    """Items of the images in a folder and its sub-folders, by name; at most `limit`, 0 for all."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return collect(({"id": file.relative_to(folder).with_suffix("").as_posix(), "image": file} for file in files), most)
+    return collect(
+        ({"id": file.relative_to(folder).with_suffix("").as_posix(), "image": file} for file in files), limit
+    )
 
 
-def read_items(source: str, most: int, folder: Path) -> tuple[list[Row], Counter[str]]:
+def read_items(source: str, limit: int, folder: Path) -> tuple[list[Row], Counter[str]]:
     """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe kind, keywords, image.
 
-    Paths of images count from the file's folder. Images inside the table are written into `folder`.
+    Paths of images are relative to the file's folder. Images inside the table are written into `folder`.
     """
     table = read_table(source, ["id", "title"], optional=("kind", "keywords", "image")).fillna("")
     home = Path(source).parent
@@ -82,13 +78,13 @@ def read_items(source: str, most: int, folder: Path) -> tuple[list[Row], Counter
         return home / str(value) if value and not isinstance(value, dict) else None
 
     rows = table.to_dict("records")
-    return collect(({**row, "image": image_of(place, row.get("image"))} for place, row in enumerate(rows)), most)
+    return collect(({**row, "image": image_of(place, row.get("image"))} for place, row in enumerate(rows)), limit)
 
 
-def collect(rows: Iterator[Row], most: int = 0) -> tuple[list[Row], Counter[str]]:
-    """Items that can be shown, and a count of those that cannot, by reason, and of titles that were cut.
+def collect(rows: Iterator[Row], limit: int = 0) -> tuple[list[Row], Counter[str]]:
+    """Items that can be shown, at most `limit` (0 for all), and counts of items left out and titles cut, by reason.
 
-    Rows have an id, and an image (a path or None), title, keywords, kind as far as they are known.
+    Each row has an id and an image (a path or None), and title, keywords and kind as far as they are known.
     """
     counts: Counter[str] = Counter()
     found: dict[str, Row] = {}
@@ -101,13 +97,13 @@ def collect(rows: Iterator[Row], most: int = 0) -> tuple[list[Row], Counter[str]
             counts[str(reason)] += 1
             continue
         found[item["id"]] = item
-        if len(found) == most:
+        if len(found) == limit:
             break
     return list(found.values()), counts
 
 
 def _item(row: Row, counts: Counter[str]) -> Row:
-    """One item of the catalogue. Raises: BadImage with the reason why it is none."""
+    """One item of the catalogue. Raises: BadImage with the reason why it cannot be shown."""
     name, title, words = clean_text(row["id"]), row.get("title") or "", split_keywords(row.get("keywords"))
     path = row["image"]
     if path is not None:
@@ -117,7 +113,7 @@ def _item(row: Row, counts: Counter[str]) -> Row:
         title, words = title or metadata.title, words or metadata.keywords
     if not name:
         raise BadImage("no id")
-    if len(str(title)) > LONGEST_TEXT:
+    if len(str(title)) > MAX_TEXT:
         counts["title cut (kept)"] += 1
     title = clean_text(title)
     if not title and not words:
@@ -127,13 +123,8 @@ def _item(row: Row, counts: Counter[str]) -> Row:
     kind = row.get("kind") or ("template" if "template" in words else "image")
     if kind not in ("image", "template"):
         raise BadImage("kind is neither image nor template")
-    return {
-        "id": name,
-        "kind": kind,
-        "title": title or words[0],
-        "keywords": ", ".join(words),
-        "image": str(path or ""),
-    }
+    keywords = ", ".join(words)
+    return {"id": name, "kind": kind, "title": title or words[0], "keywords": keywords, "image": str(path or "")}
 
 
 def split_keywords(value: Any) -> tuple[str, ...]:
@@ -143,18 +134,18 @@ def split_keywords(value: Any) -> tuple[str, ...]:
     return clean_keywords([str(word) for word in value])
 
 
-def texts_of(catalog: pandas.DataFrame) -> list[str]:
+def texts_of(catalogue: pd.DataFrame) -> list[str]:
     """Each item in words: its title and keywords."""
-    return (catalog.title + ", " + catalog.keywords).str.strip(" ,").tolist()
+    return (catalogue.title + ", " + catalogue.keywords).str.strip(" ,").tolist()
 
 
-def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
-    """Unit vectors of the items, shape (items, width), float32: of their title, and of their keywords' mean.
+def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
+    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the keywords' mean direction.
 
-    A keyword is embedded once, however many items carry it, and no title is lost among many keywords.
+    Each distinct keyword is embedded once, and the title keeps its weight however many keywords there are.
     """
-    keywords = [words.split(", ") if words else [] for words in catalog.keywords]
-    vectors, distinct = embed(catalog.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
+    keywords = [words.split(", ") if words else [] for words in catalogue.keywords]
+    vectors, distinct = embed(catalogue.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
     for vector, words in zip(vectors, keywords, strict=True):
         if words:
@@ -163,45 +154,47 @@ def vectors_of(catalog: pandas.DataFrame, embed: Embed) -> numpy.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def common_keywords(catalog: pandas.DataFrame, most: int = 500) -> list[str]:
-    """The keywords that most items carry: the tags that an image may get."""
-    counts = Counter(word for words in catalog.keywords for word in words.split(", ") if word)
-    return [word for word, _ in counts.most_common(most)]
+def common_keywords(catalogue: pd.DataFrame, limit: int = 500) -> list[str]:
+    """The keywords that the most items carry: tags that an image may get."""
+    counts = Counter(word for words in catalogue.keywords for word in words.split(", ") if word)
+    return [word for word, _ in counts.most_common(limit)]
 
 
-def read_judgements(source: str, catalog: pandas.DataFrame) -> list[drawn.Judged]:
-    """Intents of a table (intent, id, grade) of one's own, with their relevant items. Raises: SettingsError."""
+def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
+    """Intents with their relevant items from a table (intent, id, grade). Raises: SettingsError."""
     table = read_table(source, ["intent", "id", "grade"])
-    table = table[table.id.isin(set(catalog.id))]
+    table = table[table.id.isin(set(catalogue.id))]
     if table.empty:
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
-    forms = {text: "short" if len(text.split()) <= 2 else "long" for text in table.intent.unique()}
-    by_intent = table.assign(grade=table.grade.astype(float).astype(int)).groupby("intent", sort=False)
-    return [drawn.Judged(text, forms[text], dict(zip(rows.id, rows.grade, strict=True))) for text, rows in by_intent]
-
-
-def load_pipeline(name: str) -> Any:
-    """A diffusers text-to-image pipeline, by Hub id or path. Raises: SettingsError when there is none."""
-    with extra("search", "parameter generator"):
-        from diffusers import DiffusionPipeline
-    with loading(f"parameter generator={name!r} is neither a Hub id nor a folder"):
-        pipeline = DiffusionPipeline.from_pretrained(name)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device_and_dtype()[0])
+    grades = pd.to_numeric(table.grade, errors="coerce")
+    wrong = table.grade[~((grades >= 0) & (grades % 1 == 0))]
+    if len(wrong):
+        raise SettingsError(
+            f"parameter judgements={source!r} has grade {wrong.iloc[0]!r}; grades are whole numbers from 0"
+        )
+    by_intent = table.assign(grade=grades.astype(int)).groupby("intent", sort=False)
+    return [
+        drawn.Judged(text, "short" if len(text.split()) <= 2 else "long", dict(zip(rows.id, rows.grade, strict=True)))
+        for text, rows in by_intent
+    ]
 
 
 def make_assets(
-    pipeline: Any, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
-) -> pandas.DataFrame:
-    """One picture per prompt, saved with the prompt as its title and the intent as its keyword; the new catalogue rows.
+    generator: str, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
+) -> pd.DataFrame:
+    """Images for prompts by a diffusers text-to-image pipeline (Hub id or path), as rows of a catalogue.
 
-    options go to the pipeline: num_inference_steps, height, ...
+    Each is saved with its prompt as the title and the intent as its keyword. `options` go to the pipeline:
+    num_inference_steps, height, ... Raises: SettingsError when the pipeline cannot be loaded.
     """
     import torch
 
+    with extra("search", "parameter generator"):
+        from diffusers import DiffusionPipeline
+    with loading(f"parameter generator={generator!r} is neither a Hub id nor a folder"):
+        pipeline = DiffusionPipeline.from_pretrained(generator).to(device_and_dtype()[0])
     folder.mkdir(parents=True, exist_ok=True)
     for k, prompt in enumerate(prompts):
-        draw = torch.Generator().manual_seed(seed + k)
-        image = pipeline(prompt, generator=draw, **options).images[0]
+        image = pipeline(prompt, generator=torch.Generator().manual_seed(seed + k), **options).images[0]
         image.save(folder / f"asset-{k:04d}.jpg", quality=92, xmp=xmp(prompt, [intent]))
     return as_table(read_folder(folder)[0])

@@ -1,94 +1,93 @@
-"""Images that nobody vouches for: opened safely, their metadata read, and what an image is turned into as an intent.
+"""Images from strangers: opened safely, their metadata read, and turned into intents.
 
-Three ways to an intent have one interface, `describe(image) -> str`: metadata and colors (no weights), a captioner, and
-zero-shot tags.
+In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a
+function (image, metadata) -> intent: `plain`, which needs no weights, a captioner, or zero-shot tags. Nothing here
+knows the catalogue.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
+from PIL import Image, ImageColor, ImageStat, IptcImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import SearchSettings, loading
 
-if TYPE_CHECKING:
-    import numpy
-    from PIL import Image
-
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff")}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-MOST_PIXELS = 64_000_000
-MOST_BYTES = 64_000_000
-LONGEST_TEXT = 300  # characters of a title; captions beyond are cut
-MOST_KEYWORDS = 40
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 64_000_000
+MAX_TEXT = 300  # characters of a title; longer ones are cut
+MAX_KEYWORDS = 40
+INTENT_WORDS = 20  # words of an intent that comes from an image, at most
 
 
 class BadImage(ValueError):
-    """A file that is not shown; its text is the reason, in few words."""
+    """A file that is not shown; the text is the reason, in a few words."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file says of itself: a title, '' for none, and keywords."""
+    """The title ('' for none) and the keywords that an image file carries."""
 
     title: str = ""
     keywords: tuple[str, ...] = ()
 
 
+Describer = Callable[[Image.Image, Metadata], str]
+
+
 def open_image(path: Path) -> tuple[Image.Image, Metadata]:
     """The decoded image, in RGB, and its metadata.
 
-    Refused before anything is decoded: other formats than FORMATS, a suffix that belongs to another format, files
-    larger than MOST_BYTES, images of more than MOST_PIXELS. Raises: BadImage with the reason.
+    Refused before anything is decoded: formats other than FORMATS, a suffix that belongs to another format, files
+    larger than MAX_BYTES, images of more than MAX_PIXELS. Raises: BadImage with the reason.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    too_large = f"more than {MAX_PIXELS // 1_000_000} million pixels"
     try:
         size = path.stat().st_size
         if not size:
             raise BadImage("empty file")
-        if size > MOST_BYTES:
-            raise BadImage(f"file of more than {MOST_BYTES // 1_000_000} MB")
+        if size > MAX_BYTES:
+            raise BadImage(f"file of more than {MAX_BYTES // 1_000_000} MB")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own remarks on odd files, and on bombs, which are refused below
+            warnings.simplefilter("ignore")  # Pillow warns of large images, which are refused below
             with Image.open(path, formats=tuple(FORMATS)) as image:
                 if path.suffix.lower() not in FORMATS[image.format]:
                     raise BadImage("suffix of another format")
-                if image.width * image.height > MOST_PIXELS:
-                    raise BadImage(f"more than {MOST_PIXELS // 1_000_000} million pixels")
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImage(too_large)
                 metadata = read_metadata(image)
                 return image.convert("RGB"), metadata
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MOST_PIXELS // 1_000_000} million pixels") from None
+        raise BadImage(too_large) from None
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
-    except Exception as error:  # decoders raise whatever they like on broken files
+    except Exception as error:  # decoders raise errors of many types on broken files
         raise BadImage("truncated" if "truncated" in str(error) else "corrupt") from None
 
 
 def read_metadata(image: Image.Image) -> Metadata:
-    """Title and keywords out of XMP, IPTC and EXIF, the first that has them; what is unreadable counts as missing."""
-    sources = [_quietly(read, image) for read in (_xmp, _iptc, _exif)]
-    title = next((source.title for source in sources if source.title), "")
-    return Metadata(title, next((source.keywords for source in sources if source.keywords), ()))
-
-
-def _quietly(read: Any, image: Image.Image) -> Metadata:
-    try:
-        title, keywords = read(image)
-    except Exception:  # metadata of strangers comes in any state of repair
-        return Metadata()
-    return Metadata(clean_text(title, 10 * LONGEST_TEXT), clean_keywords(keywords))
+    """Title and keywords from XMP, IPTC or EXIF, the first that has them; unreadable metadata counts as missing."""
+    titles, keywords = [], []
+    for read in (_xmp, _iptc, _exif):
+        try:
+            title, words = read(image)
+        except Exception:  # metadata may be broken in any way
+            continue
+        titles.append(clean_text(title, 10 * MAX_TEXT))
+        keywords.append(clean_keywords(words))
+    return Metadata(next(filter(None, titles), ""), next(filter(None, keywords), ()))
 
 
 def _xmp(image: Image.Image) -> tuple[str, list[str]]:
@@ -99,7 +98,7 @@ def _xmp(image: Image.Image) -> tuple[str, list[str]]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Texts in an XMP value, however deep in its bags, sequences and language alternatives."""
+    """Texts in an XMP value, at any depth of its bags, sequences and language alternatives."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):
@@ -110,18 +109,14 @@ def _texts(value: Any) -> list[str]:
 
 
 def _iptc(image: Image.Image) -> tuple[str, list[str]]:
-    from PIL import IptcImagePlugin
-
     found = IptcImagePlugin.getiptcinfo(image) or {}
     title, caption, words = (found.get((2, number), b"") for number in (5, 120, 25))
     return _decoded(title or caption), [_decoded(word) for word in (words if isinstance(words, list) else [words])]
 
 
 def _exif(image: Image.Image) -> tuple[str, list[str]]:
-    from PIL.ExifTags import Base
-
     found = image.getexif()
-    words = found.get(0x9C9E, b"")  # XPKeywords, in UTF-16
+    words = found.get(Base.XPKeywords, b"")
     text = bytes(words).decode("utf-16-le").rstrip("\0") if words else ""
     title = found.get(Base.ImageDescription, "")
     return _decoded(title) if isinstance(title, bytes) else title, text.split(";")
@@ -131,176 +126,106 @@ def _decoded(value: bytes | list[bytes]) -> str:
     return (value[0] if isinstance(value, list) else value).decode("utf-8", "replace")
 
 
-def clean_text(text: str, most: int = LONGEST_TEXT) -> str:
-    """One line of visible characters, at most `most` of them."""
-    visible = "".join(c if c.isprintable() else " " for c in str(text)[: 20 * most])
-    return " ".join(visible.split())[:most].strip()
+def xmp(title: str, keywords: Collection[str]) -> bytes:
+    """An XMP packet with a Dublin Core title and keywords, as photo programs write it into a file."""
+    words = "".join(f"<rdf:li>{escape(word)}</rdf:li>" for word in keywords)
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/">'
+        f'<dc:title><rdf:Alt><rdf:li xml:lang="x-default">{escape(title)}</rdf:li></rdf:Alt></dc:title>'
+        f"<dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """One line of visible characters, at most `limit` of them."""
+    visible = "".join(c if c.isprintable() else " " for c in str(text)[: 20 * limit])
+    return " ".join(visible.split())[:limit].strip()
 
 
 def clean_keywords(keywords: Sequence[str]) -> tuple[str, ...]:
-    """Distinct keywords without those that are empty, each cleaned, at most MOST_KEYWORDS."""
-    cleaned = (clean_text(word)[:60].lower() for word in keywords[: 10 * MOST_KEYWORDS])
-    return tuple(filter(None, dict.fromkeys(cleaned)))[:MOST_KEYWORDS]
+    """Distinct keywords in lower case, each cleaned, empty ones dropped, at most MAX_KEYWORDS."""
+    cleaned = (clean_text(word)[:60].lower() for word in keywords[: 10 * MAX_KEYWORDS])
+    return tuple(filter(None, dict.fromkeys(cleaned)))[:MAX_KEYWORDS]
 
 
-# Hue in degrees from which a color goes by each name.
-HUES = (
-    (0, "red"),
-    (16, "orange"),
-    (42, "yellow"),
-    (68, "green"),
-    (165, "teal"),
-    (195, "blue"),
-    (255, "purple"),
-    (300, "pink"),
-    (345, "red"),
-)
+# A color goes by the name of the nearest of these.
+COLORS = {
+    **{"black": "#101010", "gray": "#808080", "white": "#f8f8f8", "red": "#d62828", "orange": "#f28030"},
+    **{"brown": "#6b4020", "yellow": "#f8d030", "green": "#409040", "teal": "#40b0a0", "blue": "#3060d0"},
+    **{"navy": "#182050", "purple": "#8050b0", "pink": "#f090b0", "beige": "#f0e0c8"},
+    **{"lime": "#90c058", "lavender": "#c8b8e0", "silver": "#c8c8c8", "magenta": "#b01860"},
+}
 
 
-def color_name(red: int, green: int, blue: int) -> str:
-    """A color in one word, from its hue, saturation and lightness; channels 0..255."""
-    import colorsys
-
-    hue, light, full = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
-    if light > 0.93 or (light > 0.85 and full < 0.3):
-        return "white"
-    if light < 0.13:
-        return "black"
-    if full < 0.13:
-        return "gray"
-    name = [name for start, name in HUES if 360 * hue >= start][-1]
-    if name in ("red", "orange", "yellow") and light < 0.38 and full < 0.75:
-        return "brown"
-    if name == "blue" and light < 0.25:
-        return "navy"
-    return {"orange": "beige", "yellow": "cream"}.get(name, name) if light > 0.8 else name
+def main_colors(image: Image.Image, count: int) -> list[str]:
+    """Names of the image's `count` most common colors, the most common first."""
+    named = Image.new("P", (1, 1))
+    named.putpalette([channel for color in COLORS.values() for channel in ImageColor.getrgb(color)])
+    shares = image.resize((64, 64)).quantize(palette=named, dither=Image.Dither.NONE).getcolors()
+    return [list(COLORS)[index] for _, index in sorted(shares, reverse=True)[:count]]
 
 
-def palette(image: Image.Image, count: int = 3) -> list[str]:
-    """Names of the image's main colors, the most common first."""
-    small = image.resize((64, 64)).quantize(12)
-    colors, shares = small.getpalette(), {}
-    for pixels, index in small.getcolors():
-        name = color_name(*colors[3 * index : 3 * index + 3])
-        shares[name] = shares.get(name, 0) + pixels
-    return sorted(shares, key=shares.get, reverse=True)[:count]
-
-
-def orientation(image: Image.Image) -> str:
-    """'wide', 'tall' or 'square'."""
+def plain(image: Image.Image, metadata: Metadata) -> str:
+    """An intent without any weights: title or keywords, then brightness, shape and main colors."""
+    words = (metadata.title or " ".join(metadata.keywords[:6])).lower().split()[:12]
+    dark = ["dark"] * (ImageStat.Stat(image.convert("L")).mean[0] < 64)
     ratio = image.width / image.height
-    return "wide" if ratio > 1.15 else "tall" if ratio < 0.87 else "square"
+    shape = "wide" if ratio > 1.15 else "tall" if ratio < 0.87 else "square"
+    return " ".join([*words, *dark, shape, "in", " and ".join(main_colors(image, 2))])
 
 
-def brightness(image: Image.Image) -> float:
-    """Mean lightness, 0 (black) to 1 (white)."""
-    from PIL import ImageStat
+def captioner(name: str) -> Describer:
+    """A describer by a transformers model that writes captions from pixels (BLIP-class), by Hub id or path.
 
-    return ImageStat.Stat(image.convert("L")).mean[0] / 255
+    Raises: SettingsError when the model cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    with loading(f"parameter captioner={name!r} is neither a Hub id nor a folder"):
+        processor, model = AutoProcessor.from_pretrained(name), AutoModelForImageTextToText.from_pretrained(name)
+    model = model.float().to(device_and_dtype()[0]).eval()
 
-class Describer(Protocol):
-    """Turns an image into an intent."""
-
-    def describe(self, image: Image.Image, metadata: Metadata) -> str: ...
-
-
-class Plain:
-    """An intent without any weights: title or keywords, main colors, and what is told by shape and brightness."""
-
-    def describe(self, image: Image.Image, metadata: Metadata) -> str:
-        """At most 20 words, as an intent is."""
-        words = (metadata.title or " ".join(metadata.keywords[:6])).lower().split()[:12]
-        light = ["dark"] * (brightness(image) < 0.25)
-        return " ".join([*words, *light, orientation(image), "in", " and ".join(palette(image, 2))])
-
-
-@dataclass
-class Captioner:
-    """A transformers model that writes captions (BLIP-class), by Hub id or path."""
-
-    model: str
-    tokens: int = 24
-
-    @cached_property
-    def parts(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        return load(self.model, AutoProcessor, AutoModelForImageTextToText, "captioner")
-
-    def describe(self, image: Image.Image, metadata: Metadata) -> str:
-        """The caption alone: what a file says of itself is not asked."""
-        import torch
-
-        processor, model = self.parts
+    def describe(image: Image.Image, _: Metadata) -> str:
         with torch.inference_mode():
-            inputs = processor(images=image, return_tensors="pt").to(model.device, model.dtype)
-            ids = model.generate(**inputs, max_new_tokens=self.tokens, do_sample=False)
-        return " ".join(re.findall(r"\S+", processor.batch_decode(ids, skip_special_tokens=True)[0].lower())[:20])
+            inputs = processor(images=image, return_tensors="pt").to(model.device)
+            ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+        caption = processor.batch_decode(ids, skip_special_tokens=True)[0]
+        return " ".join(caption.lower().split()[:INTENT_WORDS])
+
+    return describe
 
 
-@dataclass
 class Clip:
-    """A transformers model with image and text vectors in one space (CLIP- or SigLIP-class), by Hub id or path."""
+    """A model with images and texts in one vector space (CLIP- or SigLIP-class), by Hub id or path.
 
-    model: str
-    tags: tuple[str, ...] = ()
-    count: int = 4
-    _known: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    Raises: SettingsError when the model cannot be loaded.
+    """
 
-    @cached_property
-    def parts(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoProcessor
+    def __init__(self, name: str):
+        from sentence_transformers import SentenceTransformer
 
-        return load(self.model, AutoProcessor, AutoModel, "image_encoder")
+        with loading(f"parameter image_encoder={name!r} is neither a Hub id nor a folder"):
+            self.model = SentenceTransformer(name, device=device_and_dtype()[0])
 
-    def __call__(self, texts: Sequence[str]) -> numpy.ndarray:
-        """Unit vectors of texts, shape (len(texts), width), float32."""
-        return self._vectors(
-            "get_text_features", lambda batch: {"text": batch, "padding": True, "truncation": True}, list(texts)
-        )
+    def __call__(self, items: Sequence[str] | Sequence[Image.Image]) -> np.ndarray:
+        """Unit vectors of texts or images, shape (items, width), float32."""
+        return self.model.encode(list(items), normalize_embeddings=True, show_progress_bar=False)
 
-    def images(self, images: Sequence[Image.Image]) -> numpy.ndarray:
-        """Unit vectors of images, shape (len(images), width), float32."""
-        return self._vectors("get_image_features", lambda batch: {"images": batch}, list(images))
-
-    def _vectors(self, method: str, form: Any, items: list[Any], batch_size: int = 32) -> numpy.ndarray:
-        import torch
-
-        processor, model = self.parts
-        found = []
-        for start in range(0, len(items), batch_size):
-            inputs = processor(**form(items[start : start + batch_size]), return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                given = getattr(model, method)(**inputs)
-            vectors = getattr(given, "pooler_output", given).float()
-            found.append((vectors / vectors.norm(dim=1, keepdim=True)).cpu().numpy())
-        return np.concatenate(found)
-
-    def describe(self, image: Image.Image, metadata: Metadata) -> str:
-        """The tags that are nearest to the image."""
-        if self.tags not in self._known:
-            self._known[self.tags] = self([f"a picture of {tag}" for tag in self.tags])
-        nearest = (self._known[self.tags] @ self.images([image])[0]).argsort()[::-1][: self.count]
-        return " ".join(self.tags[k] for k in nearest)
+    def tagger(self, tags: Sequence[str], count: int = 4) -> Describer:
+        """A describer that names the `count` tags nearest to an image."""
+        known = self([f"a picture of {tag}" for tag in tags])
+        return lambda image, _: " ".join(tags[k] for k in (known @ self([image])[0]).argsort()[::-1][:count])
 
 
 def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
-    """The captioner that the settings name, else the tagger, which knows `tags`, else the one without weights."""
+    """The captioner that the settings name, else the image encoder as a tagger with `tags`, else `plain`."""
     if settings.captioner:
-        return Captioner(settings.captioner)
-    return Clip(settings.image_encoder, tuple(tags)) if settings.image_encoder else Plain()
+        return captioner(settings.captioner)
+    return Clip(settings.image_encoder).tagger(tags) if settings.image_encoder else plain
 
 
-def intent_of(path: str | Path, describer: Describer) -> str:
-    """What an image file is turned into. Raises: BadImage."""
-    return describer.describe(*open_image(Path(path)))
-
-
-def load(name: str, processor: Any, model: Any, parameter: str) -> tuple[Any, Any]:
-    """Processor and model, in float32, on the machine's device. Raises: SettingsError when there is none."""
-    import torch
-
-    with loading(f"parameter {parameter}={name!r} is neither a Hub id nor a folder"):
-        parts = processor.from_pretrained(name), model.from_pretrained(name, dtype=torch.float32)
-    return parts[0], parts[1].to(device_and_dtype()[0]).eval()
+def intent_of(path: Path | str, describe: Describer) -> str:
+    """The intent that an image file is turned into. Raises: BadImage."""
+    return describe(*open_image(Path(path)))

@@ -1,11 +1,11 @@
-"""Teachers: whoever writes prompts for intents. One protocol; recorded prompts, a model on this machine, a server."""
+"""Teachers write prompts for intents: recorded prompts, a model on this machine, or a server. One protocol for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError
+from udrl_utils.settings import DistillationSettings, SettingsError
 from udrl_utils.teachers.local import LocalTeacher
 from udrl_utils.teachers.recorded import RecordedTeacher
 from udrl_utils.teachers.replies import (
@@ -22,9 +22,9 @@ from udrl_utils.teachers.server import Budget, ChatClient, Question
 
 
 class Teacher(Protocol):
-    """Answers requests with prompts, a list for each request in order, empty where nothing came.
+    """Writes the prompts of each request, in the order of the requests; an empty list where nothing came.
 
-    `name` goes into the pairs. What it pays for, it keeps in the journal, and does not ask for again.
+    `name` goes into the pairs. Replies that were paid for are kept in the journal and not asked for again.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Teacher(Protocol):
 class OpenAITeacher:
     """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
 
-    In the form `list` up to `together` intents of a task share a question; in `single` each prompt has its own.
+    In the form `list` up to `together` intents of a task share a request; in `single` each prompt has its own.
     """
 
     def __init__(
@@ -45,29 +45,21 @@ class OpenAITeacher:
         self.temperature, self.seed = temperature, seed
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
-        """Prompts. Raises: RunError when the server refuses to work, when it answers nothing, at a spent budget."""
+        """Prompts. Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent."""
         if self.form == "single":
-            self._answers([question for request in requests for question in self._singles(request)], journal)
+            self.client.ask([q for request in requests for q in self._singles(request)], journal, self.budget)
             return [read_singles(self.replies(request, journal)) for request in requests]
         groups = grouped(requests, self.together)
-        answers = self._answers([self._list(group) for group in groups], journal)
+        answers = self.client.ask([self._list(group) for group in groups], journal, self.budget)
         found: dict[Request, list[str]] = {}
         for group, answer in zip(groups, answers, strict=True):
             pieces = split_reply(answer or "", len(group))
             found.update((r, parse_reply(piece, r.n)) for r, piece in zip(group, pieces, strict=True))
         return [found[request] for request in requests]
 
-    def _answers(self, questions: list[Question], journal: Journal) -> list[str | None]:
-        answers = self.client.ask(questions, journal, self.budget)
-        if questions and not any(answers):
-            faults = {name: n for name, n in journal.usage.items() if name.startswith("failed_")}
-            nothing = f"teacher {self.name!r} answered none of {len(questions)} requests ({faults})"
-            raise RunError(f"{nothing}; run again later")
-        return answers
-
     def replies(self, request: Request, journal: Journal) -> list[str | None]:
-        """Raw replies to the single questions of a request, None where none has come."""
-        return [journal.replies.get(question.key(self.name)) for question in self._singles(request)]
+        """Raw replies to the single questions of a request, '' where one answers nothing, None where none has come."""
+        return [journal.reply_to(question.key(self.name)) for question in self._singles(request)]
 
     def _singles(self, request: Request) -> list[Question]:
         how = {"temperature": self.temperature, "max_tokens": 120}
@@ -80,7 +72,7 @@ class OpenAITeacher:
 
 
 def grouped(requests: Sequence[Request], most: int) -> list[list[Request]]:
-    """Distinct requests in groups of at most so many, each of one task and one number of prompts."""
+    """Distinct requests in groups of at most `most`, each of one task and one number of prompts."""
     kinds: dict[tuple[str, int], list[Request]] = {}
     for request in dict.fromkeys(requests):
         kinds.setdefault((request.task, request.n), []).append(request)
@@ -88,7 +80,7 @@ def grouped(requests: Sequence[Request], most: int) -> list[list[Request]]:
 
 
 def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
-    """The teacher that the settings name, with the requests that it may still make.
+    """The teacher that the settings name; one that is paid for stops when its budget is spent.
 
     Raises: SettingsError for an LLM teacher without a model.
     """

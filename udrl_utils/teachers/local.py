@@ -1,7 +1,7 @@
-"""A teacher on this machine: an instruct model, a folder or a GGUF file, that writes prompts in large batches.
+"""A teacher on this machine: an instruct model, from a folder, a GGUF file or the Hub, that writes in large batches.
 
-Chats go in, replies come out. What chats of a batch have in common is computed once, a chat's completions share its
-beginning, and rows that are done leave the batch. Nothing here knows what a reply is for.
+Requests become chats, and chats become replies, which the journal keeps. The common beginning of a batch's chats is
+computed once, completions of one chat share it whole, and finished rows leave the batch. Replies are read elsewhere.
 """
 
 from __future__ import annotations
@@ -24,16 +24,34 @@ from typing import TYPE_CHECKING
 
 from udrl_utils.engine import Draw, Sampling, next_logits
 from udrl_utils.machine import device_and_dtype, side_by_side
-from udrl_utils.settings import ROOT, RunError, SettingsError, extra, loading
-from udrl_utils.teachers.replies import Journal, Request, key_of, messages, parse_reply, read_singles, single_messages
+from udrl_utils.runs import workbook
+from udrl_utils.settings import RunError, SettingsError, extra, loading
+from udrl_utils.teachers.replies import (
+    Journal,
+    Request,
+    key_of,
+    messages,
+    parse_reply,
+    read_singles,
+    single_messages,
+    without_system,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+MIN_P = 0.05  # tokens less likely than this share of the likeliest are never drawn; they derail small models
+BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
+LONGEST_PROMPT = 90  # tokens of a single prompt; a longer one is given up
+
+Chat = list[dict[str, str]]
+Reply = tuple[str, int]  # the text, '' where the model did not come to an end, and its tokens
+
+
 @dataclass(frozen=True)
 class Packed:
-    """A GGUF file that lies, whole or in parts, inside wheels of the package index."""
+    """A GGUF file that the package index holds inside wheels, whole or in parts."""
 
     file: str
     sha256: str
@@ -64,16 +82,15 @@ PACKED = {
 
 
 def located(model: str) -> Path:
-    """Where a model's file or folder is: as named, or else from the checkout's root."""
-    return Path(model) if Path(model).exists() else ROOT / model
+    """Where a model's file or folder is: as named, or else from the workbook's folder."""
+    return Path(model) if Path(model).exists() else workbook() / model
 
 
 def load_causal_lm(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM, on the CPU and in the number format of this machine, and its tokenizer.
+    """A causal LM, on the CPU and in the dtype of this machine, and its tokenizer.
 
-    `model`: a .gguf file or a Hugging Face folder (relative paths also from the checkout's root), or a Hub id.
-    Raises: SettingsError where there is no such model, a file is cut off or is no GGUF, or transformers does not know
-    its architecture.
+    `model`: a .gguf file or a Hugging Face folder (relative paths also from the workbook's folder), or a Hub id.
+    Raises: SettingsError when there is no such model, its file is broken, or its architecture is not supported.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,9 +104,9 @@ def load_causal_lm(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
 
 def float_weights(file: Path) -> Path:
-    """Folder beside a GGUF file that holds its weights as float16 and its tokenizer; made where it is not there yet.
+    """Folder beside a GGUF file with its weights as float16 and its tokenizer; made once, since reading GGUF is slow.
 
-    Raises: SettingsError for a file that is missing, cut off, no GGUF, or of an architecture that cannot be read.
+    Raises: SettingsError for a file that is missing, broken, not GGUF, or of an architecture that is not supported.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -98,7 +115,7 @@ def float_weights(file: Path) -> Path:
     folder = file.with_name(f"{file.stem}-float16")
     if (folder / "config.json").exists():
         return folder
-    print(f"{file.name}: weights are made ready once, in {folder}", flush=True)
+    print(f"{file.name}: its weights are converted once, into {folder}", flush=True)
     try:
         with extra("deploy", f"{file.name}"), loading(f"{str(file)!r} cannot be loaded as a causal language model"):
             import gguf  # noqa: F401  (transformers reads the file with it)
@@ -127,13 +144,13 @@ def check_gguf(file: Path) -> None:
         raise SettingsError(f"there is no file {str(file)!r}; make llm fetches {PACKED['smollm2'].file} into models/")
     with file.open("rb") as content:
         if content.read(4) != b"GGUF":
-            raise SettingsError(f"{str(file)!r} is no GGUF file: it does not begin with GGUF")
+            raise SettingsError(f"{str(file)!r} is not a GGUF file: it does not begin with GGUF")
 
 
 def fetch(name: str, folder: Path) -> Path:
     """Fetch a packed GGUF file into a folder: its wheels are downloaded and unpacked, and none of their code is run.
 
-    Raises: SettingsError for an unknown name, RunError where a wheel cannot be had or the file's sha256 is another.
+    Raises: SettingsError for an unknown name, RunError when a download fails or the file has another sha256.
     """
     if name not in PACKED:
         raise SettingsError(f"no model {name!r} can be fetched; allowed are {', '.join(PACKED)}")
@@ -153,19 +170,18 @@ def fetch(name: str, folder: Path) -> Path:
                     shutil.copyfileobj(content, joined)
     if sha256(part) != packed.sha256:
         part.unlink()
-        raise RunError(f"{packed.file}: the sha256 of what came is not {packed.sha256}")
+        raise RunError(f"{packed.file}: the downloaded file does not have the sha256 {packed.sha256}")
     part.rename(target)
     return target
 
 
 def download(requirement: str, folder: Path) -> None:
-    """Download a wheel, and nothing that it depends on. Raises: RunError with pip's own last line."""
+    """Download a wheel without its dependencies. Raises: RunError with the last line of pip's own error."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
     done = subprocess.run([*map(str, command), requirement], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RunError(
-            f"cannot download {requirement}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
-        )
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RunError(f"cannot download {requirement}: {reason}")
 
 
 def sha256(file: Path) -> str:
@@ -174,16 +190,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-MIN_P = 0.05  # tokens less likely than this share of the likeliest, which derail small models, are not drawn
-BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
-LONGEST_PROMPT = 90  # tokens of a single prompt; one that has not ended by then is no prompt
-
-Chat = list[dict[str, str]]
-Reply = tuple[str, int]  # '' where the model did not come to an end, and the tokens it took
-
-
 class LocalTeacher:
-    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as batches end."""
+    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as soon as a batch ends."""
 
     def __init__(self, model: str, temperature: float, seed: int, form: str):
         self.model, self.name = model, located(model).name if located(model).exists() else model
@@ -192,16 +200,23 @@ class LocalTeacher:
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts of each request; the same seed gives the same ones on the same machine, after a restart too."""
         asked = {key: chat for request in requests for key, chat in self._asked(request).items()}
-        longest = LONGEST_PROMPT if self.form == "single" else 120 * max((r.n for r in requests), default=1)
-        batches = []
-        if not asked.keys() <= journal.replies.keys():  # batches are always the same, and made whole: so are replies
-            batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
+        if not asked.keys() <= journal.replies.keys():
+            self._complete(asked, journal, 120 * max(r.n for r in requests) if self.form == "list" else LONGEST_PROMPT)
+        replies = [self.replies(request, journal) for request in requests]
+        if self.form == "single":
+            return [read_singles(some) for some in replies]
+        return [parse_reply(some[0] or "", request.n) for request, some in zip(requests, replies, strict=True)]
+
+    def _complete(self, asked: dict[str, Chat], journal: Journal, longest: int) -> None:
+        """Write the replies that the journal lacks. Batches never depend on it and are written whole, and so a run
+        that was cut off gets the same replies."""
+        batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
         started, done, missing, lock = time.monotonic(), 0, sum(map(len, batches)), threading.Lock()
 
-        def written(batch: dict[str, list[int]]) -> None:
+        def write(batch: dict[str, list[int]]) -> None:
             nonlocal done
             replies = self.writer(batch, longest)
-            with lock:  # kept as soon as they are there, whichever batch is done first
+            with lock:
                 for key, (reply, tokens) in zip(batch, replies, strict=True):
                     journal.add_reply(key, reply, tokens_out=tokens)
                 done += len(batch)
@@ -209,12 +224,8 @@ class LocalTeacher:
                 left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
                 print(f"teacher: {done} of {missing} replies, {left}", flush=True)
 
-        for _ in side_by_side(written, batches):
+        for _ in side_by_side(write, batches):
             pass
-        found = [(request, self.replies(request, journal)) for request in requests]
-        if self.form == "single":
-            return [read_singles(replies) for _, replies in found]
-        return [parse_reply(replies[0] or "", request.n) for request, replies in found]
 
     def _asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
@@ -251,17 +262,16 @@ class Writer:
         self.ends = sorted({self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
 
     def text(self, chat: Chat) -> str:
-        """A chat as the model reads it, up to its reply; without a system role its text opens the turn."""
+        """A chat as the model reads it, up to its reply; models that can be told not to think are told so."""
+        how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         try:
-            return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            return self.tokenizer.apply_chat_template(chat, **how)
         except Exception:  # templates raise errors of their own for roles that they do not know
-            first, second, *rest = chat
-            merged = [{"role": "user", "content": f"{first['content']}\n\n{second['content']}"}, *rest]
-            return self.tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
+            return self.tokenizer.apply_chat_template(without_system(chat), **how)
 
     def batches(self, chats: dict[str, Chat], longest: int) -> list[dict[str, list[int]]]:
-        """Token ids by key, in batches whose chats begin alike: same system text and same examples."""
-        distinct = {str(chat): chat for chat in chats.values()}  # completions of one chat are read once
+        """Token ids by key, in batches of chats that share their system text and their examples."""
+        distinct = {str(chat): chat for chat in chats.values()}
         texts = [self.text(chat) for chat in distinct.values()]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # templates write BOS themselves
         ids = dict(zip(distinct, ids, strict=True))
@@ -271,7 +281,7 @@ class Writer:
         most = BATCH_ROWS[self.device] if longest <= LONGEST_PROMPT else 16
         parts = []
         for group in alike.values():
-            keys = sorted(group, key=lambda key: group[key])  # rows of one chat stand side by side
+            keys = sorted(group, key=lambda key: group[key])  # completions of one chat are neighbours
             count = -(-len(keys) // most)
             cuts = [len(keys) * k // count for k in range(count + 1)]
             parts += [{key: group[key] for key in keys[a:b]} for a, b in pairwise(cuts)]

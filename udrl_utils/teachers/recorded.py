@@ -1,7 +1,7 @@
 """The recorded teacher: what a real language model wrote for intents of the ontology, kept as data with a card.
 
-A run with teacher=recorded reads it. Prompts are kept as they were written: filters, near-duplicates and splits are the
-business of every run. How the recording is made is in recording.py.
+A run with teacher=recorded reads it. Prompts are kept as they were written; each run filters and splits them itself.
+recording.py makes the recording.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def recorded_name(folder: Path | None = None) -> str:
 def recorded_requests(settings: DistillationSettings) -> list[Request]:
     """What a run asks of the recorded teacher: the recorded intents of its tasks, or those of a file.
 
-    Raises: SettingsError when more is asked for than was recorded, or another intent.
+    Raises: SettingsError when that is more than was recorded, or an intent was not recorded.
     """
     tasks, n = settings.tasks, settings.prompts_per_intent
     if settings.intents == "ontology":
@@ -66,7 +66,7 @@ def recorded_requests(settings: DistillationSettings) -> list[Request]:
 
 
 class RecordedTeacher:
-    """Answers with what was recorded; nothing is asked of anybody, so no journal is kept."""
+    """Answers with what was recorded, and leaves the journal empty."""
 
     def __init__(self) -> None:
         self.name = recorded_name()

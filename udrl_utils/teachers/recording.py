@@ -1,7 +1,7 @@
 """The recording: what a run's local or served teacher wrote, packed for everybody else.
 
-In goes a run, finished or cut off; out come prompts.parquet, recording.json and a card. A set of prompts counts once
-all replies to its request are there. Nothing is filtered here.
+In goes a run, finished or cut off; out come prompts.parquet, recording.json and a card. A set of prompts is packed
+once all replies to its request are there. Nothing is filtered here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas
 
-from udrl_utils.pairs import journal_of, pair_rows, plan, shards
-from udrl_utils.runs import RunFolder, write_json
+from udrl_utils.pairs import journal_of, kept_pairs, plan, shards
+from udrl_utils.runs import RunFolder, read_stamp, write_json
 from udrl_utils.settings import DistillationSettings, RunError
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P, PACKED
@@ -26,33 +26,31 @@ from udrl_utils.teachers.server import Budget
 def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[str, Any]:
     """Pack what a run's local or served teacher has written so far: prompts.parquet, recording.json and a card.
 
-    A set counts once all of its replies are there, so that a run that was cut off can be packed as well. `add` keeps
-    what the folder holds, and adds sets of intents that it does not. Returns what recording.json holds.
+    `add` keeps what the folder holds, and adds the sets of other intents. Returns the content of recording.json.
     Raises: RunError when there is nothing to pack, or the folder holds what another teacher wrote.
     """
     settings = settings_of(run)
-    found, counts = written_sets(run, settings)
-    part = {"seed": settings.seed, "prompts": len(found), **counts}
-    table = pandas.DataFrame(found, columns=["task", "intent", "prompt"])
-    if table.empty:
+    rows, counts = written_sets(run, settings)
+    if not rows:
         raise RunError(f"run={run.name!r}: its teacher has not written a whole set yet")
-    recording = {
+    table = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
+    asked = {
         "model": Path(settings.teacher_model).name.removesuffix(".gguf"),
         "form": settings.teacher_form,
         "temperature": settings.teacher_temperature,
         "prompts_per_intent": settings.prompts_per_intent,
-        "parts": [part],
     }
+    parts = [{"seed": settings.seed, "prompts": len(table), **counts}]
     if add:
         held, before = read_recorded(folder), json.loads((folder / "recording.json").read_text())
-        for name, value in recording.items():
-            if name != "parts" and before[name] != value:
+        for name, value in asked.items():
+            if before[name] != value:
                 raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")
         known = set(zip(held.task, held.intent, strict=True))
         new = [key not in known for key in zip(table.task, table.intent, strict=True)]
-        table, recording = pandas.concat([held, table[new]]), recording | {"parts": [*before["parts"], part]}
-    sets = table.drop_duplicates(["task", "intent"])
-    recording |= {"prompts": len(table), "intents": sets.groupby("task", sort=False).size().to_dict()}
+        table, parts = pandas.concat([held, table[new]]), [*before["parts"], *parts]
+    intents = table.drop_duplicates(["task", "intent"]).groupby("task", sort=False).size().to_dict()
+    recording = {**asked, "parts": parts, "prompts": len(table), "intents": intents}
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "prompts.parquet", index=False, compression="zstd")
     write_json(folder / "recording.json", recording)
@@ -61,11 +59,11 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
 
 
 def settings_of(run: RunFolder) -> DistillationSettings:
-    """How the pairs of a run are made, of one that was cut off too. Raises: RunError where nobody was asked."""
-    note = run / "01_pairs" / "_settings.json"
-    if not note.exists():
+    """How the pairs of a run are made, finished or cut off. Raises: RunError when no model has written them."""
+    found = read_stamp(run / "01_pairs")
+    if found is None:
         raise RunError(f"run={run.name!r} has no pairs yet: run notebooks/01_teacher_distillation.ipynb first")
-    made = json.loads(note.read_text())
+    made = found["settings"]
     if made["teacher"] == "recorded" or made["pairs"] or made["teacher_form"] != "single":
         raise RunError(f"run={run.name!r}: recorded is what a local or served teacher writes with teacher_form=single")
     elsewhere = {"run": run.name, "teacher_base_urls": [], "teacher_prices": [], "teacher_budget": 0}
@@ -73,21 +71,20 @@ def settings_of(run: RunFolder) -> DistillationSettings:
 
 
 def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[tuple[str, str, str]], Counter]:
-    """(task, intent, prompt) of a run's complete sets, before any filter, and what the filters of notebook 01 find."""
-    teacher, rows, counts = make_teacher(settings, Budget(0)), [], Counter()
+    """(task, intent, prompt) of a run's complete sets, unfiltered, and the counts of what notebook 01 would drop."""
+    teacher, sets = make_teacher(settings, Budget(None)), {}
     for file, requests in shards(run / "01_pairs", plan(settings), settings):
         journal = Journal(journal_of(file))
         for request in requests if journal.replies else []:
             replies = teacher.replies(request, journal)
             if None not in replies:
-                prompts = read_singles(replies)
-                rows += [(request.task, request.intent, prompt) for prompt in prompts]
-                counts += pair_rows(request, "train", prompts, teacher.name, settings, frozenset())[1]
-    return rows, counts
+                sets[request] = read_singles(replies)
+    _, counts = kept_pairs(list(sets), list(sets.values()), {}, teacher.name, settings, frozenset())
+    return [(request.task, request.intent, prompt) for request, prompts in sets.items() for prompt in prompts], +counts
 
 
 def recording_card(recording: dict[str, Any]) -> str:
-    """What somebody who finds the recorded prompts must know: who wrote them, how they were asked, what is there."""
+    """The card of the recorded prompts: who wrote them, how they were asked for, and what is there."""
     packed = next((one for one in PACKED.values() if Path(one.file).stem == recording["model"]), None)
     file = f", file `{packed.file}`, sha256 `{packed.sha256}`" if packed else ""
     parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in recording["parts"]]

@@ -1,27 +1,44 @@
-"""A client of servers that speak the OpenAI chat protocol: many questions side by side, patient with faults, counted.
+"""A client of servers that speak the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted services.
 
-vLLM, Ollama, `transformers serve` and hosted services speak it. Teachers and judges both ask through here.
+Questions go in, replies come out in the same order, and every attempt is counted and kept in the journal. The OpenAI
+SDK repeats what fails and waits in between. Nothing here knows what a reply is for: teachers and judges both ask here.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anyio
+import openai
+from anyio.from_thread import start_blocking_portal
 
 from udrl_utils.settings import RunError
-from udrl_utils.teachers.replies import Journal, key_of
+from udrl_utils.teachers.replies import Journal, key_of, without_system, without_thoughts
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
-ATTEMPTS = 8
-BEGUN = 4  # times `concurrency`: questions that are begun and unanswered at once, those that wait to be asked again too
-LONGEST_REPLY = 200_000  # characters; what comes beyond is not a reply but a fault
-LONGEST_BODY = 2_000_000  # bytes; a server that announces more is not listened to
-LONGEST_WAIT = 120.0  # seconds; what a server may ask for with Retry-After
+ATTEMPTS = 8  # per question
+PROBES = 3  # questions that are asked one after the other until a server has answered one of them
+REST = 20  # turns that a server is left out after it could not be reached
+MOST_ROOM = 16  # a model that thinks may write this many times the tokens that its answer needs
+FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of replies that are no answer
+LONGEST_REPLY = 200_000  # characters; the rest is dropped
+LONGEST_BODY = 2_000_000  # bytes; a longer response is not read
+KEY = "X-Client-Request-Id"  # header with the key of a question
+# What servers refuse, how they say so, and what is done about it.
+ADAPTATIONS = {
+    "max_tokens": (r"max_completion_tokens", "max_tokens is sent as max_completion_tokens"),
+    "seed": (r"\bseed\b", "no seed is sent"),
+    "temperature": (r"\btemperature\b", "no temperature is sent"),
+    "system": (
+        r"system role|system message|role.{0,9}system|roles must alternate",
+        "the user's turn has the system text",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,175 +54,228 @@ class Question:
         return key_of(model, self.messages, self.options)
 
 
-class BadReply(Exception):
-    """The server answered, but not with a chat completion."""
-
-
 class Budget:
-    """Requests that may still be made; None for any number."""
+    """Requests that may still be made, failed ones included; None for any number. `parameter` is what limits them."""
 
-    def __init__(self, requests: int | None):
-        self.left = requests
+    def __init__(self, requests: int | None, parameter: str = "teacher_budget"):
+        self.left, self.parameter = requests, parameter
 
     def spend(self) -> None:
         """Raises: RunError when nothing is left."""
         if self.left is not None:
             if self.left <= 0:
-                raise RunError("the request budget is spent; all replies so far are kept: raise it and run again")
+                raise RunError(
+                    f"the request budget is spent and all replies so far are kept: raise {self.parameter} and run again"
+                )
             self.left -= 1
 
 
 class ChatClient:
-    """Asks a model on one server or on several in turn.
+    """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
-    At most `concurrency` requests are under way; one that waits before its next try does not count as such.
-    The key comes from OPENAI_API_KEY and nowhere else.
+    What a server refuses is changed for all later requests where that is possible, and a line says so. The key comes
+    from OPENAI_API_KEY and nowhere else.
     """
 
     def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float):
-        self.model, self.base_urls = model, list(base_urls) or [None]
+        self.model, self.base_urls = model, list(base_urls)
         self.concurrency, self.timeout = concurrency, timeout
-        self._without_schema: set[str] = set()  # addresses that refused a schema
+        self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS, and schema
+        self.room = 1  # times max_tokens
+        self.said = ""  # what a server last said of a request that failed
 
     def ask(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> list[str | None]:
         """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
 
-        Raises: RunError when the servers refuse the key or the model, or when the budget is spent.
+        Raises: RunError when the servers refuse the key or the model or answer nothing, or when the budget is spent.
         """
-        from anyio.from_thread import start_blocking_portal
-
         keys = [question.key(self.model) for question in questions]
-        new = {key: q for key, q in zip(keys, questions, strict=True) if key not in journal.replies}
+        new = {key: q for key, q in zip(keys, questions, strict=True) if not journal.replies.get(key)}
+        known = len(new) < len(set(keys))
         if new:
             with start_blocking_portal() as portal:  # a notebook's own event loop is already running
-                portal.call(self._ask_all, new, journal, budget)
-        return [journal.replies.get(key) for key in keys]
+                portal.call(self._ask_all, new, journal, budget, known)
+        replies = [journal.replies.get(key) for key in keys]
+        if questions and not any(replies):
+            faults = ", ".join(f"{name} {n}" for name, n in journal.usage.items() if name.startswith("failed_"))
+            where = " and ".join(self.base_urls) or "the server"
+            raise RunError(
+                f"{where} answered none of the requests to model {self.model!r} ({faults}); the last fault: {self.said}"
+            )
+        return replies
 
-    async def _ask_all(self, questions: dict[str, Question], journal: Journal, budget: Budget) -> None:
-        import anyio
-        from openai import AsyncOpenAI, DefaultAioHttpClient
+    async def _ask_all(self, new: dict[str, Question], journal: Journal, budget: Budget, known: bool) -> None:
+        todo, stopped = iter(new.items()), []
 
-        secret, gate, refusals = os.environ.get("OPENAI_API_KEY", "none"), anyio.Semaphore(self.concurrency), []
-        how, hooks = {"api_key": secret, "max_retries": 0, "timeout": self.timeout}, {"response": [refuse_huge]}
-        servers = [
-            AsyncOpenAI(base_url=url, http_client=DefaultAioHttpClient(event_hooks=hooks), **how)
-            for url in self.base_urls
-        ]
-        turns = itertools.cycle(servers)
-        # what failed comes again after a few others, and not after all: the last to be answered would be asked alone
-        begun = anyio.Semaphore(BEGUN * self.concurrency)
-
-        async def once(key: str, question: Question) -> None:
-            async with gate:
-                if refusals:  # what is under way may still come back; nothing new is asked
+        async def work(questions: Iterator[tuple[str, Question]]) -> None:
+            for key, question in questions:
+                if stopped:  # requests under way may still be answered; no new ones are made
                     return
                 try:
-                    budget.spend()
-                    await self._once(key, question, next(turns), journal)
+                    await self._answer(sdk, key, question, journal)
                 except RunError as error:
-                    refusals.append(error)
+                    stopped.append(error)
 
-        async def answered(key: str, question: Question) -> None:
-            async with begun:
-                await patiently(once, key, question)
+        async with openai.AsyncOpenAI(
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            base_url=next(iter(self.base_urls), None),
+            max_retries=ATTEMPTS - 1,
+            timeout=self.timeout,
+            http_client=Attempts(self, journal, budget),
+        ) as sdk:
+            for probe in itertools.islice(todo, 0 if known else PROBES):
+                await work(iter([probe]))
+                known = probe[0] in journal.replies
+                if known or stopped:
+                    break
+            if known and not stopped:
+                async with anyio.create_task_group() as group:
+                    for _ in range(self.concurrency):
+                        group.start_soon(work, todo)
+        if stopped:
+            raise stopped[0]
 
-        async with anyio.create_task_group() as group:
-            for key, question in questions.items():
-                group.start_soon(answered, key, question)
-        for server in servers:
-            await server.close()
-        if refusals:
-            raise refusals[0]
-
-    async def _once(self, key: str, question: Question, server: Any, journal: Journal) -> None:
-        import openai
-
-        address = str(server.base_url)
-        shaped = question.schema is not None and address not in self._without_schema
-        try:
-            text, usage = await self._post(question, server, shaped)
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise RunError(
-                f"{address} answers {error.status_code} to model {self.model!r}: "
-                "check the model's name, the address and the environment variable OPENAI_API_KEY"
-            ) from None
-        except (openai.OpenAIError, BadReply, ValueError) as error:
-            journal.add_failure(key, name_of(error))
-            if getattr(error, "status_code", 500) in (400, 413, 422):
-                if not shaped:
+    async def _answer(self, sdk: openai.AsyncOpenAI, key: str, question: Question, journal: Journal) -> None:
+        """Ask until there is an answer, or no other way to ask. Raises: RunError where nobody would be answered."""
+        while True:
+            adapted, room = self.adapted, min(max(self.room, 4 ** journal.unanswered[key]), MOST_ROOM)
+            body, headers = self._body(question, room), {KEY: key}
+            try:
+                reply = await sdk.post("/chat/completions", cast_to=object, body=body, options={"headers": headers})
+            except openai.APIStatusError as error:
+                if self.refused(error.response):
+                    address = str(error.request.url).removesuffix("/chat/completions")
+                    said = f"{address} answers {error.status_code} to model {self.model!r}: {words_of(error.response)}"
+                    check = "check the model's name, the address, the environment variable OPENAI_API_KEY and the quota"
+                    raise RunError(f"{said} ({check})") from None
+                if adapted == self.adapted and not self._adapt(error.response, question):
                     return
-                self._without_schema.add(address)
-                raise TryAgain(0.0) from None
-            raise TryAgain(asked_pause(error)) from None
-        journal.add_reply(key, text, *usage)
+                continue
+            except openai.OpenAIError:
+                return
+            text, reason, tokens = read_completion(reply)
+            answer = without_thoughts(text)
+            if answer and reason not in FAULTS:
+                journal.add_reply(key, text, *tokens)
+                return
+            self.said = f"a reply {'that is not finished' if answer else 'without text'}, finish_reason {reason}"
+            journal.add_failure(key, FAULTS.get(reason, "empty"), self.said, *tokens)
+            if answer or reason != "length" or room == MOST_ROOM:
+                return  # the next run asks again
+            if self.room < 4 * room:
+                self.room = 4 * room
+                print(f"{self.model} was cut off while it was thinking: it may write {self.room} times as much now")
 
-    async def _post(self, question: Question, server: Any, shaped: bool) -> tuple[str, tuple[int, int]]:
-        from openai.types.chat import ChatCompletion
-
-        body = {"model": self.model, "messages": question.messages, **question.options}
-        if shaped:
+    def _body(self, question: Question, room: int) -> dict[str, Any]:
+        options = {name: value for name, value in question.options.items() if name not in self.adapted}
+        if "max_tokens" in question.options:
+            limit = "max_completion_tokens" if "max_tokens" in self.adapted else "max_tokens"
+            options[limit] = room * question.options["max_tokens"]
+        chat = without_system(question.messages) if "system" in self.adapted else question.messages
+        if question.schema and "schema" not in self.adapted:
             form = {"name": "reply", "strict": True, "schema": question.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        # not chat.completions.create, which walks through every message and so costs more than the sending
-        reply = await server.post("/chat/completions", cast_to=ChatCompletion, body=body)
+            options["response_format"] = {"type": "json_schema", "json_schema": form}
+        return {"model": self.model, "messages": chat, **options}
+
+    def refused(self, response: Any) -> bool:
+        """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
+        return response.status_code in (401, 403, 404) or "insufficient_quota" in response.text
+
+    def adaptation(self, response: Any) -> str:
+        """Name of the adaptation that a response asks for and that has not been made; '' for none."""
+        if response.status_code not in (400, 413, 422, 500):
+            return ""
+        said, left = words_of(response), ADAPTATIONS.keys() - self.adapted
+        return next((name for name in ADAPTATIONS if name in left and re.search(ADAPTATIONS[name][0], said, re.I)), "")
+
+    def _adapt(self, response: Any, question: Question) -> bool:
+        """Whether another way to ask is left; it is taken from now on."""
+        name, told = self.adaptation(response), "no JSON schema is sent"
+        if name:
+            told = ADAPTATIONS[name][1]
+        elif question.schema and "schema" not in self.adapted and response.status_code in (400, 413, 422):
+            name = "schema"
+        else:
+            return False
+        self.adapted |= {name}
+        print(f"{self.model}: {told}; the server said: {words_of(response)}", flush=True)
+        return True
+
+
+class Attempts(openai.DefaultAioHttpClient):
+    """Where the SDK sends requests: each attempt is paid from the budget, goes to the next server, and is kept in the
+    journal if it fails."""
+
+    def __init__(self, client: ChatClient, journal: Journal, budget: Budget):
+        super().__init__()
+        self.client, self.journal, self.budget = client, journal, budget
+        self.turns = dict.fromkeys(client.base_urls, 0)  # by address; the one with the fewest is next
+
+    async def send(self, request: Any, **how: Any) -> Any:
+        """The response, read to its end; one that is no chat completion has the status 502, which the SDK repeats."""
+        self.budget.spend()
+        address = min(self.turns, key=self.turns.get, default=None)
+        if address:
+            self.turns[address] += 1
+            request.url = type(request.url)(f"{address.rstrip('/')}/chat/completions")
+            request.headers["Host"] = request.url.netloc.decode()
         try:
-            text, usage = (reply.choices[0].message.content or "")[:LONGEST_REPLY], reply.usage
-            return text, (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)
-        except (AttributeError, IndexError, TypeError, ValueError):
-            raise BadReply from None
+            response = await super().send(request, **how | {"stream": True})
+            if int(response.headers.get("content-length", 0)) > LONGEST_BODY:
+                await response.aclose()
+                response = type(response)(200, text=f"more than {LONGEST_BODY} bytes", request=request)
+            await response.aread()
+        except Exception as error:
+            kind = type(error).__name__
+            # what the transport calls a ConnectTimeout is also a server that hangs up
+            fault = "timeout" if kind in ("ReadTimeout", "WriteTimeout") else "connection"
+            self._failed(request, fault, one_line(str(error) or kind))
+            if address:
+                self.turns[address] += REST
+            raise
+        fault = str(response.status_code)
+        if response.is_success:
+            try:
+                read_completion(response.json())
+                response.headers["content-type"] = "application/json"  # else the SDK does not read it
+                return response
+            except (AttributeError, LookupError, TypeError, ValueError):
+                fault, response.status_code = "bad_reply", 502
+        elif self.client.refused(response) or self.client.adaptation(response):
+            response.headers["x-should-retry"] = "false"
+        self._failed(request, fault, words_of(response))
+        return response
+
+    def _failed(self, request: Any, error: str, said: str) -> None:
+        self.client.said = f"{error} {said}"
+        self.journal.add_failure(request.headers[KEY], error, said)
 
 
-async def patiently(once: Callable[..., Awaitable[None]], key: str, question: Question) -> None:
-    """Ask until a reply comes, and give up after ATTEMPTS."""
-    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+def read_completion(body: Any) -> tuple[str, str, tuple[int, int]]:
+    """Text of a chat completion, why it ended, and its tokens (in, out).
 
-    tries = AsyncRetrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=pause,
-        retry=retry_if_exception_type(TryAgain),
-        retry_error_callback=lambda state: None,
-    )
-    await tries(once, key, question)
-
-
-async def refuse_huge(response: Any) -> None:
-    """Raises: BadReply for a response that announces more than LONGEST_BODY, before it is read."""
-    if int(response.headers.get("content-length", 0)) > LONGEST_BODY:
-        raise BadReply
+    Raises: AttributeError, LookupError, TypeError or ValueError for what is no chat completion.
+    """
+    choice, usage = body["choices"][0], body.get("usage") or {}
+    content = choice["message"].get("content") or ""
+    if not isinstance(content, str):  # chunks, of which thoughts have no text
+        content = "".join(chunk.get("text") or "" for chunk in content)
+    tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    return content[:LONGEST_REPLY], str(choice.get("finish_reason")), tokens
 
 
-class TryAgain(Exception):
-    """A fault that passes; `pause` is how long the server asked to wait [s]."""
-
-    def __init__(self, pause: float):
-        super().__init__(pause)
-        self.pause = pause
-
-
-def pause(state: RetryCallState) -> float:
-    """Seconds until the next try: exponential with jitter, and never less than the server asked for."""
-    from tenacity import wait_random_exponential
-
-    asked = state.outcome.exception().pause
-    return max(asked, wait_random_exponential(multiplier=0.25, max=30)(state))
-
-
-def asked_pause(error: Exception) -> float:
-    """What a reply's Retry-After header asks for [s]; 0 without one, or with one that is no number."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
+def words_of(response: Any) -> str:
+    """What a server said, in one line and without the key."""
     try:
-        return min(max(0.0, float(headers.get("retry-after", 0))), LONGEST_WAIT)
+        said = response.json()
+        for name in ("error", "message", "detail"):
+            said = said.get(name, said) if isinstance(said, dict) else said
     except ValueError:
-        return 0.0
+        said = response.text
+    return one_line(said if isinstance(said, str) else json.dumps(said))
 
 
-def name_of(error: Exception) -> str:
-    """A word for a fault: its status code, or timeout, connection or bad_reply."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return str(error.status_code)
-    # what the transport calls a ConnectTimeout is also a server that hangs up
-    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
-        return "timeout"
-    return "connection" if isinstance(error, openai.APIConnectionError) else "bad_reply"
+def one_line(said: str) -> str:
+    """The beginning of a text from outside, in one line and without the key."""
+    said = re.sub(r"\bsk-[\w*-]+", "<key>", said.replace(os.environ.get("OPENAI_API_KEY") or "<key>", "<key>"))
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:300]

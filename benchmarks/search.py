@@ -1,9 +1,8 @@
 """Seconds and memory of the whole path, from an intent to items of a large catalogue, prompts written on the way.
 
-    python tests/benchmarks/search.py outputs/laptop --items 100000
+    python benchmarks/search.py outputs/laptop --items 100000
 
-Rows are synthesised as the embedded collection is, without pictures. A run that exported its student is asked through
-that.
+Rows are synthesised as the embedded collection is, without pictures.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from udrl_utils.deploy.export import fastest_engine
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import peak_memory
-from udrl_utils.runs import RunFolder
 from udrl_utils.search import catalogue, drawn, study
-from udrl_utils.search.retrieval import Index, PromptSearch, Search, Space
+from udrl_utils.search.retrieval import PromptSearch, Search, Space
 from udrl_utils.settings import ROOT, SearchSettings, resolve
+from udrl_utils.student import Student
 
 
 def main() -> None:
@@ -42,11 +40,11 @@ def main() -> None:
     embed = Encoder("minilm")
     embed(["one text, so that the model is loaded"])
     began, before = time.perf_counter(), peak_memory() / 2**30
-    index = Index(catalogue.vectors_of(items, embed))
+    space = Space(embed, catalogue.vectors_of(items, embed))
     built = time.perf_counter() - began
     embed.forget()
 
-    finder = PromptSearch(Search([Space(embed, index)]), fastest_engine(RunFolder(arguments.run.resolve())), settings)
+    finder = PromptSearch(Search([space]), Student.load(arguments.run / "03_student"), settings)
     intents = [one.text for one in drawn.judged_intents(facts, settings.seed, settings.search_intents, ())]
     half, most = np.percentile(study.latencies(finder, intents), [50, 95])
     figures = {"items": len(items), "index": round(built, 1), "p50": round(half, 3), "p95": round(most, 3)}

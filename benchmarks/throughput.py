@@ -1,6 +1,6 @@
 """How near a served teacher comes to its bound: replies per second against concurrency over latency, in one run.
 
-    python tests/benchmarks/throughput.py
+    python benchmarks/throughput.py
 
 Without faults, and with a third of the requests going wrong. The bound counts every request that was made; beside it is
 the share of what a client can reach that waits for a hanging server until its time-out.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from faults.servers import ScriptedServer
 

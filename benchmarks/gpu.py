@@ -1,7 +1,7 @@
 """What one GPU makes of training, embeddings and decoding, beside what it could.
 
     udrl run --preset gpu --to 3
-    python tests/benchmarks/gpu.py --run outputs/gpu
+    python benchmarks/gpu.py --run outputs/gpu
 
 Training counts 6 floating-point operations per parameter and token (Kaplan et al., arXiv 2001.08361) against what a
 large matrix product reaches in the same run. Decoding is Transformers' own `generate`, 16 tokens read, 32 written.
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of gpu.json")
     asked = parser.parse_args()
     if device_and_dtype()[0] != "cuda":
-        raise SystemExit("no GPU here: tests/benchmarks/speed.py measures processors")
+        raise SystemExit("no GPU here: benchmarks/speed.py measures processors")
     run = RunFolder(asked.run.resolve())
     found: dict[str, Any] = {"environment": environment()}
     parts = {

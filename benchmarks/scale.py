@@ -1,6 +1,6 @@
 """Minutes and memory of every stage but the learning itself, on growing numbers of pairs.
 
-    python tests/benchmarks/scale.py 100000 1000000
+    python benchmarks/scale.py 100000 1000000
 
 Each stage runs in a process of its own, whose peak memory and CPU minutes, which do not depend on what else the machine
 does, are read when it ends. Hashed words stand in for sentence embeddings, which take the same memory at any size; the

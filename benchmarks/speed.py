@@ -1,8 +1,8 @@
-"""How fast training, annotation and decoding are, each beside what one would use instead, as ratios of one run.
+"""How fast training and decoding are, each beside what one would use instead, as ratios of one run.
 
 And what it costs that a run is made of notebooks.
 
-    make bench        # or: python tests/benchmarks/speed.py --run outputs/laptop --turns 5 --out outputs/bench
+    make bench        # or: python benchmarks/speed.py --run outputs/laptop --turns 5 --out outputs/bench
 
 Both sides of a ratio take turns, so that a machine that slows down slows down both. Prints the median ratio of all
 turns with its lowest and highest; writes speed.json and speed.png.
@@ -25,23 +25,18 @@ import torch
 from udrl_utils import figures
 from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
-from udrl_utils.deploy import costs, latency
+from udrl_utils.deploy import latency
 from udrl_utils.deploy.export import import_ctranslate2, write_ctranslate2
-from udrl_utils.deploy.llama import LlamaCpp, write_gguf
-from udrl_utils.encoder import Encoder, encoder_path
-from udrl_utils.engine import Sampling
+from udrl_utils.gpt2 import untrained
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, TrainingSettings
-from udrl_utils.student import Student
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.trainer import AlikeLengths, make_trainer
-from udrl_utils.training import untrained
 
 STEPS = 40  # optimiser steps of one turn of training; the first one warms up
 ROWS = 4000  # training rows that they are drawn from, where steps do not take more
-WORDS = 20_000_000  # float32 numbers that memory bandwidth is measured with: 80 MB, more than any cache
 
 
 def take_turns(turns: int, **sides: Callable[[], float]) -> dict[str, list[float]]:
@@ -200,63 +195,30 @@ def loss_of(model: Any, tokenizer: Any, rows: Any) -> float:
     return total / count
 
 
-def annotation(run: RunFolder, turns: int, pairs: int = 1500) -> dict[str, Any]:
-    """Texts per second (an intent and a prompt per pair): our encoder, and Sentence-Transformers' plain `encode`."""
-    import numpy as np
-    from sentence_transformers import SentenceTransformer
-
-    rows, name = read_annotated(run).head(pairs), run.settings(AnnotationSettings).encoder
-    encoder, plain = Encoder(name), SentenceTransformer(encoder_path(name), device=device_and_dtype()[0])
-    vectors: dict[str, Any] = {}
-
-    def side(label: str, embed: Callable[[list[str]], Any]) -> Callable[[], float]:
-        def measure() -> float:
-            encoder.forget()
-            began = time.perf_counter()
-            vectors[label] = np.concatenate([embed(rows.intent.tolist()), embed(rows.prompt.tolist())])
-            return 2 * len(rows) / (time.perf_counter() - began)
-
-        return measure
-
-    found = take_turns(turns, ours=side("ours", encoder), plain=side("plain", lambda t: plain.encode(t)))
-    agreement = (vectors["ours"] * vectors["plain"]).sum(1) / np.linalg.norm(vectors["plain"], axis=1)
-    return {
-        "texts per second": found,
-        "over plain encode": ratio(found, "ours", "plain"),
-        "cosine to plain encode": {"mean": float(agreement.mean()), "lowest": float(agreement.min())},
-    }
-
-
 def decoding(turns: int, home: Path) -> dict[str, Any]:
-    """Tokens per second of a 124M GPT-2: in 8 bits by llama.cpp and CTranslate2, in float32 by Transformers.
+    """Tokens per second of a 124M GPT-2: in 8 bits by CTranslate2, in float32 by Transformers.
 
-    All draw tokens as a deployed student does; once more, they take the likeliest.
+    Both sample as an exported student does; then both take the most probable token each time.
     """
-    preset = read_settings("laptop", [])["07_deployment"]
-    deployed = Sampling(temperature=Student.sampling.temperature, top_k=preset.top_k, top_p=preset.top_p)
-    plain, int8, q8_0 = made_in(home)
-    weights, results = (home / "q8_0.gguf").stat().st_size, {}
-    for drawn, how in {"": deployed, ", greedy": latency.GREEDY}.items():
-        one = {"q8_0": latency.by_llamacpp(q8_0, how)}
-        both = {
-            "int8": latency.by_ctranslate2(int8, "t17", how),
-            "transformers": latency.by_transformers(plain, how),
+    preset, temperature = read_settings("laptop", [])["07_deployment"], 1.1
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": preset.top_k, "top_p": preset.top_p}
+    ours = {"sampling_temperature": temperature, "sampling_topk": preset.top_k, "sampling_topp": preset.top_p}
+    (plain, int8), results = made_in(home), {}
+    for drawn, theirs, options in (("", sampled, ours), (", greedy", {}, {})):
+        decoders = {
+            "int8": latency.by_ctranslate2(int8, "t17", **options),
+            "transformers": latency.by_transformers(plain, **theirs),
         }
-        for size, decoders in ((1, one | both), (32, both)):
-            sides = {name: partial(rate, decode, size) for name, decode in decoders.items()}
-            found = take_turns(turns, **sides, **({"bytes per second": memory_bandwidth} if size == 1 else {}))
+        for size in (1, 32):
+            found = take_turns(turns, **{name: partial(rate, decode, size) for name, decode in decoders.items()})
             place = f"at batch {size}{drawn}"
             results[f"tokens per second {place}"] = found
-            for name in [name for name in sides if name != "transformers"]:
-                results[f"{name} over transformers {place}"] = ratio(found, name, "transformers")
-            if size == 1:
-                ceiling = {"q8_0": found["q8_0"], "ceiling": [most / weights for most in found["bytes per second"]]}
-                results[f"q8_0 over what memory bandwidth allows{drawn}"] = ratio(ceiling, "q8_0", "ceiling")
+            results[f"int8 over transformers {place}"] = ratio(found, "int8", "transformers")
     return results
 
 
-def made_in(home: Path) -> tuple[Any, Any, LlamaCpp]:
-    """A 124M GPT-2 with random weights: by Transformers, in 8 bits by CTranslate2, in 8 bits by llama.cpp."""
+def made_in(home: Path) -> tuple[Any, Any]:
+    """A 124M GPT-2 with random weights: by Transformers, and in 8 bits by CTranslate2."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -266,11 +228,9 @@ def made_in(home: Path) -> tuple[Any, Any, LlamaCpp]:
     tokenizer = Tokenizer(models.BPE(words, [("a", "b")]))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "a")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(home / "model")
-    write_ctranslate2(home / "model", home / "int8", "int8_float32")
-    write_gguf(home / "model", home / "q8_0.gguf")
+    write_ctranslate2(home / "model", home / "int8", "int8")
     threads = torch.get_num_threads()
-    generator = import_ctranslate2().Generator(str(home / "int8"), compute_type="int8_float32", intra_threads=threads)
-    return model, generator, LlamaCpp(home / "q8_0.gguf", 256, threads)
+    return model, import_ctranslate2().Generator(str(home / "int8"), compute_type="int8_float32", intra_threads=threads)
 
 
 def rate(decode: latency.Decode, size: int) -> float:
@@ -278,10 +238,21 @@ def rate(decode: latency.Decode, size: int) -> float:
     return latency.decoding(decode, size, repeats=1)[0]
 
 
-def memory_bandwidth() -> float:
-    """Bytes per second that all threads together read."""
-    numbers = torch.ones(WORDS)
-    return max(4 * WORDS / latency.timed(lambda _: numbers.sum(), range(2))[0] for _ in range(5))
+def ratios_figure(measured: dict[str, dict[str, float]]) -> Any:
+    """Ratios: medians, with the lowest and the highest turn."""
+    figure, [axis] = figures.panels(1, width=8.0, height=0.5 * len(measured) + 1)
+    for row, value in enumerate(measured.values()):
+        spread = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
+        axis.errorbar(value["median"], row, xerr=spread, fmt="o", capsize=3, color="C0")
+    axis.axvline(1, color="gray", linestyle="--", linewidth=1)
+    axis.set(
+        xlabel="ratio",
+        xscale="log",
+        yticks=range(len(measured)),
+        yticklabels=measured,
+        ylim=(len(measured) - 0.5, -0.5),
+    )
+    return figure
 
 
 def main() -> None:
@@ -290,7 +261,7 @@ def main() -> None:
         "--run", type=Path, default=Path("outputs/laptop"), help="run with annotated pairs and a student"
     )
     parser.add_argument("--turns", type=int, default=5, help="turns that both sides of a ratio take")
-    parser.add_argument("--only", choices=["notebooks", "training", "annotation", "decoding"], help="one of the parts")
+    parser.add_argument("--only", choices=["notebooks", "training", "decoding"], help="one of the parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of speed.json and speed.png")
     asked = parser.parse_args()
     run = RunFolder(asked.run.resolve())
@@ -299,7 +270,6 @@ def main() -> None:
         parts = {
             "notebooks": lambda: notebooks(run),
             "training": lambda: training(run, asked.turns, home),
-            "annotation": lambda: annotation(run, asked.turns),
             "decoding": lambda: decoding(asked.turns, home),
         }
         found = {}
@@ -312,7 +282,7 @@ def main() -> None:
             write_json(asked.out / "speed.json", {"ratios": ratios, **found, "environment": environment()})
     for name, value in ratios.items():
         print(f"{name:60} {value['median']:6.2f} [{value['low']:.2f}, {value['high']:.2f}]")
-    figures.save(costs.ratios(ratios), asked.out, "speed")
+    figures.save(ratios_figure(ratios), asked.out, "speed")
 
 
 if __name__ == "__main__":

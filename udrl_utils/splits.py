@@ -1,0 +1,84 @@
+"""Which intents are trained on, and which are held out to watch training and to test.
+
+In go intents and fractions; out come a split for each intent, and nouns that no train text may name. The shipped base
+uses the same functions, so that it never reads what a run may test with.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from functools import lru_cache
+
+from udrl_utils.ontology import noun_heads, plural
+from udrl_utils.settings import DistillationSettings
+from udrl_utils.tasks import clean_intent, share, stem, words
+
+SPLIT_SEED = 1  # not the seed that chooses a teacher's examples: splits must not differ in them
+HELD_OUT = 0.1  # share of intents that the shipped base never reads: the largest test_fraction of a run that uses it
+ARTICLES = frozenset(("a", "an", "the"))
+
+
+def normal_form(text: str) -> str:
+    """The stems of a text's words in alphabetical order, each once, without articles; of a text without words, itself.
+
+    "cat poster", "Cats' poster!" and "a poster of cats" differ for a reader, but the first two have the same form,
+    and so has "poster, the cat".
+    """
+    plain = unicodedata.normalize("NFKC", text).replace("’", "'")
+    found = {stem(part) for word in words(plain) for part in word.split("-")}
+    return " ".join(sorted(found - ARTICLES)) or clean_intent(text)
+
+
+def split_share(intent: str) -> float:
+    """A number from 0 to 1 that decides the split of an intent; the same for intents of the same normal form."""
+    return share(normal_form(intent), SPLIT_SEED)
+
+
+def is_reserved(noun: str, test_fraction: float) -> bool:
+    """Whether a noun may be held out of training; a larger test fraction keeps those of a smaller one."""
+    return share(f"noun {stem(noun)}", SPLIT_SEED) < test_fraction / 2
+
+
+def mentions(text: str, nouns: frozenset[str]) -> bool:
+    """Whether a text contains one of the nouns in any form, in a compound too."""
+    return not _stems(nouns).isdisjoint(normal_form(text).split())
+
+
+@lru_cache(maxsize=16)
+def _stems(nouns: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(stem, nouns))
+
+
+def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[dict[str, str], frozenset[str]]:
+    """Split of each intent, and the held-out nouns that no train or validation text may contain.
+
+    The split depends on the intent's normal form and not on the seed: near-duplicates are never split between train
+    and test, and a base that was trained earlier has read no test intent. Some rare nouns are held out with every
+    intent that mentions one, so that the analysis can ask for things the student has never seen.
+    """
+    held_out, test = held_out_nouns(intents, settings), settings.test_fraction
+    splits = {}
+    for intent in intents:
+        at = split_share(intent)
+        if at < test or mentions(intent, held_out):
+            splits[intent] = "test"
+        else:
+            splits[intent] = "validation" if at < test + settings.validation_fraction else "train"
+    return splits, held_out
+
+
+def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozenset[str]:
+    """Nouns reserved for the test split, with their plurals: heads of ontology subjects, or words of other intents.
+
+    Only nouns that are rare among the intents are taken, so that the train split keeps its size.
+    """
+    counts = Counter(form for intent in intents for form in normal_form(intent).split())
+    rare = max(2, len(intents) // 200)
+    known = noun_heads() if settings.intents == "ontology" else {word for intent in intents for word in words(intent)}
+    chosen = {
+        noun
+        for noun in known
+        if len(noun) > 3 and noun.isalpha() and counts[stem(noun)] <= rare and is_reserved(noun, settings.test_fraction)
+    }
+    return frozenset(chosen | {plural(noun) for noun in chosen})
