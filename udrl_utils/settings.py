@@ -187,9 +187,7 @@ class AnnotationSettings(StageSettings):
     judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
     judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
-    judge_budget: int = setting(
-        0, "requests to the judge in all, of later notebooks and failed ones too; 0 for any", ge=0
-    )
+    judge_budget: int = setting(0, "most requests to the judge, from later notebooks too; 0 for no limit", ge=0)
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if "judge" in self.rewards and not self.judge_model:
@@ -377,6 +375,11 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
         raise wrong(cls, name, getattr(settings, name), allowed)
     settings._given = dict(given)
     return settings
+
+
+def wrong(cls: type[StageSettings], name: str, value: Any, allowed: str) -> SettingsError:
+    """The error that names a parameter, its value and what is allowed."""
+    return SettingsError(f"parameter {name}={value!r} {allowed} ({cls.model_fields[name].description})")
 
 
 def parameters_page() -> str:
