@@ -26,8 +26,7 @@ from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSet
 if TYPE_CHECKING:
     import pyarrow
 
-    Stamp = dict[str, Any]
-
+Stamp = dict[str, Any]
 STAMP = "_stamp.json"  # pandas and pyarrow skip files that begin with _ when they read a folder
 
 
