@@ -178,11 +178,7 @@ def sample_systems(
     """One set of prompts per system and test intent, no set of an intent larger than the teacher's.
 
     Others are systems whose prompts (task, intent, prompt) are there already.
-
-    Without guidance, which would trade the variety of a set for obedience; best commands are found without it too.
     """
-    sampler = sampler.of(sampler.student, guidance=1.0)
-
     keys = [(task, intent) for task, pool in intents.items() for intent in pool]
     teacher = annotated[annotated.split == "test"].set_index(["task", "intent"]).loc[keys].reset_index()
     sizes = teacher.groupby(["task", "intent"], sort=False).size()

@@ -155,7 +155,7 @@ def round_fronts(
     """Fronts on test intents of the student before any round and of the last one."""
     test = annotated[annotated.split == "test"]
     students = Student.load(folder / "rounds" / "0"), sampler.student
-    before, after = (measure_front(sampler.of(s, guidance=1.0), test, PATH, intents, n=6) for s in students)
+    before, after = (measure_front(sampler.of(s), test, PATH, intents, n=6) for s in students)
     return before, after
 
 
@@ -217,7 +217,7 @@ def outside_intents(
     def by_intent(table: pandas.DataFrame) -> np.ndarray:
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
-    ours = by_intent(sampler.of(sampler.student, guidance=1.0).sample(best, n))
+    ours = by_intent(sampler.sample(best, n))
     asks = {"teacher": extra_teacher(run)} if made.teacher != "recorded" and not made.pairs else models
     if not asks:
         return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}

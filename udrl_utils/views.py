@@ -16,9 +16,6 @@ import pandas
 from udrl_utils.commands import CommandCodec
 from udrl_utils.figures import axis_label
 from udrl_utils.rewards import REWARDS
-from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ProbeSettings
-from udrl_utils.student import READY
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:
@@ -151,12 +148,6 @@ def download(file: Path) -> str:
     """A link that saves a file from the page itself."""
     data = base64.b64encode(file.read_bytes()).decode()
     return template("download.html").render(data=data, name=file.name)
-
-
-def probed_codec(run: RunFolder) -> CommandCodec:
-    """Codec of the student that wrote the sweeps of a run: its own, or the shipped one."""
-    shipped = run.settings(ProbeSettings).student
-    return CommandCodec.load(READY if shipped else run / "03_student")
 
 
 def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:

@@ -98,9 +98,10 @@ def test_sampling_is_saved_with_the_student_and_used_by_default(trained: Path, e
     assert DeployedStudent.load(exported["int8"]).sampling.temperature == 1.1
 
 
-def test_the_shipped_student_loads_and_samples_as_the_laptop_preset_says() -> None:
-    preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "laptop.yaml").read_text())
-    assert vars(Student.load("ready").sampling).items() >= {name: preset[name] for name in SAMPLING}.items()
+def test_the_shipped_student_brings_its_sampling() -> None:
+    student = Student.load("ready")
+    assert set(student.codec.sampling) == set(SAMPLING)
+    assert vars(student.sampling) == {"seed": 0, **student.codec.sampling}
 
 
 @pytest.mark.parametrize("engine", ["trained", "float32", "int8"])
