@@ -187,7 +187,7 @@ def calibration(metrics: dict[str, Any], name: str) -> Figure:
 
 
 def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: CommandCodec) -> Figure:
-    """What was asked for (x) and what was written (y), per reward: by base, student and one of shuffled commands.
+    """What was asked for (x) and what was written (y), per reward: by the student and models to compare it with.
 
     Samples have columns model and reward, metrics are those of `obedience`. Lines are means with 95% intervals, over
     steps of 4 words where lengths are asked for; the dashed diagonal is what was asked.
@@ -198,6 +198,7 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         "base": {"label": "before: the base that training starts from", "color": "0.45", "marker": "s"},
         "student": {"label": "after: the student, trained on commands", "color": blue, "marker": "o"},
         "shuffled": {"label": "a student trained on shuffled commands", "color": orange, "marker": "^"},
+        "plain": {"label": "plain SFT on the same pairs, without commands", "color": "0.45", "marker": "s"},
     }
     levels = codec.achieved_levels(samples)
     for axis, (name, found) in zip(axes, metrics.items(), strict=True):
@@ -212,9 +213,11 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         for model in found:
             sets = rows[rows.model == model].groupby(["set", "asked"]).achieved.mean().reset_index()
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, legend=False, ax=axis, **looks[model])
-        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in ("base", "student"))
+        first = next(iter(found))
+        before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
+        how = "before" if first == "base" else "without"
         axis.set(xlabel=f"asked for [{unit}]", ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]")
-        axis.set(xlim=(0, top), ylim=(0, top), title=f"{name.capitalize()}: agreement {before} before, {after} after")
+        axis.set(xlim=(0, top), ylim=(0, top), title=f"{name.capitalize()}: agreement {before} {how}, {after} after")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
