@@ -192,15 +192,14 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
     Samples have columns model and reward, metrics are those of `obedience`. Lines are means with 95% intervals, over
     steps of 4 words where lengths are asked for; the dashed diagonal is what was asked.
     """
-    labels = {
-        "base": "before: the base that training starts from",
-        "student": "after: the student, trained on commands",
-        "shuffled": "a student trained on shuffled commands",
-        "plain": "plain SFT on the same pairs, without commands",
-    }
     figure, axes = panels(len(metrics), height=4.0)
     blue, orange = seaborn.color_palette("colorblind")[:2]
-    looks = {"base": ("0.45", "s"), "student": (blue, "o"), "shuffled": (orange, "^"), "plain": ("0.45", "s")}
+    looks = {
+        "base": {"label": "before: the base that training starts from", "color": "0.45", "marker": "s"},
+        "student": {"label": "after: the student, trained on commands", "color": blue, "marker": "o"},
+        "shuffled": {"label": "a student trained on shuffled commands", "color": orange, "marker": "^"},
+        "plain": {"label": "plain SFT on the same pairs, without commands", "color": "0.45", "marker": "s"},
+    }
     levels = codec.achieved_levels(samples)
     for axis, (name, found) in zip(axes, metrics.items(), strict=True):
         values = samples if name == "length" else levels
@@ -213,19 +212,12 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
         for model in found:
             sets = rows[rows.model == model].groupby(["set", "asked"]).achieved.mean().reset_index()
-            color, marker = looks[model]
-            look = {"color": color, "marker": marker, "label": labels[model], "legend": False}
-            seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, ax=axis, **look)
+            seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, legend=False, ax=axis, **looks[model])
         first = next(iter(found))
         before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
         how = "before" if first == "base" else "without"
-        axis.set(
-            xlabel=f"asked for [{unit}]",
-            ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]",
-            xlim=(0, top),
-            ylim=(0, top),
-            title=f"{name.capitalize()}: agreement {before} {how}, {after} after",
-        )
+        axis.set(xlabel=f"asked for [{unit}]", ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]")
+        axis.set(xlim=(0, top), ylim=(0, top), title=f"{name.capitalize()}: agreement {before} {how}, {after} after")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
