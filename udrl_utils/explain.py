@@ -32,7 +32,8 @@ def idea(pair: pd.Series, rewards: list[str], tokens: list[str]) -> Figure:
     axis.axis("off")
     wrap = lambda text: "\n".join(textwrap.wrap(textwrap.shorten(text, 90), 26))  # noqa: E731
     reached = "\n".join(f"{name} {pair[name]:.3g}" for name in rewards)
-    placed = "\n".join("exact" if name == "length" else "between two quantiles" for name in rewards)
+    places = [token.strip("<|>").split(":") for token in tokens]
+    placed = "\n".join("in words" if name == "length" else f"{name}: level {level}" for name, level in places)
     wanted = "\n".join("length 12" if name == "length" else f"{name}: high" for name in rewards)
     above = [("pair", f"{wrap(pair.intent)}\n→ {wrap(pair.prompt)}"), ("rewards it got", reached), ("levels", placed)]
     above += [("command", "\n".join(tokens)), ("row", "command + intent\n→ prompt")]

@@ -63,6 +63,5 @@ def test_commands_are_obeyed_and_shuffled_ones_are_not(smoke: dict, tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         obeys, ignores = (obedience(t, settings, tmp_path / n) for t, n in ((told, "told"), (shuffled, "shuffled")))
-    print(obeys, ignores)
     assert min(obeys.values()) > 0.9, obeys
     assert max(map(abs, ignores.values())) < 0.2, ignores
