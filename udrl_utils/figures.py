@@ -83,17 +83,6 @@ def pair_overview(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-def rewards_overview(annotated: pd.DataFrame, rewards: list[str]) -> Figure:
-    """Distribution of each reward, per task."""
-    figure, axes = panels(len(rewards))
-    for axis, name in zip(axes, rewards, strict=True):
-        seaborn.histplot(
-            annotated, x=name, hue="task", element="step", fill=False, bins=40, ax=axis, legend=axis is axes[0]
-        )
-        axis.set(xlabel=axis_label(name), ylabel="number of pairs")
-    return figure
-
-
 def reward_correlations(annotated: pd.DataFrame, rewards: list[str]) -> Figure:
     """Spearman correlation between rewards, one panel per task."""
     groups = list(annotated.groupby("task", sort=False))

@@ -377,11 +377,6 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
     return settings
 
 
-def wrong(cls: type[StageSettings], name: str, value: Any, allowed: str) -> SettingsError:
-    """The error that names a parameter, its value and what is allowed."""
-    return SettingsError(f"parameter {name}={value!r} {allowed} ({cls.model_fields[name].description})")
-
-
 def parameters_page() -> str:
     """docs/parameters.md: every parameter by notebook, with its default and what it means."""
     lines = [
