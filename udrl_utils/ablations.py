@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
@@ -43,10 +43,10 @@ class Variant:
     training: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
-    change: Callable[[pandas.DataFrame, AnnotationSettings], pandas.DataFrame] = lambda rows, _: rows
+    change: Callable[[pd.DataFrame, AnnotationSettings], pd.DataFrame] = lambda rows, _: rows
 
 
-def shuffled(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
+def shuffled(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFrame:
     """Rewards shuffled among the pairs of a task: commands that mean nothing."""
     mixed = rows.copy()
     for _, group in rows.groupby("task"):
@@ -55,7 +55,7 @@ def shuffled(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.D
     return mixed
 
 
-def best_fifth(rows: pandas.DataFrame, annotation: AnnotationSettings) -> pandas.DataFrame:
+def best_fifth(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFrame:
     """The fifth of the pairs of highest return: cloning of the best, without commands."""
     codec = CommandCodec.fit(rows, annotation.rewards, 10)
     return rows.loc[returns(rows, codec).nlargest(len(rows) // 5).index].sort_index()
@@ -93,7 +93,7 @@ def variants_of(settings: AnalysisSettings) -> list[str]:
     return names
 
 
-def ablate(settings: AnalysisSettings, run: RunFolder) -> pandas.DataFrame:
+def ablate(settings: AnalysisSettings, run: RunFolder) -> pd.DataFrame:
     """One row per variant and seed: Spearman of each reward and the share of lengths within 1 word.
 
     On a CPU as many variants are trained side by side as it has threads.
@@ -107,7 +107,7 @@ def ablate(settings: AnalysisSettings, run: RunFolder) -> pandas.DataFrame:
         for (name, seed), found in zip(trials, measured, strict=True):
             rows.append({"variant": name, "seed": seed, **found})
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
-    return pandas.DataFrame(rows)
+    return pd.DataFrame(rows)
 
 
 def folder_of(run: RunFolder, name: str, seed: int) -> Path:
@@ -143,7 +143,7 @@ def try_out(
     shutil.copy(run / "run.json", home / "run.json")
     shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
     kept = annotated[annotated.split != "train"]
-    pandas.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
+    pd.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
     training = run.settings(TrainingSettings)
     training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
     sets = min(training.round_sets, budget // (4 * PER_SET))
@@ -162,11 +162,11 @@ def try_out(
 
 def ask_before_and_after(
     sampler: Sampler,
-    calibration: pandas.DataFrame,
+    calibration: pd.DataFrame,
     intents: dict[str, list[str]],
     settings: AnalysisSettings,
     run: RunFolder,
-) -> pandas.DataFrame | None:
+) -> pd.DataFrame | None:
     """Samples under one command at a time, as `sample_calibration` makes them, with a column `model`.
 
     `model` is base, student (its calibration as it is) or shuffled, which is left out where there is none. Base and
@@ -185,10 +185,10 @@ def ask_before_and_after(
     tables = {"student": calibration}
     tables |= {name: sample_calibration(sampler.of(other), few, settings) for name, other in others.items()}
     found = {name: tables[name].assign(model=name) for name in ("base", "student", "shuffled") if name in tables}
-    return pandas.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True)
 
 
-def obedience(samples: pandas.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, dict[str, Any]]]:
+def obedience(samples: pd.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, dict[str, Any]]]:
     """How well each model obeys: {reward: {model: {spearman, low, high}}}, of length `within_1` too.
 
     Spearman's correlation of commanded and achieved, with its 95% bootstrap interval; sets are resampled, since the
@@ -208,7 +208,7 @@ def spearman_interval(rows: Any, settings: IntervalSettings) -> dict[str, float]
     """Spearman's correlation with its 95% interval, of an array with columns set, commanded and achieved."""
 
     def spearman(part: Any) -> float:
-        ranks = pandas.DataFrame(part[:, 1:]).rank().to_numpy()
+        ranks = pd.DataFrame(part[:, 1:]).rank().to_numpy()
         return float(np.corrcoef(ranks.T)[0, 1]) if np.ptp(ranks, axis=0).all() else 0.0
 
     order = np.argsort(rows[:, 0], kind="stable")

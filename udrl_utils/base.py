@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import END_OF_PREFIX
 from udrl_utils.gpt2 import new_student, train_tokenizer
@@ -57,7 +57,7 @@ def names_held_out(text: str) -> bool:
     return mentions(text, held_out_words())
 
 
-def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path = RECORDED) -> pandas.DataFrame:
+def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path = RECORDED) -> pd.DataFrame:
     """Recorded pairs that the base may read: pair_id, split (train, validation), task, intent, prompt, length [words].
 
     They pass the filters of notebook 01. None has an intent that a run may test with, a held-out noun, or a length
@@ -80,7 +80,7 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
 
 
 def one_pass(
-    pairs: pandas.DataFrame, number: int, settings: TrainingSettings, tokenizer: Any = None
+    pairs: pd.DataFrame, number: int, settings: TrainingSettings, tokenizer: Any = None
 ) -> list[dict[str, str]]:
     """Prompt/completion rows of one pass over the pairs; each pass swaps other words, by its number and the seed.
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import Command
 from udrl_utils.deploy.latency import timed
@@ -49,7 +49,7 @@ def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings)
 
 def ask_baselines(
     baselines: dict[str, Teacher], intents: dict[str, list[str]], run: RunFolder, settings: AnalysisSettings
-) -> tuple[dict[str, pandas.DataFrame], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, Any]]]:
     """Prompts of each baseline (task, intent, prompt) that the run's filters let pass, and its costs.
 
     Replies are kept in 04_analysis/baselines, so that a second analysis pays for none of them again.
@@ -64,7 +64,7 @@ def ask_baselines(
         )
         written = teacher.write(requests, journal)
         found = [(r.task, r.intent, p) for r, prompts in zip(requests, written, strict=True) for p in prompts]
-        rows = pandas.DataFrame(found, columns=["task", "intent", "prompt"])
+        rows = pd.DataFrame(found, columns=["task", "intent", "prompt"])
         tables[name] = rows[reject_reasons(rows, rules) == ""].reset_index(drop=True)
         print(f"baseline {name}: {len(tables[name])} prompts of {sum(r.n for r in requests)} asked for", flush=True)
         model = teacher.writer.model if isinstance(teacher, LocalTeacher) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.evaluation import without_levels, written
 from udrl_utils.rewards import REWARDS
@@ -21,7 +21,7 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MADE = "## How it was made\n"  # from here on a student's card says what only its run knows
 
 
-def data_card(run: RunFolder, annotated: pandas.DataFrame) -> str:
+def data_card(run: RunFolder, annotated: pd.DataFrame) -> str:
     """What a reader must know of the annotated pairs: teacher, rewards, quantiles, licence."""
     made, scored = run.settings(DistillationSettings), run.settings(AnnotationSettings)
     sizes = annotated.groupby(["task", "split"]).size().unstack(fill_value=0)
@@ -60,14 +60,14 @@ model hold, and for intents from a file, those of the file.
 """
 
 
-def table(frame: pandas.DataFrame) -> str:
+def table(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
     header = ["", *map(str, frame.columns)]
     rows = [[str(index), *map(str, row)] for index, row in zip(frame.index, frame.to_numpy(), strict=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
-def share_data(settings: AnnotationSettings, run: RunFolder, annotated: pandas.DataFrame) -> Path:
+def share_data(settings: AnnotationSettings, run: RunFolder, annotated: pd.DataFrame) -> Path:
     """Write the card of 02_annotated, and upload card and pairs if `data_repo` names a repository."""
     card = run / "02_annotated" / "_README.md"
     card.write_text(data_card(run, annotated), encoding="utf-8")
@@ -83,7 +83,7 @@ def student_card(run: RunFolder, metrics: dict[str, Any] | None = None) -> str:
     teacher = made.pairs or (recorded_name() if made.teacher == "recorded" else made.teacher_model)
     measured = ""
     if metrics:
-        obeyed = pandas.DataFrame(without_levels(metrics["calibration"]["all"])).T.astype(float).round(3)
+        obeyed = pd.DataFrame(without_levels(metrics["calibration"]["all"])).T.astype(float).round(3)
         relative = metrics["relative_to_teacher"]["student_best"]
         measured = f"""
 On test intents that were never trained on, commanded against achieved:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import Command
 from udrl_utils.ontology import noun_heads, plural
@@ -55,7 +55,7 @@ SET_METRICS = (
 )
 
 
-def test_intents(annotated: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
+def test_intents(annotated: pd.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
     """Up to `analysis_intents` test intents per task that the teacher wrote a set of prompts for.
 
     Of a task that has no sets, because each intent has one prompt, any test intents.
@@ -96,9 +96,7 @@ def chosen_student(run: RunFolder, settings: DeploymentSettings) -> Chosen:
     return Chosen(student, scoring.rewards, scoring.encoder, test_intents(read_annotated(run), settings))
 
 
-def sample_calibration(
-    sampler: Sampler, intents: dict[str, list[str]], settings: MeasuringSettings
-) -> pandas.DataFrame:
+def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings: MeasuringSettings) -> pd.DataFrame:
     """Samples under one command at a time: the lengths that the task's train pairs usually have, every level of every
     other reward that is commanded for the task.
 
@@ -124,10 +122,10 @@ def sample_calibration(
                 requests += [(intent, Command(task, **{name: level})) for level in levels for intent in chosen]
         tables.append(sampler.sample(requests, n, reward=name))
         print(f"calibration of {name}: {len(tables[-1])} prompts", flush=True)
-    return pandas.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
-def calibration_metrics(samples: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, Any]]]:
+def calibration_metrics(samples: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, Any]]]:
     """Commanded against achieved, per task and over all: {task: {reward: {spearman, ...}}}."""
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for task in [*samples.task.unique(), "all"]:
@@ -143,7 +141,7 @@ def without_levels(calibration: dict[str, dict[str, Any]]) -> dict[str, dict[str
     return {name: {k: v for k, v in found.items() if k != "levels"} for name, found in calibration.items()}
 
 
-def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings) -> dict[str, Any]:
+def _calibration(rows: pd.DataFrame, name: str, settings: MeasuringSettings) -> dict[str, Any]:
     rows = rows.dropna(subset=[name])
     commanded, achieved = rows[f"asked_{name}"], rows[name]
     result: dict[str, Any] = {"spearman": float(commanded.corr(achieved, method="spearman"))}
@@ -163,18 +161,18 @@ def _calibration(rows: pandas.DataFrame, name: str, settings: MeasuringSettings)
     return result
 
 
-def allowed_error(asked: pandas.Series) -> pandas.Series:
+def allowed_error(asked: pd.Series) -> pd.Series:
     """Words by which a prompt may miss the length that was asked for: 1 up to 40 words, 5% beyond."""
     return (0.05 * asked).where(asked > 40, 1)
 
 
 def sample_systems(
     sampler: Sampler,
-    annotated: pandas.DataFrame,
+    annotated: pd.DataFrame,
     intents: dict[str, list[str]],
     plain: Student | None,
-    others: dict[str, pandas.DataFrame],
-) -> pandas.DataFrame:
+    others: dict[str, pd.DataFrame],
+) -> pd.DataFrame:
     """One set of prompts per system and test intent, no set of an intent larger than the teacher's.
 
     Others are systems whose prompts (task, intent, prompt) are there already.
@@ -194,17 +192,17 @@ def sample_systems(
     tables["nearest_copy"] = annotate(copies, sampler.rewards, sampler.embed)
     tables |= {name: annotate(table, sampler.rewards, sampler.embed) for name, table in others.items()}
     cut = [_cut(table, sizes).assign(system=name) for name, table in tables.items()]
-    return pandas.concat(cut, ignore_index=True)
+    return pd.concat(cut, ignore_index=True)
 
 
-def _cut(table: pandas.DataFrame, sizes: pandas.Series) -> pandas.DataFrame:
+def _cut(table: pd.DataFrame, sizes: pd.Series) -> pd.DataFrame:
     """The first prompts of each set, as many as `sizes` gives for the intent."""
     keys = ["task", "intent"]
     wanted = table[keys].merge(sizes.rename("size").reset_index(), on=keys, how="left")["size"].to_numpy()
     return table[table.groupby(keys, sort=False).cumcount().to_numpy() < wanted]
 
 
-def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: Embed) -> pandas.DataFrame:
+def nearest_copies(train: pd.DataFrame, keys: list[tuple[str, str]], embed: Embed) -> pd.DataFrame:
     """For each (task, intent): the prompts of the nearest train intent of that task, as they are."""
     rows = []
     for task in dict.fromkeys(task for task, _ in keys):
@@ -213,10 +211,10 @@ def nearest_copies(train: pandas.DataFrame, keys: list[tuple[str, str]], embed: 
         nearest = (embed(wanted) @ embed(known).T).argmax(1)
         prompts = pool.groupby("intent").prompt.apply(list)
         rows += [(task, intent, p) for intent, k in zip(wanted, nearest, strict=True) for p in prompts[known[k]]]
-    return pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
+    return pd.DataFrame(rows, columns=["task", "intent", "prompt"])
 
 
-def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
+def set_metrics(samples: pd.DataFrame, embed: Embed) -> pd.DataFrame:
     """Per system, task and intent: mean relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi.
 
     Of columns non_words and fluency too, where the samples have them.
@@ -234,7 +232,7 @@ def set_metrics(samples: pandas.DataFrame, embed: Embed) -> pandas.DataFrame:
             "vendi": vendi(vectors[index]),
         }
         rows.append({**dict(zip(("system", "task", "intent"), key, strict=True)), **means, **values})
-    return pandas.DataFrame(rows)
+    return pd.DataFrame(rows)
 
 
 def overlap(intent: str, prompts: list[str]) -> float:
@@ -269,7 +267,7 @@ def vendi(vectors: np.ndarray) -> float:
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def system_metrics(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
+def system_metrics(sets: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Means over test intents with 95% intervals: {system: {metric: {mean, low, high}}}."""
     return {
         system: {
@@ -281,7 +279,7 @@ def system_metrics(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[
     }
 
 
-def relative_to_teacher(sets: pandas.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
+def relative_to_teacher(sets: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Ratio of means to the teacher's, intents resampled in pairs: {system: {metric: {mean, low, high}}}."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for metric in ("relevance", "diversity"):
@@ -292,7 +290,7 @@ def relative_to_teacher(sets: pandas.DataFrame, settings: MeasuringSettings) -> 
     return result
 
 
-def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) -> dict[str, str]:
+def unseen_nouns(annotated: pd.DataFrame, task: str, from_ontology: bool) -> dict[str, str]:
     """Test intents of a task whose main noun never occurred in a train text: {intent: noun}.
 
     With intents of the ontology a main noun is the head of a subject; elsewhere, any content word counts.
@@ -314,8 +312,8 @@ def unseen_nouns(annotated: pandas.DataFrame, task: str, from_ontology: bool) ->
 
 
 def open_vocabulary(
-    sampler: Sampler, annotated: pandas.DataFrame, from_ontology: bool, settings: MeasuringSettings
-) -> tuple[dict[str, Any], pandas.DataFrame]:
+    sampler: Sampler, annotated: pd.DataFrame, from_ontology: bool, settings: MeasuringSettings
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """How often the student writes about a noun it has never seen (stem match), text_to_image at high relevance.
 
     Returns the metrics and the samples; no metric when there is no such intent.

@@ -16,7 +16,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas
+import pandas as pd
 
 from udrl_utils.ontology import ontology_intents
 from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, stamp, write_shard
@@ -53,7 +53,7 @@ def extra_teacher(run: RunFolder) -> Teacher:
     return make_teacher(settings, budget_of(run, settings))
 
 
-def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> pandas.Series:
+def reject_reasons(pairs: pd.DataFrame, settings: DistillationSettings) -> pd.Series:
     """Why each pair (columns intent, prompt) is rejected, by its index; "" for those that pass the filters."""
     intent, prompt, length = pairs.intent, pairs.prompt, pairs.prompt.str.split().str.len()
     found = {
@@ -69,7 +69,7 @@ def reject_reasons(pairs: pandas.DataFrame, settings: DistillationSettings) -> p
         "too_long": length > settings.max_words,
         "other_script": (prompt.map(latin) < 0.5) & (intent.map(latin) > 0.5),
     }
-    reasons = pandas.Series("", index=pairs.index, dtype=object)
+    reasons = pd.Series("", index=pairs.index, dtype=object)
     for reason, rejected in found.items():
         reasons = reasons.mask((reasons == "") & rejected, reason)
     return reasons
@@ -126,12 +126,12 @@ def kept_pairs(
     teacher: str,
     settings: DistillationSettings,
     held_out: frozenset[str],
-) -> tuple[pandas.DataFrame, Counter]:
+) -> tuple[pd.DataFrame, Counter]:
     """The pairs (COLUMNS) that are kept of what was written for each request, and how many prompts met which fate.
 
     `splits` gives the split of an intent; outside the test split no prompt may mention a held-out noun.
     """
-    rows = pandas.DataFrame(map(astuple, requests), columns=["task", "intent", "n"]).assign(prompt=list(written))
+    rows = pd.DataFrame(map(astuple, requests), columns=["task", "intent", "n"]).assign(prompt=list(written))
     counts = Counter(asked=int(rows.n.sum()), missing=int((rows.n - rows.prompt.str.len()).clip(lower=0).sum()))
     rows = rows.explode("prompt").dropna().rename_axis("request").reset_index()
     rows["split"] = rows.intent.map(splits)
@@ -141,7 +141,7 @@ def kept_pairs(
         reasons = reasons.mask((reasons == "") & named & (rows.split != "test"), "held_out_word")
     if settings.teacher_form == "single" and not settings.pairs:  # some models repeat the examples that they are shown
         borrowed = [borrows(requests[k], prompt) for k, prompt in zip(rows.request, rows.prompt, strict=True)]
-        reasons = reasons.mask((reasons == "") & pandas.Series(borrowed, rows.index, bool), "from_example")
+        reasons = reasons.mask((reasons == "") & pd.Series(borrowed, rows.index, bool), "from_example")
     fine = rows[reasons == ""]
     groups = fine.groupby("request").prompt
     kept = [k for _, group in groups for k in group.index[drop_near_duplicates(list(group), settings.near_duplicate)]]
@@ -255,7 +255,7 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
     return {Request(task, intent, len(prompts)): prompts for (task, intent), prompts in groups.items()}
 
 
-def check_words(table: pandas.DataFrame, settings: DistillationSettings) -> None:
+def check_words(table: pd.DataFrame, settings: DistillationSettings) -> None:
     """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
     source = f"parameter pairs={settings.pairs!r}"
     sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
@@ -317,7 +317,7 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
     return "; ".join([f"{line}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
 
 
-def pair_table(pairs: pandas.DataFrame) -> pyarrow.Table:
+def pair_table(pairs: pd.DataFrame) -> pyarrow.Table:
     """Pairs as a table of text columns; without rows too, it has all columns."""
     import pyarrow as pa
 
@@ -325,6 +325,6 @@ def pair_table(pairs: pandas.DataFrame) -> pyarrow.Table:
     return pa.Table.from_pandas(pairs, schema, preserve_index=False)
 
 
-def read_pairs(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
+def read_pairs(run: RunFolder, split: str | None = None) -> pd.DataFrame:
     """Pairs of a run, of one split or of all."""
     return read_shards(run / "01_pairs", split)

@@ -15,7 +15,7 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils import figures, views
 from udrl_utils.commands import Command, CommandCodec, CommandError
@@ -84,7 +84,7 @@ class Prober:
         """Tasks that the student was trained on."""
         return [task for task in TASKS if task in self.codec.edges]
 
-    def ask(self, intent: str, command: Command, n: int, **sampling: float) -> tuple[pandas.DataFrame, str]:
+    def ask(self, intent: str, command: Command, n: int, **sampling: float) -> tuple[pd.DataFrame, str]:
         """One probe: n scored samples, and a note when the nearest feasible command was used instead.
 
         sampling: seed, temperature and other options, in place of those of the settings.
@@ -112,7 +112,7 @@ class Prober:
             return [(task, intent) for task in self.tasks for intent in self.settings.probe_intents]
         return [(task, pool[0]) for task, pool in self.intents.items() if pool]
 
-    def sweeps(self) -> pandas.DataFrame:
+    def sweeps(self) -> pd.DataFrame:
         """Samples of each reward swept with the others left open; column `reward` names the one that is swept."""
         known = self.codec.rewards_of
         asked = [(t, i, name, v) for t, i in self.grid_intents() for name in known(t) for v in self.sweep_values(name)]
@@ -262,7 +262,7 @@ class Panel:
     def _say(self, text: str, kind: str = "note") -> None:
         self.status.value = views.sentence(text, kind)
 
-    def _keep(self, kind: str, samples: pandas.DataFrame) -> None:
+    def _keep(self, kind: str, samples: pd.DataFrame) -> None:
         self.history.append(samples.assign(probe=len(self.history) + 1, kind=kind, run=self.prober.name))
         self.shown["Export CSV"].value = views.history(self.history)
 
@@ -271,7 +271,7 @@ class Panel:
         """Temperature, and a new seed for each probe, so that the same command is answered by other prompts."""
         return {"temperature": self.temperature.value, "seed": self.prober.settings.seed + len(self.history)}
 
-    async def _ask(self, what: str, command: Command, sampling: dict[str, Any]) -> tuple[pandas.DataFrame, str]:
+    async def _ask(self, what: str, command: Command, sampling: dict[str, Any]) -> tuple[pd.DataFrame, str]:
         ask = partial(self.prober.ask, **sampling)
         return await self._wait(what, ask, self.intent.value, command, self.prompts.value)
 
@@ -318,11 +318,11 @@ class Panel:
                 command = Command(str(self.task.value), **levels)
                 samples, _ = await self._ask(f"sweeping {name}, {step} of {len(values)}", command, sampling)
                 tables.append(samples.assign(reward=name))
-                drawn = figures.sweep(pandas.concat(tables, ignore_index=True), self.prober.codec)
+                drawn = figures.sweep(pd.concat(tables, ignore_index=True), self.prober.codec)
                 self.shown["Sweep"].value = views.image(drawn, f"commanded against achieved {name}")
         finally:  # a stopped sweep is kept too
             if tables:
-                self._keep(f"sweep of {name}", pandas.concat(tables, ignore_index=True))
+                self._keep(f"sweep of {name}", pd.concat(tables, ignore_index=True))
         self._say(f"{len(values)} commands, {sum(map(len, tables))} prompts.")
 
     async def export(self) -> None:
@@ -331,6 +331,6 @@ class Panel:
             raise UserError("There is nothing to export yet: generate some prompts first.")
         file = self.prober.run / "05_probes" / "history.csv"
         file.parent.mkdir(exist_ok=True)
-        pandas.concat(self.history).to_csv(file, index=False)
+        pd.concat(self.history).to_csv(file, index=False)
         self._say(f"{len(self.history)} probes in {file}")
         self.status.value += views.download(file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.baselines import journal_of
 from udrl_utils.commands import Command
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PAIRS = 25  # test pairs per task whose likelihood is looked at
 
 
-def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -> dict[str, dict[str, float]]:
+def likelihood_check(student: Student, annotated: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     """How often the level that a test prompt achieved is the likeliest of all levels, without any sampling.
 
     Sources of a text are ranked by its likelihood under each (CTRL, arXiv 1909.05858). Returns per reward: top_1,
@@ -64,7 +64,7 @@ def likelihood_check(student: Student, annotated: pandas.DataFrame, seed: int) -
 
 
 def joint_calibration(
-    sampler: Sampler, annotated: pandas.DataFrame, intents: dict[str, list[str]], settings: AnalysisSettings
+    sampler: Sampler, annotated: pd.DataFrame, intents: dict[str, list[str]], settings: AnalysisSettings
 ) -> dict[str, float]:
     """Spearman of commanded and achieved, per reward, when all are commanded at once, as test pairs achieved them.
 
@@ -92,15 +92,13 @@ def joint_calibration(
     return found
 
 
-def among_teacher(
-    samples: pandas.DataFrame, pairs: pandas.DataFrame, annotated: pandas.DataFrame, embed: Embed
-) -> pandas.Series:
+def among_teacher(samples: pd.DataFrame, pairs: pd.DataFrame, annotated: pd.DataFrame, embed: Embed) -> pd.Series:
     """1 - mean cosine of each sample to the teacher's prompts for its intent, without that of its pair.
 
     Column `set` says which of the pairs a sample's command came from.
     """
     sets = annotated.set_index("pair_id").groupby(["task", "intent"]).prompt
-    result = pandas.Series(np.nan, samples.index)
+    result = pd.Series(np.nan, samples.index)
     for place, rows in samples.groupby("set"):
         pair = pairs.iloc[place]
         others = sets.get_group((pair.task, pair.intent)).drop(pair.pair_id)
@@ -109,8 +107,8 @@ def among_teacher(
 
 
 def edge_of_the_data(
-    sampler: Sampler, annotated: pandas.DataFrame, calibration: pandas.DataFrame, training: TrainingSettings
-) -> pandas.DataFrame:
+    sampler: Sampler, annotated: pd.DataFrame, calibration: pd.DataFrame, training: TrainingSettings
+) -> pd.DataFrame:
     """What happens where the train split ends: one row per probe, with what was asked, what came, and the base rate.
 
     Lengths that one task never saw, lengths of the rarest hundredth, and levels at the very top.
@@ -146,12 +144,12 @@ def edge_of_the_data(
         rows.append(
             {"probe": f"{name} above the 99th percentile", "asked": "level 1", "achieved": above, "train": 0.01}
         )
-    return pandas.DataFrame(rows)
+    return pd.DataFrame(rows)
 
 
 def round_fronts(
-    sampler: Sampler, annotated: pandas.DataFrame, folder: Path, intents: int
-) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    sampler: Sampler, annotated: pd.DataFrame, folder: Path, intents: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fronts on test intents of the student before any round and of the last one."""
     test = annotated[annotated.split == "test"]
     students = Student.load(folder / "rounds" / "0"), sampler.student
@@ -159,7 +157,7 @@ def round_fronts(
     return before, after
 
 
-def front_gain(before: pandas.DataFrame, after: pandas.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
+def front_gain(before: pd.DataFrame, after: pd.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
     """Hypervolume that the front of `after` gains over that of `before`: mean over tasks, resampled in pairs."""
     rng, axes = np.random.default_rng(settings.seed), ["relevance", "diversity"]
     cubes = [
@@ -214,7 +212,7 @@ def outside_intents(
     keys = [(tasks[k % len(tasks)], intent) for k, intent in enumerate(intents)]
     best = [(intent, sampler.student.best_command(task)) for task, intent in keys]
 
-    def by_intent(table: pandas.DataFrame) -> np.ndarray:
+    def by_intent(table: pd.DataFrame) -> np.ndarray:
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
     ours = by_intent(sampler.sample(best, n))
@@ -226,7 +224,7 @@ def outside_intents(
     written = reference.write(requests, Journal(journal_of(run, f"outside {name}")))
     rows = [(task, intent, prompt) for (task, intent), prompts in zip(keys, written, strict=True) for prompt in prompts]
     theirs = by_intent(
-        annotate(pandas.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
+        annotate(pd.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
     )
     answered = np.isfinite(theirs)  # an intent that the model did not answer says nothing of either
     ours, theirs = ours[answered], theirs[answered]
@@ -247,7 +245,7 @@ def quality(
     `relative_alike` that to the first one's that draws tokens alike, by min-p or without: what precision alone changes.
     """
     found: dict[str, dict[str, Any]] = {}
-    firsts: dict[bool, pandas.DataFrame] = {}
+    firsts: dict[bool, pd.DataFrame] = {}
     for name, sampler in samplers.items():
         obeyed = calibration_metrics(sample_calibration(sampler, intents, settings), settings)["all"]
         best = [(i, sampler.student.best_command(task)) for task, pool in intents.items() for i in pool]
@@ -263,8 +261,6 @@ def quality(
     return found
 
 
-def _ratios(
-    ours: pandas.DataFrame, theirs: pandas.DataFrame, settings: MeasuringSettings
-) -> dict[str, dict[str, float]]:
+def _ratios(ours: pd.DataFrame, theirs: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, float]]:
     """Ratio of means of each reward, sets resampled in pairs."""
     return {reward: ratio_interval(ours[reward].to_numpy(), theirs[reward].to_numpy(), settings) for reward in ours}

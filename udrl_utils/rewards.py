@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
@@ -52,7 +52,7 @@ class Judge:
     def __init__(self, client: ChatClient, votes: int, journal: Journal, budget: Budget):
         self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
 
-    def __call__(self, pairs: pandas.DataFrame, embed: Any = None) -> Any:
+    def __call__(self, pairs: pd.DataFrame, embed: Any = None) -> Any:
         """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
 
         Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
@@ -92,7 +92,7 @@ class Reward:
 
     name: str
     unit: str
-    score: Callable[[pandas.DataFrame, Embed], Any]
+    score: Callable[[pd.DataFrame, Embed], Any]
     source: str
     partial: bool = False  # whether some pairs may have no value, NaN
 
@@ -119,19 +119,19 @@ def reward(name: str, unit: str, partial: bool = False) -> Callable[[Callable], 
 
 
 @reward("length", unit="words")
-def length(pairs: pandas.DataFrame, embed: Embed) -> Any:
+def length(pairs: pd.DataFrame, embed: Embed) -> Any:
     """Words of the prompt, split at white space."""
     return pairs.prompt.str.split().str.len()
 
 
 @reward("relevance", unit="cosine")
-def relevance(pairs: pandas.DataFrame, embed: Embed) -> Any:
+def relevance(pairs: pd.DataFrame, embed: Embed) -> Any:
     """Cosine of the embeddings of intent and prompt, -1..1."""
     return (embed(pairs.intent) * embed(pairs.prompt)).sum(1)
 
 
 @reward("diversity", unit="1 - mean cosine", partial=True)
-def diversity(pairs: pandas.DataFrame, embed: Embed) -> Any:
+def diversity(pairs: pd.DataFrame, embed: Embed) -> Any:
     """1 - mean cosine to the other prompts of the same task and intent, 0..2; NaN for a prompt that has no others.
 
     A column `set` splits an intent's prompts further, where several sets were generated for it.
@@ -165,7 +165,7 @@ def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_ann
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
 
 
-def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> pandas.DataFrame:
+def annotate(pairs: pd.DataFrame, rewards: Sequence[str], embed: Embed) -> pd.DataFrame:
     """The pairs with one float column per reward.
 
     Raises: RunError when a reward is unknown, has the wrong length, is not finite, or is the same for every pair.
@@ -185,7 +185,7 @@ def annotate(pairs: pandas.DataFrame, rewards: Sequence[str], embed: Embed) -> p
     return pairs.assign(**columns)
 
 
-def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFrame:
+def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     """Score the pairs of a run shard by shard and write 02_annotated; the annotated pairs are returned too.
 
     A shard that was scored before is not scored again, unless the pairs, the settings or a user-made reward have
@@ -201,14 +201,14 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pandas.DataFra
         file = folder / source.name
         if not is_sound(file):
             run.reopen("02_annotated")
-            annotated = annotate(pandas.read_parquet(source), settings.rewards, embed)
+            annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
             write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False))
             embed.forget()
         print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)
 
 
-def read_annotated(run: RunFolder, split: str | None = None) -> pandas.DataFrame:
+def read_annotated(run: RunFolder, split: str | None = None) -> pd.DataFrame:
     """Annotated pairs of a run, of one split or of all."""
     return read_shards(run / "02_annotated", split)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas
+import pandas as pd
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
@@ -162,7 +162,7 @@ def digest(value: Any) -> str:
     if isinstance(value, Path):
         with value.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
-    if isinstance(value, pandas.DataFrame):
+    if isinstance(value, pd.DataFrame):
         content = np.asarray(hash_pandas_object(value, index=False)).tobytes()
     else:
         content = json.dumps(value, sort_keys=True).encode()
@@ -258,8 +258,8 @@ def shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def read_shards(folder: Path, split: str | None = None, columns: list[str] | None = None) -> pandas.DataFrame:
+def read_shards(folder: Path, split: str | None = None, columns: list[str] | None = None) -> pd.DataFrame:
     """The rows of a folder's shards in one table: of one split or of all, all columns or some."""
     filters = None if split is None else [("split", "==", split)]
-    tables = [pandas.read_parquet(file, columns=columns, filters=filters) for file in shards_of(folder)]
-    return pandas.concat(tables, ignore_index=True)
+    tables = [pd.read_parquet(file, columns=columns, filters=filters) for file in shards_of(folder)]
+    return pd.concat(tables, ignore_index=True)

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.settings import DistillationSettings, SettingsError
 
@@ -98,7 +98,7 @@ def stems(text: str) -> set[str]:
     return set(map(stem, words(text)))
 
 
-def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pandas.DataFrame:
+def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pd.DataFrame:
     """Rows of a txt (one per line), csv, tsv, jsonl or parquet file; anything else is a Hub data set's train split.
 
     `columns` become text. Those of the `optional` columns that the table has stay as they are.
@@ -107,11 +107,11 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
     """
     path = Path(source)
     readers = {
-        ".txt": lambda: pandas.DataFrame({columns[0]: path.read_text(encoding="utf-8").splitlines()}),
-        ".csv": lambda: pandas.read_csv(path, dtype=str, keep_default_na=False),
-        ".tsv": lambda: pandas.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False),
-        ".jsonl": lambda: pandas.read_json(path, lines=True, dtype=False),
-        ".parquet": lambda: pandas.read_parquet(path),
+        ".txt": lambda: pd.DataFrame({columns[0]: path.read_text(encoding="utf-8").splitlines()}),
+        ".csv": lambda: pd.read_csv(path, dtype=str, keep_default_na=False),
+        ".tsv": lambda: pd.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False),
+        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
+        ".parquet": lambda: pd.read_parquet(path),
     }
     try:
         if path.suffix in readers:

@@ -11,7 +11,7 @@ import io
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.figures import axis_label
@@ -46,7 +46,7 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> str:
+def probe(samples: pd.DataFrame, codec: CommandCodec, title: str = "") -> str:
     """Each set of the samples: its intent and command, then one card per prompt; off-target cards are marked."""
     missed, levels = off_target(samples, codec), codec.achieved_levels(samples)
     sets = []
@@ -69,9 +69,7 @@ def probe(samples: pandas.DataFrame, codec: CommandCodec, title: str = "") -> st
     return template("cards.html").render(sets=sets, title=title, units=units)
 
 
-def reward_line(
-    name: str, row: pandas.Series, levels: pandas.Series, missed: pandas.Series, codec: CommandCodec
-) -> dict[str, Any]:
+def reward_line(name: str, row: pd.Series, levels: pd.Series, missed: pd.Series, codec: CommandCodec) -> dict[str, Any]:
     """What a card says about one reward; `asked_at` and `achieved_at` are percentages of the reward's whole range."""
     asked, achieved = row.get(f"asked_{name}"), row[name]
     commanded = asked == asked and asked is not None
@@ -89,7 +87,7 @@ def reward_line(
     }
 
 
-def command_of(sample: pandas.Series) -> str:
+def command_of(sample: pd.Series) -> str:
     """The command of a sample in words; '' where every reward was left open."""
     asked = sample.filter(like="asked_").dropna()
     return ", ".join(f"{name} {in_words(name, value)}" for name, value in asked.rename(lambda c: c[6:]).items())
@@ -122,14 +120,14 @@ def side_by_side(*parts: str) -> str:
     return f'<div class="udrl-pair">{"".join(parts)}</div>'
 
 
-def table(frame: pandas.DataFrame, **options: Any) -> str:
+def table(frame: pd.DataFrame, **options: Any) -> str:
     """A data frame as HTML."""
-    with pandas.option_context("display.max_colwidth", None):
+    with pd.option_context("display.max_colwidth", None):
         shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         return f'<div class="udrl-wide">{shown.to_html(border=0, justify="left", **options)}</div>'
 
 
-def history(probes: list[pandas.DataFrame]) -> str:
+def history(probes: list[pd.DataFrame]) -> str:
     """One row per probe, the latest first: what was commanded, and the mean of what was achieved."""
     rows = [
         {
@@ -141,7 +139,7 @@ def history(probes: list[pandas.DataFrame]) -> str:
         for samples in reversed(probes)
     ]
     style = template("sentence.html").render(text="")
-    return style + table(pandas.DataFrame(rows).round(3), index=False, classes="udrl")
+    return style + table(pd.DataFrame(rows).round(3), index=False, classes="udrl")
 
 
 def download(file: Path) -> str:
@@ -150,7 +148,7 @@ def download(file: Path) -> str:
     return template("download.html").render(data=data, name=file.name)
 
 
-def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:
+def grid(sweeps: pd.DataFrame) -> pd.DataFrame:
     """One prompt of each sweep under its lowest, its middle and its highest command; one set per intent."""
     first = sweeps.drop_duplicates("set")
     sets = first.groupby(["task", "intent", "reward"], sort=False)["set"]
@@ -159,16 +157,16 @@ def grid(sweeps: pandas.DataFrame) -> pandas.DataFrame:
     return chosen.assign(set=chosen.groupby(["task", "intent"], sort=False).ngroup())
 
 
-def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFrame:
+def off_target(samples: pd.DataFrame, codec: CommandCodec) -> pd.DataFrame:
     """Which samples missed which commanded reward: one column of bool per reward.
 
     A length is missed when it is off by more than 2 words; any other reward when its level token is neither the one
     that was commanded nor next to it.
     """
 
-    def missed(row: pandas.Series, name: str) -> bool:
+    def missed(row: pd.Series, name: str) -> bool:
         asked, achieved = row[f"asked_{name}"], row[name]
-        if pandas.isna(asked) or pandas.isna(achieved):
+        if pd.isna(asked) or pd.isna(achieved):
             return False
         if name == "length":
             return abs(asked - achieved) > WORDS_OFF
@@ -176,4 +174,4 @@ def off_target(samples: pandas.DataFrame, codec: CommandCodec) -> pandas.DataFra
 
     names = [name for name in codec.rewards if f"asked_{name}" in samples]
     missing = {name: [missed(row, name) for _, row in samples.iterrows()] for name in names}
-    return pandas.DataFrame(missing, index=samples.index, dtype=bool)
+    return pd.DataFrame(missing, index=samples.index, dtype=bool)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
+import pandas as pd
 
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
@@ -61,7 +61,7 @@ class Vocabulary:
         ).difference(self.english)
 
     @classmethod
-    def of(cls, annotated: pandas.DataFrame) -> Vocabulary:
+    def of(cls, annotated: pd.DataFrame) -> Vocabulary:
         """With the train split of a run's annotated pairs."""
         train = annotated[annotated.split == "train"]
         return cls([*train.intent.unique(), *train.prompt])
@@ -149,7 +149,7 @@ def fluency(prompts: Sequence[str], reader: Reader) -> list[float]:
     return found
 
 
-def worded(samples: pandas.DataFrame, annotated: pandas.DataFrame, reader: Reader | None) -> pandas.DataFrame:
+def worded(samples: pd.DataFrame, annotated: pd.DataFrame, reader: Reader | None) -> pd.DataFrame:
     """Samples of systems (system, task, intent, prompt, ...) with columns non_words and, given a reader, fluency.
 
     Fluency is that of the first prompts of each system and task, spread over all intents, and NaN for others.
@@ -161,10 +161,10 @@ def worded(samples: pandas.DataFrame, annotated: pandas.DataFrame, reader: Reade
         return samples
     turn = samples.groupby(["system", "task", "intent"]).cumcount()
     first = samples.loc[turn.sort_values(kind="stable").index].groupby(["system", "task"]).head(READ)
-    return samples.assign(fluency=pandas.Series(fluency(first.prompt.tolist(), reader), first.index))
+    return samples.assign(fluency=pd.Series(fluency(first.prompt.tolist(), reader), first.index))
 
 
-def fluency_vs_teacher(samples: pandas.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, float]]:
+def fluency_vs_teacher(samples: pd.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, float]]:
     """Fluency less the teacher's at the same lengths [nats per token], intents resampled in pairs.
 
     Each word of a long prompt has more before it to be guessed from. So the teacher's prompts are weighted: each task

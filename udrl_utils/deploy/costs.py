@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.evaluation import written
 from udrl_utils.figures import labelled, panels
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def costs_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per system whose cost is known: parameters, weights, seconds per set with their 95% interval."""
     rows = {}
     for system, cost in metrics["costs"].items():
@@ -23,10 +23,10 @@ def costs_table(metrics: dict[str, Any]) -> pandas.DataFrame:
             "weights [MB]": f"{cost['weights_mb']:.0f}" if cost["weights_mb"] else "on a server",
             "seconds per set": written(seconds, ".2f") if seconds else "",
         }
-    return pandas.DataFrame(rows).T
+    return pd.DataFrame(rows).T
 
 
-def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def quality_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per engine: how well it obeys commands, and its sets relative to the first engine and to the first one
     that samples in the same way."""
     rows = {}
@@ -39,10 +39,10 @@ def quality_table(metrics: dict[str, Any]) -> pandas.DataFrame:
             for reward, ratio in found[kind].items()
         }
         rows[name] = {**obeyed, "length within 1": "" if within is None else f"{within:.1%}", **ratios}
-    return pandas.DataFrame(rows).T
+    return pd.DataFrame(rows).T
 
 
-def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def engines_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per engine: cold start, memory, latency."""
     rows = {
         name: {
@@ -57,10 +57,10 @@ def engines_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         }
         for name, cost in metrics["engines"].items()
     }
-    return pandas.DataFrame(rows).T
+    return pd.DataFrame(rows).T
 
 
-def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
+def shapes_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per model: parameters, weights, tokens per second, and both as multiples of the last exported student."""
     ours = [values for name, values in metrics["shapes"].items() if name.startswith("student")][-1]
     rows = {
@@ -73,7 +73,7 @@ def shapes_table(metrics: dict[str, Any]) -> pandas.DataFrame:
         }
         for name, values in metrics["shapes"].items()
     }
-    return pandas.DataFrame(rows).T
+    return pd.DataFrame(rows).T
 
 
 def throughput(metrics: dict[str, Any]) -> Figure:

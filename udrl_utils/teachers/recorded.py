@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import pandas
+import pandas as pd
 
 from udrl_utils.settings import DistillationSettings, SettingsError
 from udrl_utils.tasks import DATA, load_intents
@@ -21,9 +21,9 @@ RECORDED = DATA / "recorded"
 OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai) writes for any intent"
 
 
-def read_recorded(folder: Path | None = None) -> pandas.DataFrame:
+def read_recorded(folder: Path | None = None) -> pd.DataFrame:
     """Recorded prompts in the order of their recording: task, intent, prompt; the package's own, or a folder's."""
-    return pandas.read_parquet((folder or RECORDED) / "prompts.parquet")
+    return pd.read_parquet((folder or RECORDED) / "prompts.parquet")
 
 
 def recorded_sets(folder: Path | None = None) -> dict[tuple[str, str], list[str]]:

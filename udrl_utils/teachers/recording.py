@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pandas as pd
 
 from udrl_utils.pairs import journal_of, kept_pairs, plan, shards
 from udrl_utils.runs import RunFolder, read_stamp, write_json
@@ -33,7 +33,7 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
     rows, counts = written_sets(run, settings)
     if not rows:
         raise RunError(f"run={run.name!r}: its teacher has not written a whole set yet")
-    table = pandas.DataFrame(rows, columns=["task", "intent", "prompt"])
+    table = pd.DataFrame(rows, columns=["task", "intent", "prompt"])
     asked = {
         "model": Path(settings.teacher_model).name.removesuffix(".gguf"),
         "form": settings.teacher_form,
@@ -48,7 +48,7 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
                 raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")
         known = set(zip(held.task, held.intent, strict=True))
         new = [key not in known for key in zip(table.task, table.intent, strict=True)]
-        table, parts = pandas.concat([held, table[new]]), [*before["parts"], *parts]
+        table, parts = pd.concat([held, table[new]]), [*before["parts"], *parts]
     intents = table.drop_duplicates(["task", "intent"]).groupby("task", sort=False).size().to_dict()
     recording = {**asked, "parts": parts, "prompts": len(table), "intents": intents}
     folder.mkdir(parents=True, exist_ok=True)
