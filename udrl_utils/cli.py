@@ -1,7 +1,7 @@
 """A small model that writes prompts under reward commands: run the notebooks, build reports, compare runs.
 
-First steps: `udrl run --preset laptop` makes a whole run in 13 to 20 minutes on two cores, prints its results
-and names its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is set.
+First steps: `udrl run --preset laptop` makes a whole run in minutes on two cores, prints its results and names
+its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is set.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from udrl_utils import report
-from udrl_utils.base import ship_student, train_base
 from udrl_utils.gpt2 import BASE
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
 from udrl_utils.runs import RunFolder, workbook
@@ -33,7 +31,6 @@ from udrl_utils.settings import (
     resolve,
 )
 from udrl_utils.student import READY
-from udrl_utils.teachers import recording
 from udrl_utils.teachers.local import PACKED, fetch
 from udrl_utils.teachers.recorded import RECORDED
 
@@ -87,6 +84,8 @@ def run(
     typer.echo(f"run {folder.name}: {minutes(time.monotonic() - began)}")
     typer.echo(f"executed notebooks: {folder / 'notebooks'}")
     if "04_analysis" in {*stages, *folder.read().get("stages", {})}:
+        from udrl_utils import report
+
         metrics = report.read_metrics(folder)
         show_table("Summary, on test intents, with 95% intervals", report.summary_table(metrics))
         show_table("Systems on test intents, with 95% intervals", report.systems_table(metrics).T)
@@ -99,6 +98,8 @@ def write_report(
     other: Annotated[str | None, typer.Argument(help="another run, to compare the first with")] = None,
 ) -> None:
     """Write report.html of a run; with a second run, a page that compares the two: settings, machines, results."""
+    from udrl_utils import report
+
     if other is None:
         typer.echo(f"report: {report.build(run_folder(run))}")
         return
@@ -131,7 +132,9 @@ def record(
     out: Out = None,
 ) -> None:
     """Keep what a run's teacher wrote as the recorded prompts, with a card; the run need not be complete."""
-    made = recording.record(run_folder(run), out or RECORDED, add)
+    from udrl_utils.teachers.recording import record as pack
+
+    made = pack(run_folder(run), out or RECORDED, add)
     typer.echo(f"{made['prompts']} prompts of {sum(made['intents'].values())} intents in {out or RECORDED}")
 
 
@@ -142,6 +145,8 @@ def base(
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
     """Train the base: a small GPT-2 that has read the recorded prompts, and that a run teaches commands to."""
+    from udrl_utils.base import train_base
+
     if passes is not None and passes < 1:
         raise SettingsError(f"parameter passes={passes} should be at least 1")
     values = read_preset(preset)
@@ -156,6 +161,8 @@ def ready(
     out: Out = None, preset: Annotated[str, typer.Option(help="preset of the run that trains it")] = "ready"
 ) -> None:
     """Train the ready student on all recorded pairs, by notebooks 1 to 3, and keep it with the package."""
+    from udrl_utils.base import ship_student
+
     run(preset=preset, first=1, last=3, name=None, changes=[])
     made = RunFolder(read_settings(preset, [])["03_student"].run)
     ship_student(made, out or READY, f"udrl ready --preset {preset}")

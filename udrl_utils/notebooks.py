@@ -10,13 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import papermill
 import typer
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError, strip_color
 
 from udrl_utils.runs import RunFolder, workbook
 from udrl_utils.settings import NOTEBOOKS, ROOT, SettingsError, StageSettings
@@ -54,6 +51,10 @@ def execute(stage: str, settings: StageSettings, run: RunFolder) -> None:
 
     Raises: typer.Exit with code 1 when a cell fails, after one line with its error and the executed notebook's path.
     """
+    import papermill  # slow to import
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError, strip_color
+
     name = NOTEBOOKS[stage]
     source, copy = notebooks_folder() / f"{name}.ipynb", run / "notebooks" / f"{name}.ipynb"
     copy.parent.mkdir(exist_ok=True)

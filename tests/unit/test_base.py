@@ -133,7 +133,7 @@ def test_the_ready_student_is_that_of_notebooks_1_to_3(
 ) -> None:
     made, shipped = {}, []
     monkeypatch.setattr(cli, "execute", lambda stage, settings, *_: made.update({stage: settings}))
-    monkeypatch.setattr(cli, "ship_student", lambda run, *how: shipped.append((run.path, *how)))
+    monkeypatch.setattr("udrl_utils.base.ship_student", lambda run, *how: shipped.append((run.path, *how)))
     done = CliRunner().invoke(app, ["ready", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert list(made) == ["01_pairs", "02_annotated", "03_student"]

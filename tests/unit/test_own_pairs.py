@@ -111,7 +111,7 @@ def test_an_intent_that_is_cut_is_told(smoke: dict) -> None:
     codec = CommandCodec.fit(annotated([5, 20]), ["length"], bins=2)
     tokenizer = train_tokenizer(["a red fox"], 400, codec.tokens())
     student = Student(new_student(resolve(TrainingSettings, smoke), tokenizer), tokenizer, codec)
-    with pytest.warns(UserWarning, match="of which this student reads 128"):
+    with pytest.warns(UserWarning, match="this student reads the first 128"):
         student.generate(["heron " * 200], Command("text_to_image", length=3))
 
 
