@@ -83,7 +83,7 @@ def test_a_torn_file_and_an_architecture_that_transformers_cannot_read(tmp_path:
 
 def test_a_gguf_file_is_read_once_and_then_from_its_float_weights(tmp_path: Path) -> None:
     """On the real file, where it is; `udrl llm` fetches it."""
-    source = local.located("models") / local.PACKED["smollm2"].file
+    source = (local.located("models") / local.PACKED["smollm2"].file).resolve()
     if not source.exists():
         pytest.skip(f"there is no {source.name} in models/: make llm fetches it")
     (tmp_path / source.name).symlink_to(source)
