@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
@@ -163,7 +162,8 @@ def digest(value: Any) -> str:
         with value.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
     if isinstance(value, pd.DataFrame):
-        content = np.asarray(hash_pandas_object(value, index=False)).tobytes()
+        hashes = hash_pandas_object(value, index=False)  # pyright: ignore[reportCallIssue]
+        content = hashes.to_numpy().tobytes()
     else:
         content = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=12).hexdigest()
