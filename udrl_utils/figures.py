@@ -60,6 +60,7 @@ def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) 
     figure, axes = plt.subplots(
         1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options
     )
+    plt.close(figure)  # otherwise a notebook shows it again at the end of the cell
     return figure, list(axes[0])
 
 

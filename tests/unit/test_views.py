@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,3 +108,10 @@ def test_a_figure_goes_into_a_page_with_twice_its_pixels(codec):
     drawn = figures.sweep(samples(asked_relevance=[0.5]).assign(reward="relevance"), codec)
     page = views.image(drawn, 'a "curve"')
     assert 'width="440"' in page and "a &#34;curve&#34;" in page
+
+
+def test_a_figure_that_is_drawn_again_and_again_is_not_kept_open() -> None:
+    losses = pd.DataFrame({"variant": "student", "step": [1, 2], "loss": [3.0, 2.0], "eval_loss": [None, 2.5]})
+    for _ in range(3):
+        assert figures.loss_curves(losses).axes
+    assert not plt.get_fignums(), "a notebook would show each of them at the end of its cell"
