@@ -20,6 +20,7 @@ import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
@@ -27,7 +28,7 @@ from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rounds import PROMPTS_PER_SET, returns
 from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, SettingsError, TrainingSettings
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import student_stamp, train_rounds, train_student
 

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from udrl_utils.commands import END_OF_PREFIX
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.machine import environment, seed_everything
 from udrl_utils.ontology import noun_heads, plural
@@ -24,7 +25,7 @@ from udrl_utils.pairs import kept_pairs
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import WordSwaps
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.splits import HELD_OUT, is_reserved, mentions, normal_form, split_share
 from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, harmless, share

@@ -10,10 +10,11 @@ import pandas as pd
 
 from udrl_utils.commands import Command
 from udrl_utils.deploy.latency import timed
+from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import interval
 from udrl_utils.pairs import reject_reasons
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError
+from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.local import LocalTeacher, located

@@ -15,6 +15,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
 from udrl_utils.runs import RunFolder, workbook
@@ -23,10 +24,8 @@ from udrl_utils.settings import (
     SETTINGS,
     STAGES,
     DistillationSettings,
-    SettingsError,
     StageSettings,
     TrainingSettings,
-    UserError,
     parameters_page,
     resolve,
 )

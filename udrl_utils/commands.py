@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from udrl_utils.errors import RunError, UserError
 from udrl_utils.runs import write_json
-from udrl_utils.settings import RunError, UserError
 from udrl_utils.tasks import TASKS, harmless
 
 END_OF_PREFIX = "<|prompt|>"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from udrl_utils.errors import extra
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import extra
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 BATCH_SIZE = {"cpu": 64, "cuda": 512}  # texts that are computed at once

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from udrl_utils.commands import Command
+from udrl_utils.errors import RunError
 from udrl_utils.ontology import noun_heads, plural
 from udrl_utils.rewards import annotate, load_rewards, read_annotated
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings, RunError
+from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings
 from udrl_utils.student import Student, ready_facts
 from udrl_utils.tasks import clean_intent, share, stems, words
 

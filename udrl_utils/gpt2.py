@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.settings import SettingsError, TrainingSettings, loading
+from udrl_utils.errors import SettingsError, loading
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:

@@ -84,14 +84,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def devices() -> list[str]:
-    """Where models may compute side by side: every GPU, or the one device there is."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return [f"cuda:{k}" for k in range(count)] if count > 1 else [device_and_dtype()[0]]
-
-
 def device_and_dtype() -> tuple[str, Any, str]:
     """Device and number format to compute in: (device, torch dtype, reason in words)."""
     import torch

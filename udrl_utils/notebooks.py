@@ -15,8 +15,9 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.runs import RunFolder, workbook
-from udrl_utils.settings import NOTEBOOKS, ROOT, SettingsError, StageSettings
+from udrl_utils.settings import NOTEBOOKS, ROOT, StageSettings
 
 INSTALLED = Path(__file__).parent / "data" / "notebooks"  # a wheel holds a copy of the notebooks
 ORIGINALS = INSTALLED if INSTALLED.is_dir() else ROOT / "notebooks"

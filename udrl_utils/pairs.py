@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.ontology import ontology_intents
 from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, stamp, write_shard
-from udrl_utils.settings import MOST_WORDS, DistillationSettings, RunError, SettingsError
+from udrl_utils.settings import MOST_WORDS, DistillationSettings
 from udrl_utils.splits import assign_splits, mentions
 from udrl_utils.tasks import TASKS, clean_intent, distinct, harmless, load_intents, read_table, words
 from udrl_utils.teachers import Teacher, make_teacher

@@ -21,10 +21,11 @@ from udrl_utils import figures, views
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deploy.export import load_engine
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import RunError, UserError
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, ProbeSettings, RunError, UserError
+from udrl_utils.settings import AnnotationSettings, ProbeSettings
 from udrl_utils.student import ready_facts
 from udrl_utils.tasks import TASKS, clean_intent, share
 

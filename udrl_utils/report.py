@@ -18,10 +18,11 @@ from bleach.css_sanitizer import CSSSanitizer
 from nbconvert import HTMLExporter
 
 from udrl_utils import views
+from udrl_utils.errors import RunError
 from udrl_utils.evaluation import SET_METRICS, written
 from udrl_utils.figures import labelled
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import NOTEBOOKS, RunError
+from udrl_utils.settings import NOTEBOOKS
 
 FORMS = {"non_words": ".1%", "fluency": ".2f"}  # how means of systems are written, where not with three digits
 

@@ -25,8 +25,9 @@ import numpy as np
 import pandas as pd
 
 from udrl_utils.encoder import Embed, Encoder
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
-from udrl_utils.settings import AnnotationSettings, RunError, SettingsError
+from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers.replies import Journal, without_thoughts
 from udrl_utils.teachers.server import Budget, ChatClient, Question

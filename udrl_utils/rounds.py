@@ -16,10 +16,11 @@ import pandas as pd
 import pyarrow
 
 from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.errors import RunError
 from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reasons
 from udrl_utils.runs import write_shard
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import DistillationSettings, RunError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import clean_intent
 
 # Short prompts stay nearer to their intent and farther from each other, which is why lengths are among them.

@@ -21,8 +21,9 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
+from udrl_utils.errors import RunError
 from udrl_utils.machine import environment
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, RunError, S, StageSettings, builds_on, resolve
+from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, S, StageSettings, builds_on, resolve
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Draw, Engine, Sampling, write
+from udrl_utils.errors import RunError
 from udrl_utils.machine import device_and_dtype, side_by_side
-from udrl_utils.settings import RunError
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_utils.settings import DistillationSettings, SettingsError
+from udrl_utils.errors import SettingsError
+from udrl_utils.settings import DistillationSettings
 
 DATA = Path(__file__).parent / "data"
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SettingsError, TrainingSettings
+from udrl_utils.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ import pandas as pd
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
@@ -36,7 +37,7 @@ from udrl_utils.rounds import (
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import STAMP, RunFolder, Stamp, read_stamp, renew, shards_of, stamp, write_json
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, SettingsError, TrainingSettings
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student, model_card
 from udrl_utils.trainer import make_room, make_trainer, plan_of, set_dropout, untrained

@@ -12,10 +12,11 @@ import pytest
 from markupsafe import escape
 from PIL import Image, PngImagePlugin
 
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.search.catalogue import as_table, load_catalogue, read_folder, read_items
 from udrl_utils.search.images import MAX_TEXT, xmp
 from udrl_utils.search.page import results_page
-from udrl_utils.settings import RunError, SearchSettings, SettingsError, resolve
+from udrl_utils.settings import SearchSettings, resolve
 
 SCRIPT = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 SVG = "<svg/onload=alert(3)>"

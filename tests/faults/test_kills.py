@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from udrl_utils.errors import RunError
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import RunError
 
 HOLDER = """
 import time

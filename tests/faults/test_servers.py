@@ -10,9 +10,10 @@ import pytest
 from faults.servers import BAD_ANSWERS, ScriptedServer, bad_answer, completion, error, good_answer
 
 from udrl_utils import pairs
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs, reject_reasons
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, server
 from udrl_utils.teachers.replies import Journal, Request, parse_reply
 from udrl_utils.teachers.server import Budget, ChatClient

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from udrl_utils.ablations import ablate, best_fifth, shuffled
+from udrl_utils.errors import SettingsError
 from udrl_utils.rewards import read_annotated
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, AnnotationSettings, SettingsError
+from udrl_utils.settings import AnalysisSettings, AnnotationSettings
 from udrl_utils.student import Student
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from udrl_utils.settings import ROOT, RunError
+from udrl_utils.errors import RunError
+from udrl_utils.settings import ROOT
 from udrl_utils.teachers.local import fetch
 from udrl_utils.wording import Vocabulary
 

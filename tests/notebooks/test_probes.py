@@ -15,10 +15,11 @@ import pytest
 
 from udrl_utils.commands import Command, CommandError
 from udrl_utils.deploy.export import DeployedStudent
+from udrl_utils.errors import RunError
 from udrl_utils.panel import Panel, Prober, runs_with_student
 from udrl_utils.rewards import annotate
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import ProbeSettings, RunError, resolve
+from udrl_utils.settings import ProbeSettings, resolve
 from udrl_utils.student import Student
 
 

@@ -14,8 +14,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from typer.testing import CliRunner
 
 from udrl_utils import cli, report
+from udrl_utils.errors import RunError
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import NOTEBOOKS, RunError
+from udrl_utils.settings import NOTEBOOKS
 
 
 @pytest.fixture

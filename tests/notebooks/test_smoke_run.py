@@ -22,19 +22,12 @@ from udrl_utils import probes, report, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.encoder import Encoder
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.machine import shares
 from udrl_utils.rewards import annotate_run
 from udrl_utils.runs import STAMP, RunFolder, shards_of, write_json
 from udrl_utils.samples import Sampler
-from udrl_utils.settings import (
-    NOTEBOOKS,
-    ROOT,
-    AnalysisSettings,
-    AnnotationSettings,
-    RunError,
-    SettingsError,
-    TrainingSettings,
-)
+from udrl_utils.settings import NOTEBOOKS, ROOT, AnalysisSettings, AnnotationSettings, TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.training import train_student
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.search.catalogue import make_assets
 from udrl_utils.search.images import open_image
-from udrl_utils.settings import SettingsError
 
 
 @pytest.fixture(scope="module")

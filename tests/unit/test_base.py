@@ -17,19 +17,11 @@ from udrl_utils import student as students
 from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
 from udrl_utils.cli import app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import END, pretrained_student, widen
 from udrl_utils.panel import Prober
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import (
-    ROOT,
-    AnnotationSettings,
-    DistillationSettings,
-    ProbeSettings,
-    RunError,
-    SettingsError,
-    TrainingSettings,
-    resolve,
-)
+from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, ProbeSettings, TrainingSettings, resolve
 from udrl_utils.splits import assign_splits, split_share
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS, words

@@ -11,9 +11,10 @@ from faults.servers import ScriptedServer
 
 from udrl_utils.baselines import ask_baselines, baselines_of, cost_of, student_costs
 from udrl_utils.commands import CommandCodec
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError, TrainingSettings, resolve
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import OpenAITeacher

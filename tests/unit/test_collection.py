@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.ontology import ontology
 from udrl_utils.search import drawn
 from udrl_utils.search.catalogue import as_table, load_catalogue, read_judgements, texts_of, vectors_of
-from udrl_utils.settings import SearchSettings, SettingsError, resolve
+from udrl_utils.settings import SearchSettings, resolve
 from udrl_utils.tasks import load_data
 
 

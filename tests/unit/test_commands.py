@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.evaluation import interval
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.settings import AnalysisSettings, RunError, SettingsError, TrainingSettings, resolve
+from udrl_utils.settings import AnalysisSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 
 NAMES = ["length", "relevance", "diversity"]

@@ -13,17 +13,10 @@ import yaml
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deploy import latency
 from udrl_utils.deploy.export import PRECISIONS, DeployedStudent, export, load_engine
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.gpt2 import new_student, train_tokenizer
 from udrl_utils.runs import RunFolder, write_json
-from udrl_utils.settings import (
-    ROOT,
-    DeploymentSettings,
-    ProbeSettings,
-    RunError,
-    SettingsError,
-    TrainingSettings,
-    resolve,
-)
+from udrl_utils.settings import ROOT, DeploymentSettings, ProbeSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 
 TASK = "text_to_image"

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import pairs
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.pairs import distil, drop_near_duplicates, kept_pairs, read_pairs, reject_reasons
 from udrl_utils.runs import RunFolder, shards_of
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import AnnotationSettings, DistillationSettings, resolve
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
 from udrl_utils.teachers.server import Budget

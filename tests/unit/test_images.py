@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from udrl_utils.errors import SettingsError
 from udrl_utils.search import images
 from udrl_utils.search.images import BadImage, Metadata, main_colors, open_image, xmp
-from udrl_utils.settings import SettingsError
 
 
 def iptc(title: str, keywords: list[str]) -> bytes:

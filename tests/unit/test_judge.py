@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils import rewards
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.rewards import Judge, read_score
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnnotationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import AnnotationSettings, resolve
 from udrl_utils.teachers.replies import Journal
 from udrl_utils.teachers.server import Budget, ChatClient
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from udrl_utils.settings import RunError, SettingsError
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.teachers import local
 from udrl_utils.teachers.local import Packed, fetch, load_causal_lm
 

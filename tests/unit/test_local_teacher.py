@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from udrl_utils.engine import Draw, Sampling
+from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import train_tokenizer
-from udrl_utils.settings import SettingsError
 from udrl_utils.teachers import local
 from udrl_utils.teachers.local import LocalTeacher, Writer
 from udrl_utils.teachers.replies import Journal, Request

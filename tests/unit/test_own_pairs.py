@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration
 from udrl_utils.evaluation import test_intents as intents_of_test_split
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
@@ -18,7 +19,7 @@ from udrl_utils.pairs import distil, given_pairs, read_pairs
 from udrl_utils.rewards import annotate
 from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import AnalysisSettings, DistillationSettings, SettingsError, TrainingSettings, resolve
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.tasks import words
 from udrl_utils.trainer import make_room, schedule, token_counts, tokenized

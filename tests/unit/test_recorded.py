@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from faults.servers import ScriptedServer
 
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.pairs import distil, plan, read_pairs
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, RunError, SettingsError, resolve
+from udrl_utils.settings import DistillationSettings, resolve
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import recorded
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher

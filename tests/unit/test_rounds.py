@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from udrl_utils import evaluation
 from udrl_utils.commands import SUPPORT, Command, CommandCodec, CommandError
+from udrl_utils.errors import RunError
 from udrl_utils.rounds import (
     best_commands,
     bounded,
@@ -22,7 +23,7 @@ from udrl_utils.rounds import (
     practice_commands,
     returns,
 )
-from udrl_utils.settings import DistillationSettings, RunError, resolve
+from udrl_utils.settings import DistillationSettings, resolve
 
 NAMES = ["length", "relevance", "diversity"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from udrl_utils.errors import RunError
 from udrl_utils.runs import STAMP, digest, keep, renew, stamp
-from udrl_utils.settings import SETTINGS, RunError, resolve
+from udrl_utils.settings import SETTINGS, resolve
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")

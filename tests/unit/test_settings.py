@@ -8,18 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import (
-    DEFAULTS,
-    ROOT,
-    SETTINGS,
-    STAGES,
-    DistillationSettings,
-    RunError,
-    SettingsError,
-    TrainingSettings,
-    resolve,
-)
+from udrl_utils.settings import DEFAULTS, ROOT, SETTINGS, STAGES, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.training import seen
 
 PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))

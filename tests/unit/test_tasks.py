@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udrl_utils.base import held_out as base_never_reads
+from udrl_utils.errors import SettingsError
 from udrl_utils.ontology import ontology, ontology_intents, plural, subjects_of, with_article
 from udrl_utils.pairs import plan
-from udrl_utils.settings import ROOT, DistillationSettings, SettingsError, resolve
+from udrl_utils.settings import ROOT, DistillationSettings, resolve
 from udrl_utils.splits import HELD_OUT, assign_splits, normal_form
 from udrl_utils.tasks import TASKS, clean_intent, load_data, load_intents, words
 from udrl_utils.teachers.replies import (

@@ -14,8 +14,8 @@ from typing import Any
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
+from udrl_utils.errors import RunError, extra
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import RunError, extra
 from udrl_utils.student import Student
 
 # What CTranslate2 calls each precision: how weights are stored, and what they are computed in.

@@ -19,9 +19,10 @@ import numpy as np
 from udrl_utils.commands import Command
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.engine import Engine
+from udrl_utils.errors import loading
 from udrl_utils.evaluation import interval
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import DeploymentSettings, loading
+from udrl_utils.settings import DeploymentSettings
 from udrl_utils.student import Student
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from udrl_utils.encoder import Embed
+from udrl_utils.errors import RunError, SettingsError, extra, loading
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.search import drawn
 from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image, xmp
-from udrl_utils.settings import RunError, SearchSettings, SettingsError, extra, loading
+from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import read_table
 
 COLUMNS = ("id", "kind", "title", "keywords", "image")

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image, ImageColor, ImageStat, IptcImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from udrl_utils.errors import loading
 from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SearchSettings, loading
+from udrl_utils.settings import SearchSettings
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff")}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)

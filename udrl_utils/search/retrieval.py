@@ -15,8 +15,9 @@ import pandas as pd
 from udrl_utils.commands import Command
 from udrl_utils.encoder import Embed
 from udrl_utils.engine import Engine
+from udrl_utils.errors import extra
 from udrl_utils.search.catalogue import texts_of
-from udrl_utils.settings import SearchSettings, extra
+from udrl_utils.settings import SearchSettings
 
 EXACT = 200_000  # items up to which every item is compared; a larger index looks at the nearest tenth of its cells
 DEPTH = 200  # items of each ranking that are fused

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from udrl_utils.errors import extra
 from udrl_utils.evaluation import interval, written
 from udrl_utils.pairs import ask_teacher
 from udrl_utils.rewards import read_annotated
@@ -24,7 +25,7 @@ from udrl_utils.search import drawn
 from udrl_utils.search.catalogue import read_judgements
 from udrl_utils.search.drawn import Judged
 from udrl_utils.search.retrieval import PAGE, PromptSearch, Search, next_searches, queries_of, unseen
-from udrl_utils.settings import DistillationSettings, SearchSettings, extra
+from udrl_utils.settings import DistillationSettings, SearchSettings
 from udrl_utils.teachers.replies import Request
 
 MEASURES = {"ndcg_cut_10": "ndcg_10", "recall_10": "recall_10", "recall_50": "recall_50", "recip_rank": "mrr"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from udrl_utils.settings import DistillationSettings, SettingsError
+from udrl_utils.errors import SettingsError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers.local import LocalTeacher
 from udrl_utils.teachers.recorded import RecordedTeacher
 from udrl_utils.teachers.replies import (

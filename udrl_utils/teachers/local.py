@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udrl_utils.engine import Draw, Sampling, next_logits
+from udrl_utils.errors import RunError, SettingsError, extra, loading
 from udrl_utils.machine import device_and_dtype, side_by_side
 from udrl_utils.runs import workbook
-from udrl_utils.settings import RunError, SettingsError, extra, loading
 from udrl_utils.teachers.replies import (
     Journal,
     Request,

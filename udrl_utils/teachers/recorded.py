@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from udrl_utils.settings import DistillationSettings, SettingsError
+from udrl_utils.errors import SettingsError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.tasks import DATA, load_intents
 from udrl_utils.teachers.replies import Journal, Request
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from udrl_utils.errors import RunError
 from udrl_utils.pairs import journal_of, kept_pairs, plan, shards
 from udrl_utils.runs import RunFolder, read_stamp, write_json
-from udrl_utils.settings import DistillationSettings, RunError
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P, PACKED
 from udrl_utils.teachers.recorded import RECORDED, read_recorded

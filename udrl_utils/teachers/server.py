@@ -18,7 +18,7 @@ import anyio
 import openai
 from anyio.from_thread import start_blocking_portal
 
-from udrl_utils.settings import RunError
+from udrl_utils.errors import RunError
 from udrl_utils.teachers.replies import Journal, key_of, without_system, without_thoughts
 
 ATTEMPTS = 8  # per question
