@@ -95,9 +95,8 @@ class CommandCodec:
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
         """Fit on annotated pairs of the train split (columns task and one per reward).
 
-        A reward that no pair of a task has a value of is not commanded for that task, and a line says so: diversity
-        has nothing to compare where each intent has one prompt.
-        Raises: RunError when a reward is the same for every pair of a task, so that there is nothing to command.
+        A reward without two different values among a task's pairs is not commanded for that task, and a line says so:
+        diversity has nothing to compare where each intent has one prompt.
         """
         levels = [name for name in rewards if name != "length"]
         edges: dict[str, dict[str, list[float]]] = {}
@@ -105,12 +104,14 @@ class CommandCodec:
             edges[task] = {}
             for name in levels:
                 values = rows[name].dropna()
-                if values.empty:
-                    why = NO_VALUE.get(name, "no pair has a value")
+                if values.nunique() < 2:
+                    why = (
+                        f"it is the same for all pairs, {values.iloc[0]:.3g}"
+                        if len(values)
+                        else NO_VALUE.get(name, "no pair has a value")
+                    )
                     print(f"{name} is not commanded for {task}: {why}", flush=True)
                     continue
-                if values.nunique() < 2:
-                    raise RunError(f"reward {name!r} is the same for all pairs of {task}: there is nothing to command")
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
         longest = int(annotated.length.max()) if "length" in rewards else 0
         usual = annotated.groupby("task").length.quantile(list(USUAL)).round().astype(int) if longest else None

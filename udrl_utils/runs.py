@@ -123,6 +123,7 @@ class RunFolder:
             "seconds": round(time.monotonic() - self._started, 1),
             **facts,
         }
+        record["stages"] = {name: record["stages"][name] for name in NOTEBOOKS if name in record["stages"]}
         record["environment"] = environment()
         write_json(self.path / "run.json", record)
         self.release()
