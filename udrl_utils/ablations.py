@@ -25,12 +25,12 @@ from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import PROMPTS_PER_SET, returns
+from udrl_utils.rounds import PROMPTS_PER_SET, returns, train_rounds
 from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.training import student_stamp, train_rounds, train_student
+from udrl_utils.training import student_stamp, train_student
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on

@@ -226,9 +226,10 @@ def trade_off(sets: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
     for axis, task in zip(axes, tasks, strict=True):
         path = samples[(samples.task == task) & (samples.reward == "diversity")]
-        path = path.groupby("asked_diversity").agg({"diversity": "mean", "relevance": "mean"})
-        label = "student, diversity commanded 0.05 to 0.95"
-        axis.plot(path["diversity"], path["relevance"], color="gray", marker=".", linewidth=1, label=label)
+        if len(path):
+            path = path.groupby("asked_diversity").agg({"diversity": "mean", "relevance": "mean"})
+            label = "student, diversity commanded 0.05 to 0.95"
+            axis.plot(path["diversity"], path["relevance"], color="gray", marker=".", linewidth=1, label=label)
         for system in sets[sets.task == task].system.unique():
             rows = sets[(sets.task == task) & (sets.system == system)]
             x, y, look = rows.diversity, rows.relevance, {"fmt": "o", "color": colors[system], "label": labels[system]}

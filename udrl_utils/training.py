@@ -1,12 +1,11 @@
-"""Training: a run's annotated pairs become a student, and rounds take it further.
+"""Training: a run's annotated pairs become a student; a training that was cut off goes on where it was.
 
-`python -m udrl_utils.training --run outputs/<run>` trains as notebook 03 does, under `accelerate launch` too. The
-notebook types out what `train_student` and `train_rounds` do here for several processes, ablations and the baseline.
+Notebook 03 types out what `train_student` does here for ablations, the baseline and several processes. Nothing here
+knows what a round asks for.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,30 +16,16 @@ from typing import Any
 import pandas as pd
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.machine import pool, quietly, seed_everything, shares
-from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import (
-    GRID,
-    PATH,
-    PROMPTS_PER_SET,
-    best_commands,
-    bounded,
-    front_volume,
-    hindsight_rows,
-    measure_front,
-    round_requests,
-    write_hindsight,
-)
+from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import STAMP, RunFolder, Stamp, read_stamp, renew, shards_of, stamp, write_json
-from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.splits import HELD_OUT
-from udrl_utils.student import Student, model_card
-from udrl_utils.trainer import make_room, make_trainer, plan_of, set_dropout, untrained
+from udrl_utils.student import Student
+from udrl_utils.trainer import make_room, make_trainer, set_dropout, untrained
 from udrl_utils.training_log import TrainingLog, callback
 
 JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
@@ -213,152 +198,8 @@ def last_checkpoint(work: Path, now: Stamp) -> str | None:
     return get_last_checkpoint(str(work))
 
 
-def train_rounds(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
-    """Take the run's student through its rounds; stops, and keeps the last student, when the front gains no more.
-
-    Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
-    Returns one row per command of the front and student: round, task, command, relevance, diversity (ratios to the
-    teacher on validation intents), hypervolume, kept.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    folder, processes = run / "03_student", PartialState()
-    if not has_rounds(settings, CommandCodec.load(folder)):
-        return pd.DataFrame()
-    train, held = train_rows(settings, run), read_annotated(run, "validation")
-    student = Student.load(folder / "rounds" / "0")
-    sampler, fronts, best = run_sampler(settings, run, student), [], 0.0
-    for number in range(settings.rounds + 1):
-        if number:
-            with processes.main_process_first():
-                if processes.is_main_process:
-                    ask_round(settings, run, number, sampler.of(student), train)
-            student = learn_round(settings, run, number, train, held)
-        front = measure_front(sampler.of(student), held, PATH)
-        (volume,) = broadcast_object_list([front_volume(front)])  # all processes must come to the same conclusion
-        fronts.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
-        print(f"round {number}: hypervolume of the validation front {volume:.3f}", flush=True)
-        if volume <= best:
-            break
-        best = volume
-        if processes.is_main_process:
-            student.save(folder)
-    processes.wait_for_everyone()
-    end_rounds(run)
-    return pd.concat(fronts, ignore_index=True)
-
-
-def end_rounds(run: RunFolder) -> None:
-    """Note that the rounds of a run are complete."""
-    (run / "03_student" / "rounds" / STAMP).unlink(missing_ok=True)
-
-
-def ask_round(
-    settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler, train: pd.DataFrame
-) -> pd.DataFrame:
-    """Pairs in hindsight of a round: sampled, scored, relabelled; kept in its folder, so that it is asked once."""
-    file = run / "03_student" / "rounds" / str(number) / "hindsight.parquet"
-    if not file.exists():
-        print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-        buffer = pd.concat([train, *earlier_rounds(run, number)], ignore_index=True)
-        requests = round_requests(buffer, sampler.student.codec, settings.round_sets, settings.seed + number)
-        samples = sampler.sample(requests, PROMPTS_PER_SET)
-        write_hindsight(hindsight_rows(samples, run.settings(DistillationSettings), number), file)
-    return pd.read_parquet(file)
-
-
-def earlier_rounds(run: RunFolder, number: int) -> list[pd.DataFrame]:
-    """Pairs in hindsight of the rounds before round `number`."""
-    folder = run / "03_student" / "rounds"
-    return [pd.read_parquet(folder / str(k) / "hindsight.parquet") for k in range(1, number)]
-
-
-def learn_round(
-    settings: TrainingSettings, run: RunFolder, number: int, train: pd.DataFrame, held: pd.DataFrame
-) -> Student:
-    """The student of a round: that of the round before, trained on all hindsight and twice as many teacher's pairs.
-
-    It is not trained again where it is there already.
-    """
-    from accelerate import PartialState
-
-    folder = run / "03_student" / "rounds"
-    home, before = folder / str(number), folder / str(number - 1)
-    if (home / "commands.json").exists():
-        return Student.load(home)
-    student = Student.load(before)
-    hindsight = pd.concat(earlier_rounds(run, number + 1), ignore_index=True)
-    hindsight = bounded(hindsight, student.codec, len(train) // 2)
-    kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
-    rate = plan_of(settings, train, student.tokenizer).learning_rate
-    brief = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
-    with PartialState().main_process_first():
-        rows = pd.concat([seen(hindsight, settings), kept])
-        data = [
-            command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")
-            for table in (rows, held)
-        ]
-    set_dropout(student.model, 0.0)
-    anchor = Student.load(before).model if settings.kl_anchor else None
-    now = stamp(brief, [before / "model.safetensors"], rows=rows)
-    fit(student, brief, home, *data, TrainingLog(f"round {number}", held), now, anchor)
-    return Student.load(home)
-
-
-def run_sampler(settings: TrainingSettings, run: RunFolder, student: Student) -> Sampler:
-    """A sampler of a student, with the rewards of the run, user-made ones included."""
-    load_rewards(run, "03_student")
-    annotation = run.settings(AnnotationSettings)
-    rewards = list(dict.fromkeys([*annotation.rewards, "length"]))
-    return Sampler(student, rewards, Encoder(annotation.encoder), seed=settings.seed)
-
-
 def student_stamp(settings: TrainingSettings, run: RunFolder) -> Stamp:
     """What a student is made from: settings, the annotated pairs, and the weights of a base that is a folder."""
     base = BASE if settings.base == "recorded" else Path(settings.base)
     weights = sorted(base.glob("*.safetensors")) if settings.base else []
     return stamp(settings, [*shards_of(run / "02_annotated"), *weights])
-
-
-def find_best_commands(
-    settings: TrainingSettings, run: RunFolder, sampler: Sampler | None = None, held: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
-
-    What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
-    measured. The best commands are written into the student's commands.json and card; the table of all is returned.
-    """
-    folder = run / "03_student"
-    sampler = sampler or run_sampler(settings, run, Student.load(folder))
-    measured = measure_front(sampler, read_annotated(run, "validation") if held is None else held, GRID, intents=24)
-    if measured.empty:
-        return measured
-    best, table = best_commands(measured)
-    student = Student(sampler.student.model, sampler.student.tokenizer, replace(sampler.student.codec, best=best))
-    (folder / "README.md").write_text(model_card(student), encoding="utf-8")
-    student.codec.save(folder)
-    return table
-
-
-def main() -> None:
-    """Entry point of `python -m udrl_utils.training`."""
-    from accelerate import PartialState
-
-    parser = argparse.ArgumentParser(description="train the student of a run whose pairs are annotated")
-    parser.add_argument("--run", type=Path, required=True, help="run folder, such as outputs/laptop")
-    parser.add_argument("--plain", action="store_true", help="train the baseline without commands")
-    arguments = parser.parse_args()
-    run = RunFolder(arguments.run)
-    if PartialState().is_main_process:
-        run.lock()
-    settings = run.settings(TrainingSettings)
-    train_student(settings, run, commanded=not arguments.plain)
-    if not arguments.plain:
-        train_rounds(settings, run)
-        if PartialState().is_main_process:
-            find_best_commands(settings, run)
-
-
-if __name__ == "__main__":
-    main()

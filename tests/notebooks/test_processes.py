@@ -18,9 +18,9 @@ LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_
 
 
 def trained(run: Path, processes: int) -> list[dict]:
-    """Loss entries of `accelerate launch -m udrl_utils.training` on a run."""
+    """Loss entries of `accelerate launch -m udrl_utils.distributed` on a run."""
     shutil.rmtree(run / "03_student")
-    command = [*LAUNCH, "--num_processes", str(processes), "-m", "udrl_utils.training", "--run", str(run)]
+    command = [*LAUNCH, "--num_processes", str(processes), "-m", "udrl_utils.distributed", "--run", str(run)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

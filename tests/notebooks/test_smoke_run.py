@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-from udrl_utils import probes, report, training
+from udrl_utils import probes, report, rounds, training
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.encoder import Encoder
@@ -226,11 +226,11 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     monkeypatch.setattr(training, "fit", dies)
     assert train_student(settings, run).entries, "the student of round 0 is not trained again"
     with pytest.raises(KeyboardInterrupt):
-        training.train_rounds(settings, run)
+        rounds.train_rounds(settings, run)
     assert Student.load(copy / "03_student"), "the last good student stays loadable"
     written = (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns
     monkeypatch.undo()
-    training.train_rounds(settings, run)
+    rounds.train_rounds(settings, run)
     assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
     assert {file: (rounds / file).read_bytes() for file in whole} == whole
     assert not (rounds / STAMP).exists()
@@ -244,7 +244,7 @@ def test_a_second_round_learns_from_the_first_too(
     run, volumes = RunFolder(copy), itertools.count(1)
     monkeypatch.setattr(training, "front_volume", lambda _: float(next(volumes)))  # each round gains
     settings = run.settings(TrainingSettings).model_copy(update={"rounds": 2})
-    assert training.train_rounds(settings, run)["round"].unique().tolist() == [0, 1, 2]
+    assert rounds.train_rounds(settings, run)["round"].unique().tolist() == [0, 1, 2]
     written = [pd.read_parquet(copy / "03_student" / "rounds" / str(k) / "hindsight.parquet") for k in (1, 2)]
     assert set(written[1].teacher) == {"round 2"} and not set(written[0].pair_id) & set(written[1].pair_id)
     student, last = (copy / "03_student" / at / "model.safetensors" for at in ("", "rounds/2"))

@@ -17,13 +17,14 @@ from udrl_utils.evaluation import test_intents as intents_of_test_split
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
 from udrl_utils.pairs import distil, given_pairs, read_pairs
 from udrl_utils.rewards import annotate
+from udrl_utils.rounds import train_rounds
 from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.tasks import words
 from udrl_utils.trainer import make_room, schedule, token_counts, tokenized
-from udrl_utils.training import fit_codec, train_rounds
+from udrl_utils.training import fit_codec
 
 NOUNS = ("heron", "otter", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
 FILLER = ("quiet", "light", "falls", "over", "the", "old", "harbor", "while", "boats", "drift", "and", "bells", "ring")
