@@ -37,8 +37,8 @@ corpus: install  ## record the teacher anew, then the base and the ready student
 bench: install  ## training and decoding beside what one would use instead, after make run
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
-test: lint  ## lint, then all tests
-	$(BIN)/pytest
+test: lint  ## lint, then all tests, a process per core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadgroup
 
 lint: install  ## ruff (rules and format, notebooks too), the direction of imports, types
 	$(BIN)/ruff check

@@ -14,6 +14,17 @@ from udrl_utils import settings
 PRESETS = settings.ROOT / "notebooks" / "presets"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a module stay in one process, and those that read the smoke run too; these take longest and go first."""
+
+    def group(item: pytest.Item) -> str:
+        return "smoke run" if "smoke_run" in item.fixturenames else item.path.name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (group(item) != "smoke run", item.get_closest_marker("slow") is None))
+
+
 @pytest.fixture
 def smoke() -> dict:
     """The smoke preset, and the defaults of what it does not hold."""
