@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from udrl_utils.errors import RunError
+from udrl_utils.language_models import fetch
 from udrl_utils.settings import ROOT
-from udrl_utils.teachers.local import fetch
 from udrl_utils.wording import Vocabulary
 
 
