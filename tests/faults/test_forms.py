@@ -1,4 +1,4 @@
-"""Forms of replies: how real models answer, and the prompts that are read. Each form names its public source."""
+"""Forms of replies: how real models answer, and the prompts that are read. Sources are issues on github.com."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from udrl_utils.teachers.replies import parse_reply, parse_single
 
-GITHUB = "https://github.com/"
 POND, HOUSE = "a koi pond", "a tea house"
 BOTH = json.dumps([POND, HOUSE])
 
@@ -99,7 +98,7 @@ NOTHING = [
 
 @pytest.mark.parametrize("reply", NOTHING)
 def test_what_holds_no_prompt(reply: str) -> None:
-    assert parse_reply(reply, 8) == [] and parse_single(reply) in ([], ['{"prompts": ['])
+    assert parse_reply(reply, 8) == [] and parse_single(reply) == []
 
 
 def test_quotes_that_belong_to_a_prompt_stay() -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import openai
@@ -26,27 +28,37 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 class BatchClient(ChatClient):
     """Asks the first question at once, as a probe, and all others by batch files on the first server."""
 
+    async def _ask_all(self, new: dict[str, Question], journal: Journal, budget: Budget, known: bool) -> None:
+        """Wait for batches under way, then ask what they leave. Raises: RunError when a batch is refused."""
+        answered: set[str] = set()
+        for batch, questions in list(journal.batches.items()):
+            budget.spend(questions)
+            async with self._files() as files:
+                answered |= await self._collect(files, batch, journal)
+        left = {key: question for key, question in new.items() if key not in answered}
+        if left:
+            await super()._ask_all(left, journal, budget, known or bool(answered))
+
     async def _ask_rest(
         self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal, budget: Budget
     ) -> None:
-        """Wait for batches under way, then send what they leave. Raises: RunError when a batch is refused."""
-        async with openai.AsyncOpenAI(
-            api_key=os.environ.get("OPENAI_API_KEY", "none"),
-            base_url=next(iter(self.base_urls), None),
-            max_retries=ATTEMPTS - 1,
-            timeout=self.timeout,
-        ) as files:
-            try:
-                answered: set[str] = set()
-                for batch, questions in list(journal.batches.items()):
-                    budget.spend(questions)
-                    answered |= await self._collect(files, batch, journal)
-                todo = iter([item for item in new.items() if item[0] not in answered])
-                while part := dict(itertools.islice(todo, MOST)):
-                    budget.spend(len(part))
-                    await self._collect(files, await self._send(files, part, journal), journal)
-            except openai.OpenAIError as error:
-                raise RunError(f"{self.where}, asked by batch files: {one_line(str(error))}") from None
+        todo = iter(new.items())
+        async with self._files() as files:
+            while part := dict(itertools.islice(todo, MOST)):
+                budget.spend(len(part))
+                await self._collect(files, await self._send(files, part, journal), journal)
+
+    @asynccontextmanager
+    async def _files(self) -> AsyncIterator[openai.AsyncOpenAI]:
+        """The server's files and batches. Raises: RunError with the server's words."""
+        key, url = os.environ.get("OPENAI_API_KEY", "none"), next(iter(self.base_urls), None)
+        try:
+            async with openai.AsyncOpenAI(
+                api_key=key, base_url=url, max_retries=ATTEMPTS - 1, timeout=self.timeout
+            ) as sdk:
+                yield sdk
+        except openai.OpenAIError as error:
+            raise RunError(f"{self.where}, asked by batch files: {one_line(str(error))}") from None
 
     async def _send(self, files: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal) -> str:
         """Id of a new batch."""

@@ -127,8 +127,8 @@ def parse_single(reply: str) -> list[str]:
     """
     turns = filter(str.strip, MARKER.split(without_thoughts(reply)))
     text = next(turns, "").strip()
-    if START.match(text) and (found := json_strings(text)):
-        return found[:1]
+    if START.match(text):
+        return json_strings(text)[:1]
     return [prompt for prompt in map(plain, text.splitlines()) if prompt][:1]
 
 
