@@ -27,10 +27,10 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:/|out of)\s*(?!10\b)\d))"  # not 80% or 4/5
+NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:to|-)\s*\d|(?:/|out of)\s*(?!10\b)\d))"  # not 80%, 1 to 10 or 4/5
 GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
-    rf"""\b(?:score|rating|grade)["'*_`\s]*(?:is\b|[:=])?["'*_`\s]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
-    rf"""|\A["'*_`\s]*{NUMBER}["'*_`\s.]*\Z""",
+    rf"""\b(?:score|rating|grade)["'*_`\s>]*(?:is\b|of\b|[:=])?["'*_`\s\[]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
+    rf"""|\A["'*_`\s\[]*{NUMBER}["'*_`\s.\]]*\Z""",
     re.I,
 )
 
@@ -52,7 +52,7 @@ class Judge:
 
         Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
         """
-        rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
+        rows = zip(pairs.task, pairs.intent, pairs.prompt, strict=True)
         questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
         replies = self.client.ask(questions, self.journal, self.budget)
         votes = [read_score(reply or "") for reply in replies]

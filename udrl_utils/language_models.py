@@ -101,8 +101,7 @@ def float_weights(file: Path) -> Path:
     except struct.error:
         raise SettingsError(f"{str(file)!r} ends too early: fetch the file again") from None
     config = loaded.config
-    if hasattr(config, "quantization_config"):  # the weights are floats now
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)  # the weights are floats now
     plain = type(loaded)(config).half()
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
