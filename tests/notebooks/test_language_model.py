@@ -91,13 +91,26 @@ def transformers_serve(gguf: Path) -> Iterator[tuple[str, str]]:
             server.kill()
 
 
+LLAMA_CPP = """
+import sys, xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.n_parallel = sys.argv[1], 4096, 2
+server = xllamacpp.Server(parameters)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
 @contextmanager
 def llama_cpp(gguf: Path) -> Iterator[tuple[str, str]]:
-    """Address of llama.cpp's server, in this process."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(gguf), 4096, 2
-    yield f"{xllamacpp.Server(parameters).listening_address}/v1", gguf.name
+    """Address of llama.cpp's server and the name of its model."""
+    pytest.importorskip("xllamacpp")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LLAMA_CPP, gguf], **pipes) as server:
+        try:
+            yield f"{server.stdout.readline().strip()}/v1", gguf.name
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("form", ["single", "list"])

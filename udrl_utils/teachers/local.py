@@ -101,7 +101,7 @@ class Writer:
     """
 
     def __init__(self, model: str, temperature: float, template: dict[str, Any] | None = None):
-        self.template = {"enable_thinking": False} | (template or {})
+        self.name, self.template = model, {"enable_thinking": False} | (template or {})
         self.device, dtype, reason = device_and_dtype()
         print(f"teacher {Path(model).name} on {self.device} in {dtype}: {reason}", flush=True)
         self.model, self.tokenizer = load_causal_lm(model)
@@ -119,7 +119,11 @@ class Writer:
         try:
             return self.tokenizer.apply_chat_template(chat, **how)
         except Exception:  # templates raise errors of their own for roles that they do not know
+            pass
+        try:
             return self.tokenizer.apply_chat_template(without_system(chat), **how)
+        except Exception as error:
+            raise SettingsError(f"the chat template of {self.name!r} refuses a chat: {str(error)[:200]}") from None
 
     def batches(self, chats: dict[str, Chat], longest: int) -> list[dict[str, list[int]]]:
         """Token ids by key, in batches of chats that share their system text and their examples."""
