@@ -68,36 +68,41 @@ def test_a_language_model_teaches_in_the_notebook(gguf: Path, tmp_path: Path) ->
 
 
 @contextmanager
-def transformers_serve(gguf: Path) -> Iterator[tuple[str, str]]:
-    """Address of `transformers serve` and the name of its model."""
-    folder = float_weights(gguf)
+def serving(*command: str | Path) -> Iterator[str]:
+    """Address of a server that a command starts; `{port}` in it becomes a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(sys.executable).with_name("transformers")
-    command = [script, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "HF_HUB_OFFLINE": "1"}}
+    with subprocess.Popen([str(part).replace("{port}", str(port)) for part in command], **quiet) as server:
         try:
             for _ in range(240):
-                assert server.poll() is None, server.stdout.read().decode()[-2000:]
+                assert server.poll() is None, "the server has ended"
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                     break
                 except OSError:
                     time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1", str(folder)
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()
 
 
+@contextmanager
+def transformers_serve(gguf: Path) -> Iterator[tuple[str, str]]:
+    """Address of `transformers serve` and the name of its model."""
+    folder, script = float_weights(gguf), Path(sys.executable).with_name("transformers")
+    with serving(script, "serve", folder, "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu") as address:
+        yield address, str(folder)
+
+
 LLAMA_CPP = """
-import sys, xllamacpp
+import sys, time, xllamacpp
 parameters = xllamacpp.CommonParams()
-parameters.model.path, parameters.n_ctx, parameters.n_parallel = sys.argv[1], 4096, 2
+parameters.model.path, parameters.port = sys.argv[1], int(sys.argv[2])
+parameters.n_ctx, parameters.n_parallel = 4096, 2
 server = xllamacpp.Server(parameters)
-print(server.listening_address, flush=True)
-sys.stdin.read()
+time.sleep(3600)
 """
 
 
@@ -105,12 +110,8 @@ sys.stdin.read()
 def llama_cpp(gguf: Path) -> Iterator[tuple[str, str]]:
     """Address of llama.cpp's server and the name of its model."""
     pytest.importorskip("xllamacpp")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([sys.executable, "-c", LLAMA_CPP, gguf], **pipes) as server:
-        try:
-            yield f"{server.stdout.readline().strip()}/v1", gguf.name
-        finally:
-            server.kill()
+    with serving(sys.executable, "-c", LLAMA_CPP, gguf, "{port}") as address:
+        yield address, gguf.name
 
 
 @pytest.mark.parametrize("form", ["single", "list"])

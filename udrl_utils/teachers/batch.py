@@ -18,7 +18,7 @@ import openai
 
 from udrl_utils.errors import RunError
 from udrl_utils.teachers.replies import Journal
-from udrl_utils.teachers.server import ATTEMPTS, Budget, ChatClient, Question, keep_reply, one_line
+from udrl_utils.teachers.server import ATTEMPTS, MALFORMED, Budget, ChatClient, Question, keep_reply, one_line
 
 MOST = 50_000  # questions in one file
 WAIT = 30.0  # seconds between two looks at a batch
@@ -87,9 +87,9 @@ class BatchClient(ChatClient):
                 answer = json.loads(line)
                 key, response = answer["custom_id"], answer.get("response") or {}
                 keys.add(key)
-                if response.get("status_code") == 200:
+                try:
                     keep_reply(response["body"], key, journal)
-                else:
+                except MALFORMED:
                     said = one_line(json.dumps(answer.get("error") or response.get("body")))
                     journal.add_failure(key, str(response.get("status_code") or batch.status), said)
         journal.add_batch(batch_id, 0)

@@ -46,7 +46,9 @@ ADAPTATIONS = {
         r"system role|system message|role.{0,9}system|roles must alternate",
         "the user's turn has the system text",
     ),
+    "schema": (r"response_format|json_schema", "no JSON schema is sent"),
 }
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # raised for what is not a chat completion
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class ChatClient:
     def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float):
         self.model, self.base_urls = model, list(base_urls)
         self.concurrency, self.timeout = concurrency, timeout
-        self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS, and schema
+        self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
         self.room = 1  # times the token limit
         self.said = ""  # what a server last said of a request that failed
         self.proven = False  # whether a server has answered a question
@@ -240,16 +242,13 @@ class ChatClient:
 
     def _adapt(self, response: Any, question: Question) -> bool:
         """Whether another way to ask is left; it is taken from now on."""
-        name, told = self.adaptation(response), "no JSON schema is sent"
-        fits = not WINDOW.search(words_of(response))
-        if name:
-            told = ADAPTATIONS[name][1]
-        elif question.schema and "schema" not in self.adapted and response.status_code in (400, 413, 422) and fits:
-            name = "schema"
-        else:
+        said, name = words_of(response), self.adaptation(response)
+        if not name and question.schema and response.status_code in (400, 413, 422) and not WINDOW.search(said):
+            name = "schema"  # many servers do not say what they refuse of it
+        if not name or name in self.adapted:
             return False
         self.adapted |= {name}
-        print(f"{self.model}: {told}; the server said: {words_of(response)}", flush=True)
+        print(f"{self.model}: {ADAPTATIONS[name][1]}; the server said: {said}", flush=True)
         return True
 
 
@@ -290,7 +289,7 @@ class Attempts(openai.DefaultAioHttpClient):
                 read_completion(response.json())
                 response.headers["content-type"] = "application/json"  # else the SDK does not read it
                 return response
-            except (AttributeError, LookupError, TypeError, ValueError):
+            except MALFORMED:
                 fault, response.status_code = "bad_reply", 502
         elif self.client.refused(response) or self.client.adaptation(response):
             response.headers["x-should-retry"] = "false"
@@ -305,7 +304,7 @@ class Attempts(openai.DefaultAioHttpClient):
 def read_completion(body: Any) -> tuple[str, str, tuple[int, int]]:
     """Text of a chat completion, why it ended, and its tokens (in, out).
 
-    Raises: AttributeError, LookupError, TypeError or ValueError for what is no chat completion.
+    Raises: an error of MALFORMED for what is not a chat completion.
     """
     choice, usage = body["choices"][0], body.get("usage") or {}
     content = choice["message"].get("content") or ""
