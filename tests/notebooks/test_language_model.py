@@ -119,10 +119,10 @@ def llama_cpp(gguf: Path) -> Iterator[tuple[str, str]]:
 def test_a_language_model_teaches_behind_a_server(smoke: dict, outputs: Path, gguf: Path, serve, form: str) -> None:
     with serve(gguf) as (address, model):
         named = {"teacher": "openai", "teacher_model": model, "teacher_base_urls": [address], "teacher_form": form}
-        size = {"tasks": ["query_rewrite"], "n_intents": 4, "prompts_per_intent": 4, "teacher_concurrency": 2}
+        size = {"tasks": ["query_rewrite"], "n_intents": 3, "prompts_per_intent": 2, "teacher_concurrency": 2}
         settings = resolve(DistillationSettings, smoke | named | size)
         counts, usage = distil(settings, RunFolder(settings.run).start("01_pairs", settings))
     pairs = read_pairs(RunFolder(settings.run))
-    assert counts["asked"] == 16 and len(pairs) >= 4 and made_up(pairs) < 0.1
+    assert counts["asked"] == 6 and len(pairs) >= 1 and made_up(pairs) < 0.2
     assert usage["tokens_in"] > usage["tokens_out"] > 0
     assert not any(name.startswith("failed_5") for name in usage)
