@@ -25,7 +25,17 @@ import pandas as pd
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.judge import make_judge
-from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
+from udrl_utils.runs import (
+    RunFolder,
+    is_sound,
+    read_note,
+    read_shards,
+    renew,
+    shards_of,
+    stamp,
+    write_json,
+    write_shard,
+)
 from udrl_utils.settings import AnnotationSettings
 
 
@@ -124,20 +134,34 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     """Score the pairs of a run shard by shard and write 02_annotated; the annotated pairs are returned too.
 
     A shard that was scored before is not scored again, unless the pairs, the settings or a user-made reward have
-    changed. All prompts of a task and intent are in one shard, so that sets are complete.
+    changed, or votes of the judge are missing. All prompts of a task and intent are in one shard, so that sets are
+    complete.
     """
     import pyarrow as pa
 
     folder, embed, pairs = run / "02_annotated", Encoder(settings.encoder), shards_of(run / "01_pairs")
     check_known(settings.rewards)
+    judge = REWARDS["judge"].score if "judge" in settings.rewards else None
     save_rewards(folder, settings.rewards)
     renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
     for number, source in enumerate(pairs, 1):
         file = folder / source.name
-        if not is_sound(file):
-            run.reopen("02_annotated")
-            annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
-            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False))
+        made = is_sound(file)
+        lacks = read_note(file, "left_out") if made else None
+        if not made or (judge and lacks):
+            try:
+                if not made:
+                    run.reopen("02_annotated")
+                annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
+            except RunError as error:
+                if not made:
+                    raise
+                print(f"{file.name} stays without {lacks} votes of the judge: {error}", flush=True)
+                break  # the judge cannot be asked now
+            left_out = judge.journal.left_out.total() if judge else 0
+            if not made or left_out < lacks:
+                run.reopen("02_annotated")
+                write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), left_out=left_out)
             embed.forget()
         print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)
