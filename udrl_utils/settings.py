@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
+from udrl_utils.secret import Addresses, Baselines, RequestFields, Secret
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -41,40 +41,6 @@ SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; wha
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
-
-
-class Secret(ValueError):
-    """A value holds what may be a secret: an error does not show it."""
-
-
-def without_secrets(urls: list[str]) -> list[str]:
-    """Addresses that may be shown and stored. Raises: ValueError for others."""
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise Secret("should hold addresses without a user, a password or anything after '?'; " + KEYS)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("should hold http(s) addresses without a password; " + KEYS)
-    return urls
-
-
-def without_keys(request: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a request that may be stored. Raises: ValueError for secrets, and for what other parameters say."""
-    for name, value in request.items():
-        if name in ("model", "messages", "n", "stream"):
-            raise ValueError(f"should not hold {name}: the workbook sets it")
-        if re.search(SECRET_NAME, name, re.I) or (isinstance(value, str) and re.match(SECRET_VALUE, value)):
-            raise Secret(f"should not hold {name}: {KEYS}")
-        if isinstance(value, dict):
-            without_keys({f"{name}.{inner}": part for inner, part in value.items()})
-    return request
-
-
-KEYS = "keys come from the environment variable OPENAI_API_KEY"
-SECRET_NAME = r"(^|[._-])key$|api.?key|authori[sz]ation|password|secret|bearer|(^|[._-]|access|auth)token$"
-SECRET_VALUE = r"(sk|pk|hf|gsk|xai|nvapi)[-_]\w|Bearer "
-Addresses = Annotated[list[str], AfterValidator(without_secrets)]
-RequestFields = Annotated[dict[str, Any], AfterValidator(without_keys)]
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -258,7 +224,7 @@ class MeasuringSettings(IntervalSettings):
 class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
-    baselines: list[str] = setting([f"local:{SMOLLM2}"], "to compare with: local:<model>, openai:<model>@<address>")
+    baselines: Baselines = setting([f"local:{SMOLLM2}"], "to compare with: local:<model>, openai:<model>@<address>")
     fluency_model: str = setting(SMOLLM2, "rates fluency: a GGUF file, folder or Hub id; '' for none")
     outside_intents: str = setting("", "file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = setting("intent", "column of the outside intents", min_length=1)

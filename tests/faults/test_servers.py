@@ -16,7 +16,7 @@ from udrl_utils import pairs
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs, reject_reasons
 from udrl_utils.runs import RunFolder
-from udrl_utils.settings import DistillationSettings, resolve
+from udrl_utils.settings import SETTINGS, DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, batch, server
 from udrl_utils.teachers.replies import Journal, Request, parse_reply
 from udrl_utils.teachers.server import Budget, ChatClient
@@ -227,15 +227,15 @@ SECRETS = [
     ("teacher_request", {"extra_headers": {"Authorization": "secret"}}),
     ("teacher_request", {"user": "sk-secret"}),
     ("judge_request", {"token": "secret"}),
+    ("baselines", ["openai:m@http://me:secret@host/v1"]),
+    ("baselines", ["openai:m@http://host/v1?key=secret"]),
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), SECRETS)
 def test_secrets_are_refused_and_not_shown(smoke: dict, name: str, value) -> None:
     """xorbitsai/xagent/issues/40, nteract/papermill/issues/271"""
-    from udrl_utils.settings import AnnotationSettings
-
-    cls = AnnotationSettings if name.startswith("judge") else DistillationSettings
+    cls = next(cls for cls in SETTINGS.values() if name in cls.model_fields)
     with pytest.raises(SettingsError, match=f"parameter {name}='...' should .* OPENAI_API_KEY") as caught:
         resolve(cls, smoke | {name: value})
     assert "secret" not in str(caught.value)
