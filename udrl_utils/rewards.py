@@ -13,8 +13,6 @@ A new reward is one function:
 from __future__ import annotations
 
 import inspect
-import json
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,65 +24,19 @@ import pandas as pd
 
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
-from udrl_utils.settings import AnnotationSettings
-from udrl_utils.tasks import TASKS, load_data
-from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import Budget, ChatClient, Question
-
-SCORES = (1, 10)
-SCHEMA = {
-    "type": "object",
-    "properties": {"score": {"type": "integer", "minimum": SCORES[0], "maximum": SCORES[1]}},
-    "required": ["score"],
-    "additionalProperties": False,
-}
-NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:/|out of)\s*(?!10\b)\d))"  # not 80% or 4/5
-GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
-    rf"""\b(?:score|rating|grade)["'*_`\s]*(?:is\b|[:=])?["'*_`\s]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
-    rf"""|\A["'*_`\s]*{NUMBER}["'*_`\s.]*\Z""",
-    re.I,
+from udrl_utils.judge import make_judge
+from udrl_utils.runs import (
+    RunFolder,
+    is_sound,
+    read_note,
+    read_shards,
+    renew,
+    shards_of,
+    stamp,
+    write_json,
+    write_shard,
 )
-
-
-class Judge:
-    """Scores pairs by the rubric of judge.yaml; votes are kept in the journal, so that each is paid for once."""
-
-    def __init__(self, client: ChatClient, votes: int, journal: Journal, budget: Budget):
-        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
-
-    def __call__(self, pairs: pd.DataFrame, embed: Any = None) -> Any:
-        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
-
-        Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
-        """
-        rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
-        questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        replies = self.client.ask(questions, self.journal, self.budget)
-        votes = [read_score(reply or "") for reply in replies]
-        unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
-        if unread:
-            example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
-            empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
-            print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
-        table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
-        given = np.isfinite(table)
-        total = np.where(given, table, 0).sum(1)
-        return np.where(given.any(1), total / np.maximum(given.sum(1), 1), np.nan)
-
-    def _question(self, task: str, intent: str, prompt: str, vote: int) -> Question:
-        rubric = load_data("judge")["instruction"].format(definition=TASKS[task].definition)
-        pair = json.dumps({"intent": intent, "prompt": prompt}, ensure_ascii=False)
-        chat = [{"role": "system", "content": rubric}, {"role": "user", "content": pair}]
-        sampling = {"temperature": 0.0 if self.votes == 1 else 1.0, "seed": vote, "max_tokens": 40}
-        return Question(chat, sampling, SCHEMA)
-
-
-def read_score(reply: str) -> float:
-    """The score of a reply, from 1 to 10; NaN where it holds none, or several that differ."""
-    scores = {float(next(filter(None, found))) for found in GRADE.findall(without_thoughts(reply)[:2000])}
-    score = scores.pop() if len(scores) == 1 else 0.0
-    return score if SCORES[0] <= score <= SCORES[1] else float("nan")
+from udrl_utils.settings import AnnotationSettings
 
 
 @dataclass(frozen=True)
@@ -155,15 +107,7 @@ def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_ann
     A stage keeps the votes that it pays for in its own folder; those of 02_annotated are read as well.
     """
     if settings.judge_model:
-        client = ChatClient(
-            settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
-        )
-        journal = Journal(run / stage / "_judge.jsonl")
-        used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
-        journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-        left = settings.judge_budget - used if settings.judge_budget else None
-        judge = Judge(client, settings.judge_votes, journal, Budget(left, "judge_budget"))
-        REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
+        REWARDS["judge"] = Reward("judge", "1..10", make_judge(settings, run, stage), source="", partial=True)
 
 
 def annotate(pairs: pd.DataFrame, rewards: Sequence[str], embed: Embed) -> pd.DataFrame:
@@ -190,20 +134,34 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     """Score the pairs of a run shard by shard and write 02_annotated; the annotated pairs are returned too.
 
     A shard that was scored before is not scored again, unless the pairs, the settings or a user-made reward have
-    changed. All prompts of a task and intent are in one shard, so that sets are complete.
+    changed, or votes of the judge are missing. All prompts of a task and intent are in one shard, so that sets are
+    complete.
     """
     import pyarrow as pa
 
     folder, embed, pairs = run / "02_annotated", Encoder(settings.encoder), shards_of(run / "01_pairs")
     check_known(settings.rewards)
+    judge = REWARDS["judge"].score if "judge" in settings.rewards else None
     save_rewards(folder, settings.rewards)
     renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
     for number, source in enumerate(pairs, 1):
         file = folder / source.name
-        if not is_sound(file):
-            run.reopen("02_annotated")
-            annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
-            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False))
+        made = is_sound(file)
+        lacks = read_note(file, "left_out") if made else None
+        if not made or (judge and lacks):
+            try:
+                if not made:
+                    run.reopen("02_annotated")
+                annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
+            except RunError as error:
+                if not made:
+                    raise
+                print(f"{file.name} stays without {lacks} votes of the judge: {error}", flush=True)
+                break  # the judge cannot be asked now
+            left_out = judge.journal.left_out.total() if judge else 0
+            if not made or left_out < lacks:
+                run.reopen("02_annotated")
+                write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), left_out=left_out)
             embed.forget()
         print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
+from udrl_utils.secret import Addresses, Baselines, RequestFields, Secret
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -41,18 +41,6 @@ SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; wha
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
-
-
-def without_secrets(urls: list[str]) -> list[str]:
-    """Addresses that may be shown and stored. Raises: ValueError for others."""
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
-            raise ValueError("should hold http(s) addresses without a password; keys come from OPENAI_API_KEY")
-    return urls
-
-
-Addresses = Annotated[list[str], AfterValidator(without_secrets)]
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -106,8 +94,8 @@ class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
     HOW = frozenset(
-        ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
-    )
+        f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices")
+    ) | {"run"}
 
     tasks: list[TaskName] = setting(list(get_args(TaskName)), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", "'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
@@ -122,6 +110,8 @@ class DistillationSettings(StageSettings):
     teacher_form: Literal["single", "list"] = setting("single", "one prompt per reply (single) or all as JSON (list)")
     teacher_base_urls: Addresses = setting([], "addresses of OpenAI-compatible servers, used in turn")
     teacher_temperature: float = setting(0.9, "sampling temperature of an LLM teacher", ge=0, le=2)
+    teacher_request: RequestFields = setting({}, "more fields of a request, such as {reasoning_effort: low}; or {}")
+    teacher_batch: bool = setting(False, "ask by batch files: half the price, and up to a day for each shard")
     teacher_intents_per_request: int = setting(1, "intents in one request to a server", ge=1, le=100)
     teacher_concurrency: int = setting(16, "requests under way at once", ge=1, le=4096)
     teacher_timeout: float = setting(120.0, "a request that takes longer is made again [s]", gt=0)
@@ -137,6 +127,8 @@ class DistillationSettings(StageSettings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if len(self.teacher_prices) not in (0, 2) or min(self.teacher_prices, default=0) < 0:
             yield "teacher_prices", "should be two numbers from 0, or none"
+        if self.teacher == "local" and self.teacher_request.keys() - {"chat_template_kwargs"}:
+            yield "teacher_request", "should hold chat_template_kwargs alone with teacher='local'"
         if self.max_words < self.min_words:
             yield "max_words", f"should not be less than min_words={self.min_words}"
 
@@ -144,13 +136,18 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout", "judge_budget"))
+    HOW = frozenset(f"judge_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget")) | {
+        "run",
+        "data_repo",
+    }
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
     data_repo: str = setting("", "Hub repository to upload the annotated pairs to; '' for none")
     judge_model: str = setting("", "model that gives the reward 'judge'; '' for none")
     judge_base_urls: Addresses = setting([], "addresses of the judge's OpenAI-compatible servers, used in turn")
+    judge_request: RequestFields = setting({}, "more fields of a request to the judge; {} for none")
+    judge_batch: bool = setting(False, "ask the judge by batch files: half the price, and up to a day")
     judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
     judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
@@ -227,7 +224,7 @@ class MeasuringSettings(IntervalSettings):
 class AnalysisSettings(SamplingSettings, MeasuringSettings):
     """04: what is generated on test intents, and what it is compared with."""
 
-    baselines: list[str] = setting([f"local:{SMOLLM2}"], "to compare with: local:<model>, openai:<model>@<address>")
+    baselines: Baselines = setting([f"local:{SMOLLM2}"], "to compare with: local:<model>, openai:<model>@<address>")
     fluency_model: str = setting(SMOLLM2, "rates fluency: a GGUF file, folder or Hub id; '' for none")
     outside_intents: str = setting("", "file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = setting("intent", "column of the outside intents", min_length=1)
@@ -337,7 +334,8 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         allowed = re.sub("^(Input|String|Value error,) ", "", first["msg"])
-        raise wrong(cls, str(first["loc"][0]), first["input"], allowed) from None
+        value = "..." if isinstance(first.get("ctx", {}).get("error"), Secret) else first["input"]
+        raise wrong(cls, str(first["loc"][0]), value, allowed) from None
     for name, allowed in settings.mistakes():
         raise wrong(cls, name, getattr(settings, name), allowed)
     settings._given = dict(given)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from faults.servers import ScriptedServer, completion
+from faults.servers import ScriptedServer, completion, error
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from udrl_utils import rewards
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.rewards import Judge, read_score
+from udrl_utils.judge import Judge, read_score
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, resolve
+from udrl_utils.teachers import server
 from udrl_utils.teachers.replies import Journal
 from udrl_utils.teachers.server import Budget, ChatClient
 
@@ -40,6 +43,13 @@ def grades(body: dict, number: int) -> str:
         ('{"score": 7}', 7),
         ('```json\n{"score": 10}\n```', 10),
         ("Score: 3. It strays.", 3),
+        ("The relevance score is 7.", 7),  # truera/trulens/pull/954
+        ("There are 5 reasons why this is a score of 9", 9),  # OpenAgentHQ/openagent-eval/issues/74
+        ("[[7]]", 7),  # sbintuitions/flexeval/pull/237
+        ("Rating: [[8]]", 8),
+        ("<score>8</score>", 8),
+        ("REQUIREMENT score: 85", None),  # petersimmons1972/proving-ground/issues/7
+        ("not excellent, but acceptable", None),
         ("8/10", 8),
         ("8/10.", 8),
         ("**8/10** - it keeps every detail", 8),
@@ -61,6 +71,7 @@ def grades(body: dict, number: int) -> str:
         ("8/100", None),
         ("-3", None),
         ("Score from 1 to 10", None),
+        ("A score of 1 to 10 is asked for", None),
         ("0", None),
         ('{"score": 11}', None),
         ("It keeps 2 of 3 details.", None),
@@ -72,6 +83,7 @@ def test_grades_are_read(reply: str, score: float | None) -> None:
     assert read_score(reply) == score or (score is None and np.isnan(read_score(reply)))
 
 
+@examples(max_examples=50)
 @given(st.text(max_size=200))
 def test_a_grade_is_from_1_to_10_or_none(reply: str) -> None:
     assert np.isnan(read_score(reply)) or 1 <= read_score(reply) <= 10
@@ -129,3 +141,33 @@ def test_the_judge_is_a_reward_like_any_other(smoke: dict, outputs, monkeypatch:
     assert len(journal.read_text().splitlines()) == 3, "a stage writes its own folder only"
     with pytest.raises(SettingsError, match="judge_model='' should name a model, since rewards hold 'judge'"):
         resolve(AnnotationSettings, smoke | {"rewards": ["length", "judge"]})
+
+
+def test_votes_that_are_missing_are_asked_for_by_the_next_run(smoke: dict, outputs, monkeypatch, capsys) -> None:
+    """A judge that failed for one pair, is then away, and then answers."""
+    monkeypatch.setattr(rewards, "REWARDS", dict(rewards.REWARDS))
+    monkeypatch.setattr(rewards, "Encoder", lambda name: SimpleNamespace(forget=lambda: None))
+    monkeypatch.setattr(server, "ATTEMPTS", 1)
+    run = RunFolder("voted")
+    (run / "01_pairs").mkdir(parents=True)
+    PAIRS.to_parquet(run / "01_pairs" / "part-00000.parquet")
+
+    def annotated(*urls: str) -> list[float]:
+        named = {"run": "voted", "rewards": ["length", "judge"], "judge_model": "m", "judge_base_urls": list(urls)}
+        settings = resolve(AnnotationSettings, smoke | named)
+        rewards.add_judge(settings, run)
+        return rewards.annotate_run(settings, run).judge.tolist()
+
+    class Refusing(ScriptedServer):
+        def kind(self, body: dict):
+            return (400, error("flagged")) if "tea house" in body["messages"][-1]["content"] else "good"
+
+    def eight(body: dict, number: int) -> str:
+        return '{"score": 8}'
+
+    with Refusing(answer=eight) as judging:
+        assert np.isnan(annotated(judging.url)[2])
+    assert np.isnan(annotated("http://127.0.0.1:9/v1")[2])
+    assert "part-00000.parquet stays without 1 votes of the judge: http://127.0.0.1:9/v1" in capsys.readouterr().out
+    with ScriptedServer(answer=eight) as judging:
+        assert annotated(judging.url) == annotated(judging.url) == [8, 8, 8] and len(judging.bodies) == 1
