@@ -1,4 +1,4 @@
-"""The page that holds a student, in a real Chromium: it writes what PyTorch writes, shows hostile text as text, and is usable."""
+"""The page that holds a student, in a real Chromium: it writes what PyTorch writes, and hostile text is only text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Batches that form by themselves: requests for prompts go in one by one, and what arrives together is written together.
+"""Batches that form by themselves: what arrives within a few milliseconds is written together.
 
-In go the tokens of prefixes; out come the tokens of prompts, one by one or when they are complete. An event loop holds the
-waiting requests, and one thread per core writes batches with CTranslate2. HTTP and commands are not known here.
+In go the tokens of prefixes; out come the tokens of prompts, one by one or when they are complete. An event loop holds
+the waiting requests, and one thread per core writes batches with CTranslate2. HTTP and commands are not known here.
 """
 
 from __future__ import annotations
@@ -195,3 +195,6 @@ class Batcher:
         for job in batch:
             if not job.done.done():
                 job.done.set_exception(error)
+            if job.on_token:
+                for k in range(job.size):
+                    job.on_token(k, None)

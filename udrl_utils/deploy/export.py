@@ -168,7 +168,8 @@ def to_serve(student: str) -> tuple[Path, str, str]:
             raise RunError(f"student={student!r} is neither ready, nor a run with 03_student, nor a student's folder")
         encoder = run.settings(AnnotationSettings).encoder
         with suppress(RunError):
-            return load_engine(run, "int8").folder, name, encoder
+            load_engine(run, "int8")
+            return run / "07_deployment" / "int8", name, encoder
     key = digest([digest(file) for file in sorted(source.glob("*.*"))])
     folder = outputs_root() / ".served" / key
     if not (folder / "engine.json").exists():

@@ -1,7 +1,7 @@
 """Pages to ask a student on: one that a server shows, and one that holds the student itself and needs no server.
 
-A student goes in; out comes HTML. In the second page the weights have 8 bits, and the page's own JavaScript computes them.
-Neither page loads anything from elsewhere: its policy forbids it.
+A student goes in; out comes HTML. In the second page the weights have 8 bits, and the page's own JavaScript computes
+with them. Neither page loads anything from elsewhere: its policy forbids it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def student_page(student: Student, name: str) -> str:
     Raises: SettingsError when the student is no GPT-2 with a byte-level vocabulary, or the page were too large.
     """
     tensors, blob = packed(student)
-    size = f"{student.model.num_parameters() / 1e6:.1f}M parameters in 8 bits"
-    about = f"Student {name}, {size}, inside this page: nothing that you type leaves it. The ring is what was commanded, the dot what was achieved."
+    about = (
+        f"Student {name}, {student.model.num_parameters() / 1e6:.1f}M parameters in 8 bits, inside this page: "
+        "nothing that you type leaves it. The ring is what was commanded, the dot what was achieved."
+    )
     made = render(
         name,
         about,

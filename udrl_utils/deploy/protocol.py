@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -39,7 +39,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    command: dict[str, str | float | None] | None = None
+    command: dict[str, Any] | None = None
     n: int = Field(1, ge=1, le=32)
     seed: int | None = Field(None, ge=0, lt=2**32)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -76,11 +76,12 @@ class Refused(HTTPException):
         kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.error = {"message": message, "type": kind, "param": param, "code": code}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.error}, self.status_code, self.headers)
+    def response(self) -> Response:
+        text = json.dumps({"error": self.error})  # as ASCII, since a name may hold half of a surrogate pair
+        return Response(text, self.status_code, self.headers, media_type="application/json")
 
 
-def choice(index: int, finish_reason: str | None, content: dict[str, Any]) -> dict[str, Any]:
+def choice(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
     return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
 
 
@@ -108,9 +109,9 @@ def intent_of(messages: Sequence[Message]) -> str:
 
 
 def refusal_of(error: RequestValidationError) -> Refused:
-    """The first thing that is wrong with a body, in one line that names the field."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    """What is wrong with a body, in one line that names the field."""
+    first = max(error.errors(), key=lambda each: len(each["loc"]))  # the nearest to what was sent
+    place = [str(part) for part in first["loc"] if part not in ("body", "str", "list[str]", "list[Part]")]
     if first["type"] == "json_invalid":
         return Refused(400, f"the body is not JSON: {first['ctx']['error']}")
     if not place:

@@ -1,7 +1,7 @@
 """Achieved rewards beside a server: a second process embeds prompts with PyTorch, so that the server need not load it.
 
-In go an intent and its prompts; out come the rewards that they achieved, as they are commanded: length in words, others as
-quantile levels of the train split.
+In go an intent and its prompts; out come the rewards that they achieved, as they are commanded: length in words, others
+as quantile levels of the train split.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ def score(folder: Path, encoder: str, task: str, intent: str, prompts: list[str]
     ]
     return [
         {"length": int(words), **{name: None if value != value else round(value, 3) for name, value in values.items()}}
-        for words, values in zip(annotated.length, levels.to_dict("records"), strict=True)
+        for words, values in zip(annotated.length, levels.to_dict(orient="records"), strict=True)
     ]

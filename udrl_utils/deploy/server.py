@@ -1,38 +1,38 @@
-"""The server: an exported student answers over HTTP, in the form of OpenAI's completions and in a plain form of its own.
+"""The server: an exported student answers over HTTP, by OpenAI's protocol and in a plain form of its own.
 
-In go JSON requests; out come prompts, whole or piece by piece, errors as the protocol has them, and figures for a monitor.
-How batches form is not known here, and PyTorch is never imported: achieved rewards, where they are asked for, are
-measured by a second process.
+In go JSON requests; out come prompts, whole or piece by piece. How batches form is not known here, and PyTorch is never
+imported: achieved rewards, where they are asked for, are measured by a second process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import math
 import os
+import re
 import socket
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 
 from udrl_utils.commands import Command, CommandError
 from udrl_utils.deploy.batches import BATCH, Batcher, Job, QueueFull
 from udrl_utils.deploy.export import DeployedStudent
+from udrl_utils.deploy.gate import Gate, Metrics
 from udrl_utils.deploy.page import server_page
 from udrl_utils.deploy.protocol import (
     Asked,
@@ -40,6 +40,7 @@ from udrl_utils.deploy.protocol import (
     Completion,
     PromptsRequest,
     Refused,
+    StreamOptions,
     TextRequest,
     choice,
     event,
@@ -48,31 +49,10 @@ from udrl_utils.deploy.protocol import (
     refusal_of,
     usage,
 )
-from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.tasks import clean_intent
 
-BODY = 64 * 1024  # largest body of a request [bytes]
-PATIENCE = 10.0  # how long a client may take to send its body [s]
-SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Metrics:
-    """Figures for a monitor, in Prometheus' text form."""
-
-    def __init__(self, batcher: Batcher):
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("udrl_requests", "Requests by path and status", ["path", "status"], registry=registry)
-        self.seconds = Histogram(
-            "udrl_request_seconds", "Time to the end of a reply", buckets=SECONDS, registry=registry
-        )
-        self.tokens = Counter("udrl_tokens", "Tokens, read and written", ["kind"], registry=registry)
-        self.refused = Counter(
-            "udrl_refused", "Requests that were not answered, by reason", ["reason"], registry=registry
-        )
-        self.batches = Histogram(
-            "udrl_batch_prompts", "Prompts written together", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
-        )
-        Gauge("udrl_waiting_prompts", "Prompts in the queue", registry=registry).set_function(lambda: batcher.waiting)
+if TYPE_CHECKING:
+    from udrl_utils.deploy.scoring import Scorer
 
 
 class Server:
@@ -83,7 +63,7 @@ class Server:
     ):
         self.engine, self.name, self.scorer, self.deadline = engine, name, scorer, deadline
         self.batcher = Batcher(engine, queue, lambda size: self.metrics.batches.observe(size))
-        self.metrics = Metrics(self.batcher)
+        self.metrics = Metrics(lambda: self.batcher.waiting)
         self.tasks = list(engine.codec.edges)
         self.models = [name, *(f"{name}:{task}" for task in self.tasks)]
         self.feasible = lru_cache(4096)(engine.codec.feasible)
@@ -96,36 +76,30 @@ class Server:
 
         Without a command it is the task's best one. Raises: Refused.
         """
+        if asked.command is None and task:
+            return self.engine.best_command(task), ""
         given = dict(asked.command or {})
-        task, length = given.pop("task", None) or task, given.pop("length", None)
-        if task is None:
+        task = given.pop("task", None) or task
+        if not isinstance(task, str):
             raise Refused(400, f"command.task is missing; allowed are {', '.join(self.tasks)}", "command.task")
-        for field, value in {"length": length, **given}.items():
-            if isinstance(value, str):
-                raise Refused(400, f"command.{field}={value!r} must be a number", f"command.{field}")
-        if isinstance(length, float) and length.is_integer():
-            length = int(length)
+        for name, value in given.items():
+            if name not in self.engine.codec.rewards:
+                known = ", ".join(["task", *self.engine.codec.rewards])
+                raise Refused(400, f"command.{name:.40} is unknown; allowed are {known}", f"command.{name:.40}")
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise Refused(400, f"command.{name}={value!r:.60} must be a number", f"command.{name}")
         try:
-            if asked.command is None and task in self.tasks:
-                return self.engine.best_command(task), ""
-            return self.feasible(Command(task, length, **given))
+            return self.feasible(Command(task, **given))
         except CommandError as error:
-            field = next(
-                (
-                    name
-                    for name in ("task", "length", *given)
-                    if str(error).startswith((f"{name}=", f"reward '{name}'"))
-                ),
-                "",
-            )
-            raise Refused(400, f"command: {error}", f"command.{field}".strip(".")) from None
+            wrong = re.search(r"^(?:reward ')?(\w+)['=]", str(error))
+            field = f"command.{wrong[1]}" if wrong else "command"
+            raise Refused(400, f"{field}: {error}", field) from None
 
     def task_of(self, model: str) -> str | None:
         """The task that a model's name ends with, if any. Raises: Refused."""
         if model not in self.models:
-            raise Refused(
-                404, f"model={model!r:.80} is unknown; allowed are {', '.join(self.models)}", "model", "model_not_found"
-            )
+            line = f"model={model!r:.80} is unknown; allowed are {', '.join(self.models)}"
+            raise Refused(404, line, "model", "model_not_found")
         return model.removeprefix(self.name).removeprefix(":") or None
 
     def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
@@ -139,11 +113,8 @@ class Server:
             if cut:
                 raise Refused(400, f"{param}: {cut[0].message}".replace(" reads the first", " reads at most"), param)
         if len(intents) * asked.n > BATCH:
-            raise Refused(
-                400,
-                f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {BATCH} are written at once",
-                "n",
-            )
+            line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {BATCH} are written at once"
+            raise Refused(400, line, "n")
         most = [self.engine.most(len(prefix), command) for prefix in prefixes]
         if limit := getattr(asked, "max_completion_tokens", None) or getattr(asked, "max_tokens", None):
             most = [min(limit, tokens) for tokens in most]
@@ -173,8 +144,7 @@ class Server:
                 self.metrics.refused.labels("disconnect").inc()
                 raise Refused(499, "the client has left")
             if not job.done.done():
-                self.metrics.refused.labels("deadline").inc()
-                raise Refused(504, f"no reply within the deadline of {self.deadline:g} s", None, "deadline")
+                raise self.late()
             job.done.result()
         finally:
             left.cancel()
@@ -190,70 +160,63 @@ class Server:
         """A completion, whole or as a stream of events."""
         chat = isinstance(asked, ChatRequest)
         command, note = self.command(asked, self.task_of(asked.model))
-        head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": asked.model,
-        }
-        said = {"command": {"task": command.task, **command.asked}, **({"note": note} if note else {})}
+        head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
+        head |= {"model": asked.model, "command": {"task": command.task, **command.asked}}
+        head |= {"note": note} if note else {}
         if asked.stream:
-            events: asyncio.Queue[tuple[int, int | None]] = asyncio.Queue()
-            job = self.job(asked, intents, command, param, on_token=lambda k, token: events.put_nowait((k, token)))
+            tokens: asyncio.Queue[tuple[int, int | None]] = asyncio.Queue()
+            job = self.job(asked, intents, command, param, on_token=lambda k, token: tokens.put_nowait((k, token)))
             self.submit(job)
-            return StreamingResponse(self.events(job, events, asked, head, said), media_type="text/event-stream")
+            events = self.events(job, tokens, chat, asked.stream_options, head)
+            return StreamingResponse(events, media_type="text/event-stream")
         job = self.job(asked, intents, command, param)
+        texts = await self.written(job, request)
         choices = [
-            choice(k, reason(job, k), {"message": {"role": "assistant", "content": text}} if chat else {"text": text})
-            for k, text in enumerate(await self.written(job, request))
+            choice(k, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, reason(job, k))
+            for k, text in enumerate(texts)
         ]
         kind = "chat.completion" if chat else "text_completion"
-        return JSONResponse({**head, "object": kind, "choices": choices, "usage": usage(job), **said})
+        return JSONResponse({**head, "object": kind, "choices": choices, "usage": usage(job)})
 
     async def events(
-        self, job: Job, tokens: asyncio.Queue, asked: Completion, head: dict, said: dict
+        self, job: Job, tokens: asyncio.Queue, chat: bool, options: StreamOptions | None, head: dict[str, Any]
     ) -> AsyncIterator[bytes]:
         """Server-sent events: the pieces of each prompt, its end, and [DONE]."""
-        chat = isinstance(asked, ChatRequest)
-        usages = bool(asked.stream_options and asked.stream_options.include_usage)
-        head |= {
-            "object": "chat.completion.chunk" if chat else "text_completion",
-            **({"usage": None} if usages else {}),
-        }
-        wrap: Callable[[str], dict] = lambda text: {"delta": {"content": text}} if chat else {"text": text}  # noqa: E731
-        decoders = [self.engine.decoder() for _ in range(job.size)]
-        begun, left = [False] * job.size, job.size
+        usages = options is not None and options.include_usage
+        head |= {"object": "chat.completion.chunk" if chat else "text_completion"} | ({"usage": None} if usages else {})
+
+        def chunk(k: int, delta: dict[str, str], ended: str | None = None) -> bytes:
+            content = {"delta": delta} if chat else {"text": delta.get("content", "")}
+            return event({**head, "choices": [choice(k, content, ended)]})
+
+        decoders, written, left = [self.engine.decoder() for _ in range(job.size)], [""] * job.size, job.size
         try:
-            if chat:
-                for k in range(job.size):
-                    yield event(
-                        {**head, "choices": [choice(k, None, {"delta": {"role": "assistant", "content": ""}})], **said}
-                    )
+            for k in range(job.size if chat else 0):
+                yield chunk(k, {"role": "assistant", "content": ""})
             async with asyncio.timeout(self.deadline):
                 while left:
                     k, token = await tokens.get()
                     if token is None:
+                        if job.done.done():
+                            job.done.result()  # raises what went wrong
                         left -= 1
-                        yield event(
-                            {
-                                **head,
-                                "choices": [choice(k, reason(job, k), {"delta": {}} if chat else {"text": ""})],
-                                **said,
-                            }
-                        )
+                        yield chunk(k, {}, reason(job, k))
                     elif piece := decoders[k](token):
-                        piece, begun[k] = piece if begun[k] else piece.lstrip(), True
-                        yield event({**head, "choices": [choice(k, None, wrap(piece))]})
+                        piece = piece if written[k] else piece.lstrip()
+                        written[k] += piece
+                        yield chunk(k, {"content": piece})
             if usages:
                 yield event({**head, "choices": [], "usage": usage(job)})
             yield b"data: [DONE]\n\n"
         except TimeoutError:
-            self.metrics.refused.labels("deadline").inc()
-            yield event(
-                {"error": Refused(504, f"no reply within the deadline of {self.deadline:g} s", None, "deadline").error}
-            )
+            yield event({"error": self.late().error})
         finally:
             job.cancelled = True
             self.count(job)
+
+    def late(self) -> Refused:
+        self.metrics.refused.labels("deadline").inc()
+        return Refused(504, f"no reply within the deadline of {self.deadline:g} s", code="deadline")
 
     async def prompts(self, asked: PromptsRequest, request: Request) -> dict[str, Any]:
         """The plain form: prompts, each with its length, and with the other achieved rewards on request."""
@@ -281,61 +244,6 @@ async def client_left(request: Request) -> None:
         pass
 
 
-class Gate:
-    """ASGI middleware: API keys, the size of bodies, the time that they may take, and the count of requests."""
-
-    def __init__(self, app: Any, server: Server, keys: list[str]):
-        self.app, self.server, self.keys = app, server, [key.encode() for key in keys]
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        began, read, status, whole = time.perf_counter(), 0, 499, False
-        headers = dict(scope["headers"])
-
-        async def limited() -> Any:
-            nonlocal read, whole
-            try:
-                message = await asyncio.wait_for(receive(), None if whole else PATIENCE)
-            except TimeoutError:
-                raise Refused(408, f"the body did not arrive within {PATIENCE:g} s", Connection="close") from None
-            read, whole = read + len(message.get("body", b"")), whole or not message.get("more_body")
-            if read > BODY:
-                raise Refused(413, f"the body is larger than {BODY} bytes", code="body_too_large")
-            return message
-
-        async def noted(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            self.check(scope["path"], headers)
-            await self.app(scope, limited, noted)
-        except Refused as refused:
-            await refused.response()(scope, receive, noted)
-        finally:
-            path = scope["path"] if status != 404 else "other"
-            self.server.metrics.requests.labels(path, str(status)).inc()
-            if path.startswith("/v1/") and scope["method"] == "POST":
-                self.server.metrics.seconds.observe(time.perf_counter() - began)
-
-    def check(self, path: str, headers: dict[bytes, bytes]) -> None:
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > BODY:
-            raise Refused(413, f"the body is larger than {BODY} bytes", code="body_too_large")
-        if self.keys and path.startswith("/v1/"):
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not any(
-                [hmac.compare_digest(given, key) for key in self.keys]
-            ):  # no short cut: all of them are compared
-                raise Refused(
-                    401,
-                    "the header Authorization: Bearer KEY is missing or holds an unknown key",
-                    code="invalid_api_key",
-                )
-
-
 def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
     """The HTTP application of a server. `keys`: API keys, one of which /v1/ asks for; none asks for none."""
 
@@ -346,7 +254,7 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
         await server.batcher.stop()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, strict_content_type=False)
-    app.add_middleware(Gate, server=server, keys=list(keys))
+    app.add_middleware(Gate, metrics=server.metrics, keys=keys)
     page = server_page(server.engine, server.name, rewards=server.scorer is not None)
 
     @app.post("/v1/chat/completions")
@@ -399,12 +307,8 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        message = (
-            f"{request.method} {request.url.path[:80]}: {error.detail}"
-            if error.status_code != 400
-            else "the body is not JSON in UTF-8"
-        )
-        return Refused(error.status_code, message).response()
+        line = f"{request.method} {request.url.path[:80]}: {error.detail}"
+        return Refused(error.status_code, "the body is not JSON" if error.status_code == 400 else line).response()
 
     return app
 
@@ -431,14 +335,18 @@ def serve(
     deadline: float = 30.0,
     threads: int = 0,
 ) -> None:
-    """Serve the student that was exported to `folder` until a signal ends the process; API keys come from UDRL_API_KEYS.
+    """Serve the student that was exported to `folder` until a signal ends the process; UDRL_API_KEYS holds API keys.
 
     name: of the student, in the names of models. encoder: measures achieved rewards; "" for none of them.
     queue: prompts that may wait. deadline: of one request [s]. threads: of the processor; 0 for all cores.
     """
     engine = DeployedStudent.load(folder, threads)
     keys = [key for key in os.environ.get("UDRL_API_KEYS", "").replace(",", " ").split() if key]
-    scorer = Scorer(Path(folder), encoder) if encoder else None
+    scorer = None
+    if encoder:
+        from udrl_utils.deploy.scoring import Scorer  # with a client for judges, 40 MB
+
+        scorer = Scorer(Path(folder), encoder)
     app = make_app(Server(engine, name, scorer, queue, deadline), keys)
     try:
         bound = listen(host, port, share_port)
@@ -447,7 +355,8 @@ def serve(
     with suppress(ImportError, ValueError):  # as many connections as the system allows
         import resource
 
-        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sys.setswitchinterval(0.0005)  # a thread that writes asks for the interpreter once per token
     print(f"{name} ({engine.name}) answers on http://{host}:{bound.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
