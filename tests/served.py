@@ -25,7 +25,7 @@ class Served:
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
         """Status, JSON (or text) and headers of a reply. `body`: bytes as they are, or a value to send as JSON."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         client.request("GET" if data is None else "POST", path, data, {"Content-Type": "application/json", **named})

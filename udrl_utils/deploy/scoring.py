@@ -16,7 +16,6 @@ import pandas as pd
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import pool, quietly
-from udrl_utils.rewards import BUILT_IN, REWARDS, annotate
 
 
 class Scorer:
@@ -36,6 +35,8 @@ _codec, _encoder = cache(CommandCodec.load), cache(Encoder)
 
 def score(folder: Path, encoder: str, task: str, intent: str, prompts: list[str]) -> list[dict[str, Any]]:
     """Rewards that the prompts of one intent achieved, computed in this process."""
+    from udrl_utils.rewards import BUILT_IN, REWARDS, annotate  # 40 MB, in the second process only
+
     codec, embed = _codec(folder), _encoder(encoder)
     names = [name for name in codec.rewards_of(task) if name in BUILT_IN and name in REWARDS]
     rows = pd.DataFrame({"task": task, "intent": intent, "prompt": prompts})

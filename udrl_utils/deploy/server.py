@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -49,10 +49,8 @@ from udrl_utils.deploy.protocol import (
     refusal_of,
     usage,
 )
+from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.tasks import clean_intent
-
-if TYPE_CHECKING:
-    from udrl_utils.deploy.scoring import Scorer
 
 
 class Server:
@@ -342,11 +340,7 @@ def serve(
     """
     engine = DeployedStudent.load(folder, threads)
     keys = [key for key in os.environ.get("UDRL_API_KEYS", "").replace(",", " ").split() if key]
-    scorer = None
-    if encoder:
-        from udrl_utils.deploy.scoring import Scorer  # with a client for judges, 40 MB
-
-        scorer = Scorer(Path(folder), encoder)
+    scorer = Scorer(Path(folder), encoder) if encoder else None
     app = make_app(Server(engine, name, scorer, queue, deadline), keys)
     try:
         bound = listen(host, port, share_port)
