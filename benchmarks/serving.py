@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--student ready] [--seconds 60]
 
-The server and its clients share the machine. The engine alone, CTranslate2 on all cores, writes the same prompts in one
+The server and its clients share the machine. The engine alone, CTranslate2 on as many threads, writes the same prompts in one
 batch, and one by one. Every reply is checked. --seconds 600 makes it an endurance run: memory before and after.
 """
 
@@ -115,8 +115,9 @@ def measured(server: Served, clients: int, lasting: float) -> tuple[float, list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", default="ready")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of full load; the other parts take a third of it")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of full load; the rest takes about as long")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=0, help="of the processor, for both sides; 0 for all cores")
     parser.add_argument("--port", type=int, default=0, help="be the clients of a server on this port")
     options = parser.parse_args()
     if options.port:
@@ -124,11 +125,11 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "kinds": {str(kind): count for kind, count in kinds.items()}}))
         return
     folder, _, _ = to_serve(options.student)
-    engine, short = DeployedStudent.load(folder), min(20.0, options.seconds / 3)
+    engine, short = DeployedStudent.load(folder, options.threads), min(20.0, options.seconds / 3)
     one = np.median(engine_alone(engine, 1, short))
     many = options.clients / np.median(engine_alone(engine, options.clients, short))
     began = time.perf_counter()
-    with served(folder) as server:
+    with served(folder, threads=options.threads) as server:
         server.ask("/readyz")
         ready, memory = time.perf_counter() - began, server.memory_mb()
         _, single, _ = measured(server, 1, short)
@@ -139,7 +140,7 @@ def main() -> None:
         server.end(signal.SIGTERM)
     p50, p95 = (np.percentile(full, share) * 1e3 for share in (50, 95))
     lone = np.median(single)
-    print(f"{os.cpu_count()} cores; prompts of {LENGTH} words")
+    print(f"{os.cpu_count()} cores, {options.threads or os.cpu_count()} threads; prompts of {LENGTH} words")
     print(
         f"process start to ready {ready:.2f} s; memory {memory:.0f} MB, under load {first:.0f} MB, then {last:.0f} MB"
     )

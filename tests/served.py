@@ -49,7 +49,7 @@ def served(folder: Path, keys: str = "", **options: Any) -> Iterator[Served]:
     """A server of an exported student; it ends with the block."""
     asked = json.dumps({"folder": str(folder), "name": "ready", "port": 0, **options})
     command = [sys.executable, "-m", "udrl_utils.deploy.server", asked]
-    environment = {**os.environ, "UDRL_API_KEYS": keys}
+    environment = {**os.environ, "UDRL_API_KEYS": keys, "MALLOC_ARENA_MAX": "2"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         line = process.stdout.readline()

@@ -169,6 +169,7 @@ def serve(
     options = {"folder": str(folder), "name": name, "encoder": encoder if rewards else "", "host": host, "port": port}
     options |= {"share_port": share_port, "queue": queue, "deadline": deadline, "threads": threads}
     # a process of its own, in which PyTorch is not loaded; it keeps this one's number and signals
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory creeps up under load
     os.execv(sys.executable, [sys.executable, "-m", "udrl_utils.deploy.server", json.dumps(options)])
 
 

@@ -105,16 +105,19 @@ class Batcher:
         self._arrived.set()
 
     async def _form_batches(self) -> None:
+        company = False  # whether the last batch had several requests; a client that is alone need not wait for others
         while True:
             self._arrived.clear()
             if not self._jobs or not self._free:
                 await self._arrived.wait()
-                await asyncio.sleep(WINDOW)
+                if company:
+                    await asyncio.sleep(WINDOW)
                 continue
             # what waits is shared out among the cores that have nothing to do
             batch = self._next_batch(min(BATCH, -(-self.waiting // self._free)))
             if batch:
                 self._free -= 1
+                company = len(batch) > 1
                 self.on_batch(sum(job.size for job in batch))
                 self._loop.run_in_executor(self._threads, self._write, batch)
 
