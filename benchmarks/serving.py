@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--student ready] [--seconds 60]
 
 The server and its clients share the machine. The engine alone, CTranslate2 on as many threads, writes the same prompts in one
-batch, and one by one. Every reply is checked. --seconds 600 makes it an endurance run: memory before and after.
+batch and one by one, in turns with the server. Every reply is checked. --seconds 600 makes it an endurance run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from udrl_utils.student import ready_facts
 
 TASK, LENGTH = "text_to_image", 12
 COMMAND = Command(TASK, length=LENGTH)
+TURNS = 5  # of the engine and the server, one after the other
 
 
 def requests() -> list[tuple[str, bytes]]:
@@ -115,7 +116,7 @@ def measured(server: Served, clients: int, lasting: float) -> tuple[float, list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", default="ready")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of full load; the rest takes about as long")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of full load at the end")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0, help="of the processor, for both sides; 0 for all cores")
     parser.add_argument("--port", type=int, default=0, help="be the clients of a server on this port")
@@ -125,29 +126,33 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "kinds": {str(kind): count for kind, count in kinds.items()}}))
         return
     folder, _, _ = to_serve(options.student)
-    engine, short = DeployedStudent.load(folder, options.threads), min(20.0, options.seconds / 3)
-    one = np.median(engine_alone(engine, 1, short))
-    many = options.clients / np.median(engine_alone(engine, options.clients, short))
+    engine, turns = DeployedStudent.load(folder, options.threads), {"p50 at 1 client": [], "prompts/s": []}
     began = time.perf_counter()
     with served(folder, threads=options.threads) as server:
         server.ask("/readyz")
         ready, memory = time.perf_counter() - began, server.memory_mb()
-        _, single, _ = measured(server, 1, short)
-        measured(server, options.clients, 5)  # warms up
+        print(f"{os.cpu_count()} cores, {options.threads or os.cpu_count()} threads; prompts of {LENGTH} words")
+        print(f"process start to ready {ready:.2f} s, {memory:.0f} MB")
+        measured(server, options.clients, 3)  # warms up
+        for _ in range(TURNS):
+            one, (_, single, _) = engine_alone(engine, 1, 3), measured(server, 1, 3)
+            turns["p50 at 1 client"].append((np.median(single), np.median(one)))
+            many, (rate, _, _) = engine_alone(engine, options.clients, 4), measured(server, options.clients, 4)
+            turns["prompts/s"].append((rate, options.clients / np.median(many)))
         first = server.memory_mb()
         rate, full, kinds = measured(server, options.clients, options.seconds)
         last = server.memory_mb()
         server.end(signal.SIGTERM)
+    for name, pairs in turns.items():
+        ratios = [ours / alone for ours, alone in pairs]
+        ours, alone = np.median(pairs, axis=0)
+        spread = f"{np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+        print(f"{name}: server {ours:.3g}, engine alone {alone:.3g}, ratio {spread}")
     p50, p95 = (np.percentile(full, share) * 1e3 for share in (50, 95))
-    lone = np.median(single)
-    print(f"{os.cpu_count()} cores, {options.threads or os.cpu_count()} threads; prompts of {LENGTH} words")
     print(
-        f"process start to ready {ready:.2f} s; memory {memory:.0f} MB, under load {first:.0f} MB, then {last:.0f} MB"
+        f"{options.clients} clients for {options.seconds:.0f} s: {rate:.0f} prompts/s, p50 {p50:.0f} ms, p95 {p95:.0f} ms"
     )
-    print(f"1 client: p50 {lone * 1e3:.0f} ms, engine alone {one * 1e3:.0f} ms: {lone / one:.2f} times")
-    print(f"{options.clients} clients: {rate:.0f} prompts/s, engine alone {many:.0f}: {rate / many:.2f} of it")
-    print(f"{options.clients} clients: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
-    print(f"replies by status, and those that break the contract: {dict(kinds)}")
+    print(f"memory {first:.0f} MB before, {last:.0f} MB after; replies by status, and broken ones: {dict(kinds)}")
 
 
 if __name__ == "__main__":

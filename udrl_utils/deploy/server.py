@@ -62,7 +62,7 @@ class Server:
         self.engine, self.name, self.scorer, self.deadline = engine, name, scorer, deadline
         self.batcher = Batcher(engine, queue, lambda size: self.metrics.batches.observe(size))
         self.metrics = Metrics(lambda: self.batcher.waiting)
-        self.tasks = list(engine.codec.edges)
+        self.tasks, self.rewards = list(engine.codec.edges), engine.codec.rewards
         self.models = [name, *(f"{name}:{task}" for task in self.tasks)]
         self.feasible = lru_cache(4096)(engine.codec.feasible)
         self.started = int(time.time())
@@ -81,8 +81,8 @@ class Server:
         if not isinstance(task, str):
             raise Refused(400, f"command.task is missing; allowed are {', '.join(self.tasks)}", "command.task")
         for name, value in given.items():
-            if name not in self.engine.codec.rewards:
-                known = ", ".join(["task", *self.engine.codec.rewards])
+            if name not in self.rewards:
+                known = ", ".join(["task", *self.rewards])
                 raise Refused(400, f"command.{name:.40} is unknown; allowed are {known}", f"command.{name:.40}")
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise Refused(400, f"command.{name}={value!r:.60} must be a number", f"command.{name}")
@@ -351,6 +351,7 @@ def serve(
 
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads for a single text only cost time
     sys.setswitchinterval(0.0005)  # a thread that writes asks for the interpreter once per token
     print(f"{name} ({engine.name}) answers on http://{host}:{bound.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
