@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py [--student ready] [--seconds 60]
 
-The server and its clients share the machine. The engine alone, CTranslate2 on as many threads, writes the same prompts in one
-batch and one by one, in turns with the server. Every reply is checked. --seconds 600 makes it an endurance run.
+The server and its clients share the machine. The engine alone, CTranslate2 on as many threads, writes the same prompts
+in one batch and one by one, in turns with the server. Every reply is checked. --seconds 600 makes it an endurance run.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def main() -> None:
         print(f"{name}: server {ours:.3g}, engine alone {alone:.3g}, ratio {spread}")
     p50, p95 = (np.percentile(full, share) * 1e3 for share in (50, 95))
     print(
-        f"{options.clients} clients for {options.seconds:.0f} s: {rate:.0f} prompts/s, p50 {p50:.0f} ms, p95 {p95:.0f} ms"
+        f"{options.clients} clients, {options.seconds:.0f} s: {rate:.0f} prompts/s, p50 {p50:.0f} ms, p95 {p95:.0f} ms"
     )
     print(f"memory {first:.0f} MB before, {last:.0f} MB after; replies by status, and broken ones: {dict(kinds)}")
 

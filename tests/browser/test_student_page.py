@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from test_panel import contrast
 
 from udrl_utils.commands import Command
-from udrl_utils.deploy.page import MOST, matrices, quantized, student_page
+from udrl_utils.deploy.page import MOST, round_weights, student_page
 from udrl_utils.student import Student, ready_facts
 
 ASK = """async requests => {
@@ -28,13 +28,7 @@ ASK = """async requests => {
 def student() -> Student:
     """The ready student with the weights that the page has: rounded to 8 bits."""
     student = Student.load("ready")
-    transposed, state = matrices(student), student.model.state_dict()
-    for name, rows in transposed.items():
-        if rows.ndim == 2:
-            integers, scale = quantized(rows)
-            weights = torch.from_numpy(integers * scale[:, None])
-            target = state[f"transformer.{name}"]
-            target.copy_(weights if weights.shape == target.shape and "h." not in name else weights.T)
+    round_weights(student)
     return student
 
 

@@ -145,13 +145,27 @@ def matrices(student: Student) -> dict[str, np.ndarray]:
         for name, tensor in student.model.state_dict().items()
         if name != "lm_head.weight"  # the same as the embeddings of tokens
     }
-    return {
-        name: rows.T if name.endswith(tuple(f"{m}.weight" for m in MATRICES)) else rows
-        for name, rows in weights.items()
-    }
+    return {name: rows.T if is_transposed(name) else rows for name, rows in weights.items()}
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows in 8 bits and the float32 scale of each: row = scale * integers from -127 to 127."""
     scale = np.maximum(np.abs(rows).max(1), 1e-12).astype(np.float32) / np.float32(127)
     return np.rint(rows / scale[:, None]).astype(np.int8), scale
+
+
+def round_weights(student: Student) -> None:
+    """Give a student in PyTorch the weights that its page has: rounded to 8 bits."""
+    import torch
+
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in student.model.state_dict().items()}
+    for name, rows in matrices(student).items():
+        if rows.ndim == 2:
+            integers, scale = quantized(rows)
+            rounded = torch.from_numpy(integers * scale[:, None])
+            weights[name].copy_(rounded.T if is_transposed(name) else rounded)
+
+
+def is_transposed(name: str) -> bool:
+    """Whether Transformers stores a weight as (inputs, outputs)."""
+    return name.endswith(tuple(f"{matrix}.weight" for matrix in MATRICES))
