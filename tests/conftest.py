@@ -75,6 +75,15 @@ def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return home / "base"
 
 
+@pytest.fixture(scope="session")
+def exported_ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ready student, exported to 8 bits."""
+    from udrl_utils.deploy.export import export
+    from udrl_utils.student import READY
+
+    return export(READY, tmp_path_factory.mktemp("exported") / "int8", "int8", top_k=50, top_p=0.9)
+
+
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs of its own."""

@@ -6,6 +6,9 @@ its report. Every run is a folder of outputs/, or of UDRL_OUTPUTS where that is 
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +18,11 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from udrl_utils.errors import SettingsError, UserError
+from udrl_utils.errors import SettingsError, UserError, extra
 from udrl_utils.gpt2 import BASE
 from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
-from udrl_utils.runs import RunFolder, workbook
+from udrl_utils.runs import RunFolder, outputs_root, workbook
 from udrl_utils.settings import (
     DEFAULTS,
     SETTINGS,
@@ -30,10 +33,11 @@ from udrl_utils.settings import (
     parameters_page,
     resolve,
 )
-from udrl_utils.student import READY
+from udrl_utils.student import READY, Student
 from udrl_utils.teachers.recorded import RECORDED
 
 RunName = Annotated[str, typer.Argument(help="name or folder of a run")]
+Asked = Annotated[str, typer.Argument(help="a run, a student's folder, or ready: the shipped student")]
 Out = Annotated[Path | None, typer.Option(help="folder to write, in place of the package's own")]
 
 
@@ -135,6 +139,57 @@ def record(
 
     made = pack(run_folder(run), out or RECORDED, add)
     typer.echo(f"{made['prompts']} prompts of {sum(made['intents'].values())} intents in {out or RECORDED}")
+
+
+@app.command()
+def serve(
+    student: Asked = "ready",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 is every one that this machine has")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    share_port: Annotated[bool, typer.Option(help="let several servers listen on the same port")] = False,
+    queue: Annotated[int, typer.Option(min=1, help="prompts that may wait; more are refused with 429")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.1, help="seconds that a request may take")] = 30.0,
+    threads: Annotated[int, typer.Option(min=0, help="of the processor; 0 for all cores")] = 0,
+    rewards: Annotated[bool, typer.Option(help="measure achieved rewards on request, in a second process")] = False,
+) -> None:
+    """Serve a student over HTTP, in 8 bits: OpenAI's protocol, a plain one, and a page to try it on.
+
+    Clients need a key where the environment has UDRL_API_KEYS, a list of keys with commas between them.
+    """
+    from udrl_utils.deploy.export import to_serve
+
+    with extra("serve", "udrl serve"):
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    folder, name, encoder = to_serve(student)
+    if rewards and not encoder:
+        raise SettingsError(f"parameter rewards=True: {student} does not tell its encoder; name a run, or ready")
+    options = {"folder": str(folder), "name": name, "encoder": encoder if rewards else "", "host": host, "port": port}
+    options |= {"share_port": share_port, "queue": queue, "deadline": deadline, "threads": threads}
+    # a process of its own, in which PyTorch is not loaded; it keeps this one's number and signals
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory creeps up under load
+    os.execv(sys.executable, [sys.executable, "-m", "udrl_utils.deploy.server", json.dumps(options)])
+
+
+@app.command()
+def page(
+    student: Asked = "ready",
+    out: Annotated[Path | None, typer.Option(help="file to write, in place of outputs/<student>.html")] = None,
+) -> None:
+    """Write one HTML file with the student inside: it answers in any browser, without a server or a network."""
+    from udrl_utils.deploy.page import student_page
+
+    folder = Path(student)
+    if student != "ready" and not (folder / "commands.json").exists():
+        folder = run_folder(student) / "03_student"
+    name = student if student == "ready" else run_folder(student).name
+    made = student_page(Student.load("ready" if student == "ready" else folder), name)
+    out = out or outputs_root() / f"{name}.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(made, encoding="utf-8")
+    typer.echo(f"page: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()

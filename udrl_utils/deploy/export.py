@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from udrl_utils.commands import CommandCodec
+from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.errors import RunError, extra
-from udrl_utils.runs import RunFolder
-from udrl_utils.student import Student
+from udrl_utils.runs import RunFolder, digest, outputs_root
+from udrl_utils.settings import AnnotationSettings, DeploymentSettings
+from udrl_utils.student import READY, Student, ready_facts
 
 # What CTranslate2 calls each precision: how weights are stored, and what they are computed in.
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
@@ -69,6 +71,7 @@ class DeployedStudent(Engine):
         self.folder, self.threads, self.precision = folder, threads, facts["precision"]
         self.top_k, self.top_p = facts["top_k"], facts["top_p"]
         self.name = f"CTranslate2 {self.precision}"
+        self.end = tokenizer.token_to_id(json.loads((folder / "config.json").read_text())["eos_token"])
 
     @staticmethod
     def load(folder: str | Path, threads: int = 0) -> DeployedStudent:
@@ -81,24 +84,46 @@ class DeployedStudent(Engine):
             raise RunError(f"no exported student in {folder}: run notebooks/07_deployment.ipynb first")
         return DeployedStudent(folder, json.loads((folder / "engine.json").read_text()), threads)
 
+    def tokens(self, prefix: str) -> list[str]:
+        """The tokens of a prefix."""
+        return self._tokenizer.encode(prefix, add_special_tokens=False).tokens
+
+    def most(self, prefix_tokens: int, command: Command) -> int:
+        """Most tokens to write after a prefix for a prompt under a command."""
+        return self._most(prefix_tokens, self._longest(command))
+
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Prompts from their tokens."""
+        return self._texts(ids)
+
+    def decoder(self) -> Callable[[int], str | None]:
+        """A function that takes the tokens of one prompt, one after the other, and returns the text that each adds."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token)
+
+    def options(self, temperature: float) -> dict[str, Any]:
+        """How CTranslate2 samples at a temperature; at 0 it takes the most probable token."""
+        if temperature == 0:
+            return {"sampling_topk": 1}
+        return {"sampling_temperature": temperature, "sampling_topk": self.top_k, "sampling_topp": self.top_p}
+
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
         generator = self.generator(how.seed)
         for batch in batches:
-            prefixes = [self._tokenizer.encode(text, add_special_tokens=False).tokens for text in batch.prefixes]
+            prefixes = [self.tokens(text) for text in batch.prefixes]
             most = self._most(max(map(len, prefixes)), batch.words)
             written = generator.generate_batch(
-                prefixes, max_length=most, include_prompt_in_result=False, **self._options(how)
+                prefixes, max_length=most, include_prompt_in_result=False, **self.options(how.temperature)
             )
             yield self._texts([result.sequences_ids[0] for result in written])
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
-        prefix = self._tokenizer.encode(batch.prefixes[0], add_special_tokens=False).tokens
+        prefix = self.tokens(batch.prefixes[0])
         most = self._most(len(prefix), batch.words)
-        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self._options(how))
+        steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self.options(how.temperature))
         return self._pieces(step.token_id for step in steps if not step.is_last)
-
-    def _options(self, how: Sampling) -> dict[str, Any]:
-        return {"sampling_temperature": how.temperature, "sampling_topk": self.top_k, "sampling_topp": self.top_p}
 
     def generator(self, seed: int) -> Any:
         """A new CTranslate2 generator: a seed only reaches threads that have not sampled yet."""
@@ -123,6 +148,34 @@ def load_engine(run: RunFolder, engine: str, student: str = "") -> Engine:
             f"{engine} in precisions and student={student!r}, or set engine='pytorch'"
         )
     return DeployedStudent.load(run / "07_deployment" / engine)
+
+
+def to_serve(student: str) -> tuple[Path, str, str]:
+    """The 8-bit export of "ready", a run, or a folder with a student or an export; its name, and its rewards' encoder.
+
+    What was not exported yet, or was trained again since, is exported to `outputs/.served`. The encoder is "" where a
+    folder does not tell it. Raises: RunError when there is no student.
+    """
+    source, name, encoder = Path(student), Path(student).resolve().name, ""
+    if (source / "engine.json").exists():
+        return source, name, encoder
+    if student == "ready":
+        source, name, encoder = READY, "ready", ready_facts()["encoder"]
+    elif not (source / "commands.json").exists():
+        run = RunFolder(source if (source / "run.json").exists() else student)
+        source, name = run / "03_student", run.name
+        if not (source / "commands.json").exists():
+            raise RunError(f"student={student!r} is neither ready, nor a run with 03_student, nor a student's folder")
+        encoder = run.settings(AnnotationSettings).encoder
+        with suppress(RunError):
+            load_engine(run, "int8")
+            return run / "07_deployment" / "int8", name, encoder
+    key = digest([digest(file) for file in sorted(source.glob("*.*"))])
+    folder = outputs_root() / ".served" / key
+    if not (folder / "engine.json").exists():
+        settings = DeploymentSettings()
+        export(source, folder, "int8", settings.top_k, settings.top_p)
+    return folder, name, encoder
 
 
 def import_ctranslate2() -> Any:

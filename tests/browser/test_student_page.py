@@ -1,0 +1,179 @@
+"""The page that holds a student, in a real Chromium: it writes what PyTorch writes, and hostile text is only text."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from contextlib import nullcontext as nothing
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import HOSTILE
+from playwright.sync_api import expect
+from test_panel import contrast
+
+from udrl_utils.commands import Command
+from udrl_utils.deploy.page import MOST, round_weights, student_page
+from udrl_utils.student import Student, ready_facts
+
+ASK = """async requests => {
+    const found = [];
+    for (const request of requests) found.push(await student.ask(request));
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    """The ready student with the weights that the page has: rounded to 8 bits."""
+    student = Student.load("ready")
+    round_weights(student)
+    return student
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "student.html"
+    file.write_text(student_page(Student.load("ready"), "ready"), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def page(chromium, file: Path):
+    """The page, opened from the disk; whatever it asks of a network is noted."""
+    page = chromium.new_page(viewport={"width": 900, "height": 1000})
+    page.asked, page.dialogs, page.errors = [], [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(file.as_uri())
+    yield page
+    assert not page.errors and not page.dialogs
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in page.asked)
+
+
+def requests(student: Student) -> list[tuple[str, Command]]:
+    """50 intents of the test split, and commands of all kinds for them."""
+    asked = []
+    for task, intents in ready_facts()["intents"].items():
+        low, high = student.codec.lengths[task]
+        lengths = itertools.cycle([low, (low + high) // 2, high, None])
+        levels = itertools.cycle([{}, {"relevance": 0.9}, {"relevance": 0.15, "diversity": 0.55}, {"diversity": 1.0}])
+        asked += [(intent, Command(task, next(lengths), **next(levels))) for intent in intents]
+    return asked[:50]
+
+
+def sent(intent: str, command: Command) -> dict:
+    return {"intent": intent, "command": {"task": command.task, **command.asked}}
+
+
+def test_one_file_is_all_and_not_large(file: Path) -> None:
+    assert file.stat().st_size <= MOST
+    assert not re.search(r"(src|href)=.?(https?:)?//", file.read_text(encoding="utf-8"))
+
+
+def test_greedy_tokens_are_those_of_pytorch(page, student: Student) -> None:
+    asked = requests(student)
+    assert len(asked) == 50
+    answers = page.evaluate(ASK, [sent(*request) for request in asked])
+    for (intent, command), answer in zip(asked, answers, strict=True):
+        assert answer["prefix"] == student.prefix(intent, command)
+        ids = student.tokenizer(answer["prefix"], return_tensors="pt", add_special_tokens=False).input_ids
+        assert answer["read"] == ids[0].tolist()
+        most = student._most(ids.shape[1], student._longest(command))
+        written = student.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=most)
+        expected = [token for token in written[0, ids.shape[1] :].tolist() if token != student.tokenizer.eos_token_id]
+        assert answer["written"] == expected, (intent, command)
+
+
+def test_it_reads_text_as_python_does(page, student: Student) -> None:
+    odd = [
+        *HOSTILE[:-5],
+        "  Koi POND!! ",
+        '"quoted"',
+        'sign that says "open late"',
+        "it's a dog's",
+        "ΣΑΣ İstanbul ﬁne",
+        "x" * 999,
+    ]
+    odd = [text for text in odd if text.strip() and text.isprintable()]
+    commands = [sent(text, Command("text_to_image", length=5)) for text in odd]
+    for text, answer in zip(odd, page.evaluate(ASK, commands), strict=True):
+        with pytest.warns() if len(student.tokenizer(text).input_ids) > 128 else nothing():
+            prefix = student.prefix(text, Command("text_to_image", length=5))
+        assert answer["prefix"] == prefix, text
+        assert answer["read"] == student.tokenizer(prefix, add_special_tokens=False).input_ids, text
+
+
+def test_it_is_fast_enough(page, student: Student) -> None:
+    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:10]])
+    tokens = sum(len(answer["read"]) + len(answer["written"]) for answer in answers)
+    assert tokens / sum(answer["seconds"] for answer in answers) >= 50
+
+
+def test_it_is_used_by_keyboard_alone(page) -> None:
+    page.reload()
+    expect(page.locator("#intent")).to_be_focused()
+    page.keyboard.type("koi pond")
+    for _ in range(2):
+        page.keyboard.press("Tab")  # the button, the tasks
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")  # whether the length is commanded
+    page.keyboard.press("Tab")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    words = page.locator("#levers output").first.inner_text()
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("tokens a second", timeout=30_000)
+    assert page.locator("#prompts li:visible").count() == 4
+    assert f"{words} commanded" in page.locator(".meter").first.inner_text()
+    achieved = [
+        int(re.search(r"(\d+) words? achieved", each.inner_text())[1]) for each in page.locator("#prompts li").all()
+    ]
+    assert achieved == [len(text.split()) for text in page.locator(".prompt").all_inner_texts()]
+
+
+def test_words_appear_one_after_the_other(page) -> None:
+    page.evaluate("""() => {
+        window.seen = [];
+        const note = () => seen.push(document.querySelector('.prompt')?.textContent ?? '');
+        new MutationObserver(note).observe(document.getElementById('prompts'), { subtree: true, childList: true });
+    }""")
+    page.locator("#intent").fill("a lighthouse in a storm")
+    page.locator("#intent").press("Enter")
+    expect(page.locator("#status")).to_contain_text("tokens a second", timeout=30_000)
+    seen = list(dict.fromkeys(page.evaluate("seen")))
+    assert len(seen) > 3 and all(after.startswith(before) for before, after in itertools.pairwise(seen))
+
+
+def test_hostile_intents_are_only_text(page) -> None:
+    page.locator("#count").select_option("1")
+    for text in HOSTILE:
+        page.locator("#intent").fill(text[:4000])
+        page.locator("#intent").press("Enter")
+        expect(page.locator("#status")).to_contain_text(re.compile("tokens a second|Type an intent"), timeout=30_000)
+        assert page.evaluate("window.hacked === undefined"), text
+    assert page.locator("#prompts :is(script, img, iframe, svg, a, form, style, meta, base)").count() == 0
+
+
+def test_an_empty_intent_is_a_sentence(page) -> None:
+    page.locator("#intent").fill("  ")
+    page.locator("#intent").press("Enter")
+    expect(page.locator("#status")).to_have_text("Type an intent first: a few words about what is wanted.")
+
+
+@pytest.mark.parametrize("width", [900, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable(page, scheme: str, width: int) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.locator("#intent").fill("koi pond at dusk")
+    page.locator("#intent").press("Enter")
+    expect(page.locator("#status")).to_contain_text("tokens a second", timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for part in page.locator(
+        "h1, header p, legend, label:visible, button:visible, output, .prompt, .meter > span"
+    ).all():
+        if part.inner_text().strip():
+            assert contrast(part) >= 4.5, part.inner_text()

@@ -1,0 +1,203 @@
+"""Batches that form by themselves: what arrives within a few milliseconds is written together.
+
+In go the tokens of prefixes; out come the tokens of prompts, one by one or when they are complete. An event loop holds
+the waiting requests, and one thread per core writes batches with CTranslate2. HTTP and commands are not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from udrl_utils.deploy.export import PRECISIONS, DeployedStudent, import_ctranslate2
+
+BATCH = 64  # prompts that one core writes at once
+WINDOW = 0.002  # how long the first request of a batch waits for others [s]
+
+
+class QueueFull(Exception):
+    """More prompts are waiting than the queue may hold."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One request: `n` prompts for each of its prefixes, in the order of the prefixes.
+
+    most: tokens that one prompt may have, for each prefix.
+    temperature: 0 takes the most probable token at each step.
+    seed: a request with a seed is written in a batch of its own, since a seed belongs to a batch; None for any.
+    on_token: called in the event loop with the number of a prompt and a token, and with None when the prompt ends.
+    """
+
+    prefixes: Sequence[Sequence[str]]
+    most: Sequence[int]
+    n: int = 1
+    temperature: float = 1.0
+    seed: int | None = None
+    on_token: Callable[[int, int | None], None] | None = None
+    written: list[list[int]] = field(default_factory=list)  # tokens of each prompt, without the end token
+    cut: list[bool] = field(default_factory=list)  # whether a prompt reached the most tokens that it may have
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.size = len(self.prefixes) * self.n
+        self.written, self.cut = [[] for _ in range(self.size)], [False] * self.size
+        self.left = self.size
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Batcher:
+    """Writes jobs in batches. Used from one event loop; `start` and `stop` frame its work.
+
+    most_waiting: prompts that may wait; `submit` refuses what goes beyond.
+    on_batch: called in the event loop with the number of prompts of each batch.
+    """
+
+    def __init__(self, engine: DeployedStudent, most_waiting: int = 256, on_batch: Callable[[int], Any] = int):
+        self.engine, self.most_waiting, self.on_batch = engine, most_waiting, on_batch
+        self.workers = engine.threads or os.cpu_count() or 1
+        self.waiting = 0  # prompts
+        self.ready = False
+        self._jobs: deque[Job] = deque()
+        self._seeding = threading.Lock()
+
+    async def start(self) -> None:
+        """Load the model, let every thread write one token, and begin to take jobs."""
+        self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Event()
+        self._free = self.workers
+        self._threads = ThreadPoolExecutor(self.workers)
+        self._generator = import_ctranslate2().Generator(
+            str(self.engine.folder),
+            compute_type=PRECISIONS[self.engine.precision],
+            inter_threads=self.workers,
+            intra_threads=1,
+        )
+        first = [[self.engine.codec.tokens()[0]]]
+        await asyncio.gather(
+            *(
+                self._loop.run_in_executor(self._threads, lambda: self._generator.generate_batch(first, max_length=1))
+                for _ in range(self.workers)
+            )
+        )
+        self._forming = asyncio.create_task(self._form_batches())
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Finish what was begun and what waits, then end."""
+        self.ready = False
+        while self._jobs or self._free < self.workers:
+            await asyncio.sleep(0.01)
+        self._forming.cancel()
+        self._threads.shutdown()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its `done` is set when all its prompts are written. Raises: QueueFull."""
+        if self.waiting + job.size > self.most_waiting:
+            raise QueueFull
+        self._jobs.append(job)
+        self.waiting += job.size
+        self._arrived.set()
+
+    async def _form_batches(self) -> None:
+        company = False  # whether the last batch had several requests; a client that is alone need not wait for others
+        while True:
+            self._arrived.clear()
+            if not self._jobs or not self._free:
+                await self._arrived.wait()
+                if company:
+                    await asyncio.sleep(WINDOW)
+                continue
+            # what waits is shared out among the cores that have nothing to do
+            batch = self._next_batch(min(BATCH, -(-self.waiting // self._free)))
+            if batch:
+                self._free -= 1
+                company = len(batch) > 1
+                self.on_batch(sum(job.size for job in batch))
+                self._loop.run_in_executor(self._threads, self._write, batch)
+
+    def _next_batch(self, room: int) -> list[Job]:
+        """The jobs that have waited longest and are sampled in the same way, of `room` prompts or little more."""
+        batch: list[Job] = []
+        others: deque[Job] = deque()
+        while self._jobs and room > 0:
+            job = self._jobs.popleft()
+            if job.cancelled:
+                self.waiting -= job.size
+            elif not batch or (
+                job.seed is None and (job.temperature, job.seed) == (batch[0].temperature, batch[0].seed)
+            ):
+                batch.append(job)
+                room -= job.size
+                self.waiting -= job.size
+            else:
+                others.append(job)
+        self._jobs.extendleft(reversed(others))
+        return batch
+
+    def _write(self, batch: list[Job]) -> None:
+        """Write a batch, in a thread."""
+        try:
+            if batch[0].seed is None:
+                self._generate(self._generator, batch)
+            else:
+                with self._seeding:  # the seed is global, and counts for threads that have not sampled yet
+                    self._generate(self.engine.generator(batch[0].seed), batch)
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._fail, batch, error)
+        finally:
+            self._loop.call_soon_threadsafe(self._release)
+
+    def _generate(self, generator: Any, batch: list[Job]) -> None:
+        rows = [(job, k) for job in batch for k in range(job.size)]
+        end = self.engine.end
+
+        def step(result: Any) -> bool:
+            """Take one token; True takes the prompt out of the batch."""
+            job, k = rows[result.batch_id]
+            if job.cancelled:
+                return True
+            if result.token_id != end:
+                job.written[k].append(result.token_id)
+                job.cut[k] = len(job.written[k]) >= job.most[k // job.n]
+                if job.on_token:
+                    self._loop.call_soon_threadsafe(job.on_token, k, result.token_id)
+            if result.token_id != end and not job.cut[k]:
+                return False
+            job.left -= 1
+            if job.on_token:
+                self._loop.call_soon_threadsafe(job.on_token, k, None)
+            if not job.left:
+                self._loop.call_soon_threadsafe(self._finish, job)
+            return True
+
+        generator.generate_batch(
+            [job.prefixes[k // job.n] for job, k in rows],
+            max_length=max(most for job in batch for most in job.most),
+            include_prompt_in_result=False,
+            callback=step,
+            **self.engine.options(batch[0].temperature),
+        )
+
+    def _release(self) -> None:
+        self._free += 1
+        self._arrived.set()
+
+    @staticmethod
+    def _finish(job: Job) -> None:
+        if not job.done.done():
+            job.done.set_result(None)
+
+    @staticmethod
+    def _fail(batch: list[Job], error: Exception) -> None:
+        for job in batch:
+            if not job.done.done():
+                job.done.set_exception(error)
+            if job.on_token:
+                for k in range(job.size):
+                    job.on_token(k, None)
