@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
-from udrl_utils.runs import RunFolder, workbook
+from udrl_utils.runs import RunFolder, outputs_root, workbook
 from udrl_utils.settings import (
     DEFAULTS,
     SETTINGS,
@@ -166,6 +166,30 @@ def ready(
     made = RunFolder(read_settings(preset, [])["03_student"].run)
     ship_student(made, out or READY, f"udrl ready --preset {preset}")
     show_size("student", out or READY)
+
+
+@app.command()
+def search_eval(
+    catalog: Annotated[str, typer.Option(help="icons, an image folder, a table, or a Hub data set")] = "icons",
+    judgements: Annotated[str, typer.Option(help="file of (intent, id, grade) for a catalogue of your own")] = "",
+    student: Annotated[str, typer.Option(help="ready, or the name or folder of a run")] = "ready",
+    llm: Annotated[list[str] | None, typer.Option(help="local:<model> or openai:<model>@<address>, to compare")] = None,
+    tune_on: Annotated[tuple[str, str] | None, typer.Option(help="another catalogue and its judgements")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of notebook 06's")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of outputs/search-eval")] = None,
+) -> None:
+    """Search a judged catalogue: BM25, dense and hybrid retrieval, feedback, MMR, and expansion by language models.
+
+    With --tune-on, weights and threshold are tuned on the other catalogue for each writer, and used here unchanged.
+    """
+    from udrl_utils.search.evaluation import evaluate
+
+    given = [f"catalog={catalog}", f"judgements={judgements}", "search_intents=0", *(changes or [])]
+    settings = read_settings("laptop", given)["06_search"]
+    other = settings.model_copy(update=dict(zip(("catalog", "judgements"), tune_on, strict=True))) if tune_on else None
+    results, gained = evaluate(settings, other, student, llm or [], out or outputs_root() / "search-eval")
+    show_table("Means over all searches", results)
+    show_table("Gains on the retriever alone, with 95% intervals and corrected p", gained)
 
 
 def show_size(what: str, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The catalogue: a table of items with columns id, kind (image or template), title, keywords and image (a path or '').
 
-It comes from a folder of images that carry metadata, as stock photos do, from a table, or from the embedded collection.
-Items that cannot be shown are left out, and counted by reason. Nothing here knows how the catalogue is searched.
+It comes from Font Awesome's icons, from a folder of images that carry metadata, as stock photos do, or from a table.
+Items that cannot be shown are left out, and counted by reason. Searches that people judged come along where there are
+some. Nothing here knows how the catalogue is searched.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,36 @@ import numpy as np
 import pandas as pd
 
 from udrl_utils.encoder import Embed
-from udrl_utils.errors import RunError, SettingsError, extra, loading
-from udrl_utils.machine import device_and_dtype
-from udrl_utils.search import drawn
-from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image, xmp
+from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.search import icons
+from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
 from udrl_utils.settings import SearchSettings
-from udrl_utils.tasks import read_table
+from udrl_utils.tasks import read_table, share
 
 COLUMNS = ("id", "kind", "title", "keywords", "image")
 KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1
+SEEN = 3  # items that a visitor has looked at before anything is recommended
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A search, or a visit with the ids of the items seen, and the grades of items by id; 0 is not relevant."""
+
+    text: str
+    grades: dict[str, int]
+    history: tuple[str, ...] = ()
 
 
 def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """The catalogue that the settings name, and how many items were left out or cut, by reason.
 
-    `folder` is emptied first; tiles of the embedded collection and images out of a table are written into it.
+    `folder` is emptied first; pictures of icons and images out of a table are written into it.
     Raises: SettingsError when the source cannot be read, RunError when none of its items can be shown.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    if settings.catalog == "drawn":
-        drawn.draw(drawn.invent(settings.seed, settings.n_items), folder)
-        rows, counts = read_folder(folder, settings.n_items)
+    if settings.catalog == "icons":
+        rows, counts = collect(iter(icons.items(folder, settings.n_items)))
     elif Path(settings.catalog).is_dir():
         rows, counts = read_folder(Path(settings.catalog), settings.n_items)
     else:
@@ -155,16 +165,24 @@ def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def common_keywords(catalogue: pd.DataFrame, limit: int = 500) -> list[str]:
-    """The keywords that the most items carry: tags that an image may get."""
-    counts = Counter(word for words in catalogue.keywords for word in words.split(", ") if word)
-    return [word for word, _ in counts.most_common(limit)]
+def judged_searches(settings: SearchSettings, items: pd.DataFrame) -> list[Judged]:
+    """At most search_intents judged searches (0 for all), chosen by a hash: of the icons, or of the judgements' file.
+
+    Raises: SettingsError.
+    """
+    known = set(items.id)
+    if settings.judgements:
+        found = read_judgements(settings.judgements, known)
+    else:
+        found = icons.judgements(known) if settings.catalog == "icons" else {}
+    chosen = sorted(found, key=lambda text: share(text, settings.seed))
+    return [Judged(text, found[text]) for text in chosen[: settings.search_intents or None]]
 
 
-def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
-    """Intents with their relevant items from a table (intent, id, grade). Raises: SettingsError."""
+def read_judgements(source: str, known: set[str]) -> dict[str, dict[str, int]]:
+    """Grades by intent and item, of a table (intent, id, grade) with items that are known. Raises: SettingsError."""
     table = read_table(source, ["intent", "id", "grade"])
-    table = table[table.id.isin(set(catalogue.id))]
+    table = table[table.id.isin(known)]
     if table.empty:
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
     grades = pd.to_numeric(table.grade, errors="coerce")
@@ -173,29 +191,22 @@ def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
         raise SettingsError(
             f"parameter judgements={source!r} has grade {wrong.iloc[0]!r}; grades are whole numbers from 0"
         )
-    by_intent = table.assign(grade=grades.astype(int)).groupby("intent", sort=False)
-    return [
-        drawn.Judged(text, "short" if len(text.split()) <= 2 else "long", dict(zip(rows.id, rows.grade, strict=True)))
-        for text, rows in by_intent
-    ]
+    table = table.assign(grade=grades.astype(int))
+    return {text: dict(zip(rows.id, rows.grade.tolist(), strict=True)) for text, rows in table.groupby("intent")}
 
 
-def make_assets(
-    generator: str, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
-) -> pd.DataFrame:
-    """Images for prompts by a diffusers text-to-image pipeline (Hub id or path), as rows of a catalogue.
+def visits(settings: SearchSettings, items: pd.DataFrame, judged: Sequence[Judged]) -> list[Judged]:
+    """Visits from items that belong together: icons of one category, or items that answer the same judged search.
 
-    Each is saved with its prompt as the title and the intent as its keyword. `options` go to the pipeline:
-    num_inference_steps, height, ... Raises: SettingsError when the pipeline cannot be loaded.
+    A visitor has seen SEEN of them; the others are relevant. A catalogue without such groups has no visits.
     """
-    import torch
-
-    with extra("search", "parameter generator"):
-        from diffusers import DiffusionPipeline
-    with loading(f"parameter generator={generator!r} is neither a Hub id nor a folder"):
-        pipeline = DiffusionPipeline.from_pretrained(generator).to(device_and_dtype()[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, prompt in enumerate(prompts):
-        image = pipeline(prompt, generator=torch.Generator().manual_seed(seed + k), **options).images[0]
-        image.save(folder / f"asset-{k:04d}.jpg", quality=92, xmp=xmp(prompt, [intent]))
-    return as_table(read_folder(folder)[0])
+    if settings.catalog == "icons" and not settings.judgements:
+        groups = icons.groups(set(items.id))
+    else:
+        groups = {one.text: [name for name, grade in one.grades.items() if grade] for one in judged}
+    found = []
+    for text, names in groups.items():
+        names = sorted(names, key=lambda name: share(f"{text} {name}", settings.seed))
+        if len(names) > SEEN:
+            found.append(Judged(text, dict.fromkeys(names[SEEN:], 1), tuple(names[:SEEN])))
+    return found
