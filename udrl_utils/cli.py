@@ -18,18 +18,21 @@ from typer.core import TyperGroup
 from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
-from udrl_utils.runs import RunFolder, outputs_root, workbook
+from udrl_utils.runs import RunFolder, outputs_root, workbook, write_json
 from udrl_utils.settings import (
     DEFAULTS,
     SETTINGS,
     STAGES,
+    AnalysisSettings,
+    AnnotationSettings,
     DistillationSettings,
+    SearchSettings,
     StageSettings,
     TrainingSettings,
     parameters_page,
     resolve,
 )
-from udrl_utils.student import READY
+from udrl_utils.student import READY, Student, ready_facts
 from udrl_utils.teachers.local import PACKED, fetch
 from udrl_utils.teachers.recorded import RECORDED
 
@@ -182,14 +185,51 @@ def search_eval(
 
     With --tune-on, weights and threshold are tuned on the other catalogue for each writer, and used here unchanged.
     """
-    from udrl_utils.search.evaluation import evaluate
+    from udrl_utils.baselines import baselines_of
+    from udrl_utils.encoder import Encoder
+    from udrl_utils.search import measures
+    from udrl_utils.search.catalogue import Judged, judged_searches, load_catalogue, vectors_of
+    from udrl_utils.search.retrieval import Prompts, PromptSearch, Search, Space
 
-    given = [f"catalog={catalog}", f"judgements={judgements}", "search_intents=0", *(changes or [])]
-    settings = read_settings("laptop", given)["06_search"]
-    other = settings.model_copy(update=dict(zip(("catalog", "judgements"), tune_on, strict=True))) if tune_on else None
-    results, gained = evaluate(settings, other, student, llm or [], out or outputs_root() / "search-eval")
-    show_table("Means over all searches", results)
-    show_table("Gains on the retriever alone, with 95% intervals and corrected p", gained)
+    given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
+    settings, home = read_settings("laptop", given)["06_search"], out or outputs_root() / "search-eval"
+    folder = None if student == "ready" else run_folder(student)
+    writer = Student.load(folder / "03_student" if folder else "ready")
+    embed = Encoder(folder.settings(AnnotationSettings).encoder if folder else ready_facts()["encoder"])
+    llms = baselines_of(resolve(AnalysisSettings, {"baselines": llm or []}), DistillationSettings())
+
+    def prepared(name: str, asked: SearchSettings) -> tuple[PromptSearch, list[Judged], dict[str, list[Prompts]]]:
+        items, _ = load_catalogue(asked, home / name)
+        judged = judged_searches(asked, items)
+        if not judged:
+            raise SettingsError(f"parameter judgements={asked.judgements!r} should name the judged searches")
+        finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, asked)
+        intents, kept = [one.text for one in judged], {who: home / f"{name}-{who}.jsonl" for who in llms}
+        asked_of = {who: measures.llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
+        return finder, judged, {**asked_of, "student": finder.write(intents)}
+
+    finder, judged, prompts = prepared("catalogue", settings)
+    under = dict.fromkeys(prompts, settings)
+    if tune_on:
+        other = settings.model_copy(update={"catalog": tune_on[0], "judgements": tune_on[1]})
+        another, known, theirs = prepared("tuning", other)
+        under = {who: measures.tune(another, known, theirs[who]) for who in prompts}
+    tuned = {who: {name: getattr(found, name) for name in measures.TUNED} for who, found in under.items()}
+    intents = [one.text for one in judged]
+    queries = {
+        who: PromptSearch(finder.search, writer, under[who]).queries(intents, texts) for who, texts in prompts.items()
+    }
+    results, covered = measures.compare(finder.search, judged, queries)
+    gained, groups = measures.gains(results, settings), measures.grouped(results)
+    found = {name: measures.means(rows, settings) for name, rows in groups.items()}
+    metrics = {"weights": tuned, "search": found, "gains": gained.to_dict("records"), "coverage": covered}
+    write_json(home / "metrics.json", metrics)
+    results.to_parquet(home / "results.parquet", index=False)
+    show_table("Weights", pd.DataFrame(tuned))
+    for name, rows in groups.items():
+        means = rows.groupby("system", sort=False)[measures.METRICS].mean().assign(coverage=covered)
+        show_table(f"{rows.intent.nunique()} searches, {name}", means.dropna(axis=1).round(3))
+    show_table("Gains on the retriever alone, with 95% intervals and corrected p", measures.gains_table(gained))
 
 
 def show_size(what: str, folder: Path) -> None:

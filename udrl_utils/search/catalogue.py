@@ -1,4 +1,4 @@
-"""The catalogue: a table of items with columns id, kind (image or template), title, keywords and image (a path or '').
+"""The catalogue: a table of items with columns id, title, keywords and image (a path or '').
 
 It comes from Font Awesome's icons, from a folder of images that carry metadata, as stock photos do, or from a table.
 Items that cannot be shown are left out, and counted by reason. Searches that people judged come along where there are
@@ -11,7 +11,7 @@ import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,17 @@ from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keyword
 from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import read_table, share
 
-COLUMNS = ("id", "kind", "title", "keywords", "image")
+COLUMNS = ["id", "title", "keywords", "image"]
 KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1
-SEEN = 3  # items that a visitor has looked at before anything is recommended
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A search, or a visit with the ids of the items seen, and the grades of items by id; 0 is not relevant."""
+    """A search and the grades of items by id; 0 is not relevant."""
 
     text: str
     grades: dict[str, int]
-    history: tuple[str, ...] = ()
 
 
 def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
@@ -61,24 +59,22 @@ def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame
 
 def as_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Items as a table with COLUMNS."""
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def read_folder(folder: Path, limit: int = 0) -> tuple[list[Row], Counter[str]]:
     """Items of the images in a folder and its sub-folders, by name; at most `limit`, 0 for all."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return collect(
-        ({"id": file.relative_to(folder).with_suffix("").as_posix(), "image": file} for file in files), limit
-    )
+    names = ((file.relative_to(folder).with_suffix("").as_posix(), file) for file in files)
+    return collect(({"id": name, "image": file} for name, file in names), limit)
 
 
 def read_items(source: str, limit: int, folder: Path) -> tuple[list[Row], Counter[str]]:
-    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe kind, keywords, image.
+    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe keywords, image.
 
     Paths of images are relative to the file's folder. Images inside the table are written into `folder`.
     """
-    table = read_table(source, ["id", "title"], optional=("kind", "keywords", "image")).fillna("")
-    home = Path(source).parent
+    rows = read_table(source, ["id", "title"], optional=("keywords", "image")).fillna("").to_dict("records")
     folder.mkdir(parents=True, exist_ok=True)
 
     def image_of(place: int, value: Any) -> Path | None:
@@ -86,16 +82,15 @@ def read_items(source: str, limit: int, folder: Path) -> tuple[list[Row], Counte
             file = folder / f"{place:07d}{Path(str(value.get('path') or 'image.jpg')).suffix}"
             file.write_bytes(value["bytes"])
             return file
-        return home / str(value) if value and not isinstance(value, dict) else None
+        return Path(source).parent / str(value) if value and not isinstance(value, dict) else None
 
-    rows = table.to_dict("records")
     return collect(({**row, "image": image_of(place, row.get("image"))} for place, row in enumerate(rows)), limit)
 
 
 def collect(rows: Iterator[Row], limit: int = 0) -> tuple[list[Row], Counter[str]]:
     """Items that can be shown, at most `limit` (0 for all), and counts of items left out and titles cut, by reason.
 
-    Each row has an id and an image (a path or None), and title, keywords and kind as far as they are known.
+    Each row has an id and an image (a path or None), and a title and keywords as far as they are known.
     """
     counts: Counter[str] = Counter()
     found: dict[str, Row] = {}
@@ -131,11 +126,7 @@ def _item(row: Row, counts: Counter[str]) -> Row:
         if path is None:
             raise BadImage("neither title, keywords nor image")
         title = clean_text(re.sub(r"[\W_]+", " ", path.stem))
-    kind = row.get("kind") or ("template" if "template" in words else "image")
-    if kind not in ("image", "template"):
-        raise BadImage("kind is neither image nor template")
-    keywords = ", ".join(words)
-    return {"id": name, "kind": kind, "title": title or words[0], "keywords": keywords, "image": str(path or "")}
+    return {"id": name, "title": title or words[0], "keywords": ", ".join(words), "image": str(path or "")}
 
 
 def split_keywords(value: Any) -> tuple[str, ...]:
@@ -166,15 +157,13 @@ def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
 
 
 def judged_searches(settings: SearchSettings, items: pd.DataFrame) -> list[Judged]:
-    """At most search_intents judged searches (0 for all), chosen by a hash: of the icons, or of the judgements' file.
+    """At most search_intents judged searches (0 for all), chosen by a hash: of a file, or those of the icons.
 
     Raises: SettingsError.
     """
-    known = set(items.id)
+    found = icons.judgements(set(items.id)) if settings.catalog == "icons" else {}
     if settings.judgements:
-        found = read_judgements(settings.judgements, known)
-    else:
-        found = icons.judgements(known) if settings.catalog == "icons" else {}
+        found = read_judgements(settings.judgements, set(items.id))
     chosen = sorted(found, key=lambda text: share(text, settings.seed))
     return [Judged(text, found[text]) for text in chosen[: settings.search_intents or None]]
 
@@ -185,28 +174,9 @@ def read_judgements(source: str, known: set[str]) -> dict[str, dict[str, int]]:
     table = table[table.id.isin(known)]
     if table.empty:
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
-    grades = pd.to_numeric(table.grade, errors="coerce")
-    wrong = table.grade[~((grades >= 0) & (grades % 1 == 0))]
-    if len(wrong):
-        raise SettingsError(
-            f"parameter judgements={source!r} has grade {wrong.iloc[0]!r}; grades are whole numbers from 0"
-        )
-    table = table.assign(grade=grades.astype(int))
-    return {text: dict(zip(rows.id, rows.grade.tolist(), strict=True)) for text, rows in table.groupby("intent")}
-
-
-def visits(settings: SearchSettings, items: pd.DataFrame, judged: Sequence[Judged]) -> list[Judged]:
-    """Visits from items that belong together: icons of one category, or items that answer the same judged search.
-
-    A visitor has seen SEEN of them; the others are relevant. A catalogue without such groups has no visits.
-    """
-    if settings.catalog == "icons" and not settings.judgements:
-        groups = icons.groups(set(items.id))
-    else:
-        groups = {one.text: [name for name, grade in one.grades.items() if grade] for one in judged}
-    found = []
-    for text, names in groups.items():
-        names = sorted(names, key=lambda name: share(f"{text} {name}", settings.seed))
-        if len(names) > SEEN:
-            found.append(Judged(text, dict.fromkeys(names[SEEN:], 1), tuple(names[:SEEN])))
-    return found
+    numbers = pd.to_numeric(table.grade, errors="coerce")
+    wrong = table.grade[~((numbers >= 0) & (numbers % 1 == 0))].tolist()
+    if wrong:
+        raise SettingsError(f"parameter judgements={source!r} has grade {wrong[0]!r}; grades are whole numbers from 0")
+    by_intent = table.assign(grade=numbers.astype(int)).groupby("intent")
+    return {text: dict(zip(rows.id, rows.grade.tolist(), strict=True)) for text, rows in by_intent}

@@ -36,6 +36,7 @@ def _metadata() -> Path:
     return Path(fontawesomefree.__file__).parent / "static" / "fontawesomefree" / "metadata"
 
 
+@cache
 def halves(name: str) -> tuple[list[str], list[str]]:
     """An icon's search terms that the catalogue holds, and those that are searched for, split by a hash."""
     terms = clean_keywords([str(term) for term in icons()[name]["search"]["terms"]])
@@ -48,30 +49,24 @@ def items(folder: Path, limit: int) -> list[dict[str, Any]]:
     with extra("search", "parameter catalog='icons'"):
         import resvg_py
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in list(icons())[: limit or None]:
+    names = list(icons())[: limit or None]
+    pictures = {name: folder / f"{name}.png" for name in names}
+    for name, file in pictures.items():
         drawing = icons()[name]["svgs"]["classic"]["solid"]["raw"]
-        picture = folder / f"{name}.png"
-        picture.write_bytes(resvg_py.svg_to_bytes(drawing, height=SIZE, background="white", skip_system_fonts=True))
-        rows.append({"id": name, "title": icons()[name]["label"], "keywords": halves(name)[0], "image": picture})
-    return rows
+        file.write_bytes(resvg_py.svg_to_bytes(drawing, height=SIZE, background="white", skip_system_fonts=True))
+    return [{"id": n, "title": icons()[n]["label"], "keywords": halves(n)[0], "image": pictures[n]} for n in names]
 
 
 def judgements(ids: Collection[str]) -> dict[str, dict[str, int]]:
-    """Terms to search for, each with the icons among `ids` that people gave it to: {term: {id: 1}}.
-
-    A term is searched for where at least one icon is described without it.
-    """
-    known = {name: halves(name) for name in ids}
-    wanted = {term for _, searched in known.values() for term in searched}
-    found: dict[str, dict[str, int]] = {term: {} for term in sorted(wanted, key=lambda term: share(term, 1))}
-    for name, terms in known.items():
-        for term in wanted & {*terms[0], *terms[1]}:
+    """Terms that are searched for, each with all icons among `ids` that people gave it to: {term: {id: 1}}."""
+    found: dict[str, dict[str, int]] = {term: {} for name in ids for term in halves(name)[1]}
+    for name in ids:
+        for term in found.keys() & {term for half in halves(name) for term in half}:
             found[term][name] = 1
     return found
 
 
-def groups(ids: Collection[str]) -> dict[str, list[str]]:
-    """The icons among `ids` that Font Awesome puts into one category, by the category's name."""
+def groups(ids: Collection[str]) -> list[list[str]]:
+    """The icons among `ids` that Font Awesome puts into one category, for each category."""
     categories = yaml.safe_load((_metadata() / "categories.yml").read_text(encoding="utf-8"))
-    return {category["label"]: [name for name in category["icons"] if name in ids] for category in categories.values()}
+    return [[name for name in category["icons"] if name in ids] for category in categories.values()]

@@ -1,8 +1,7 @@
 """Images from strangers: opened safely, their metadata read, and turned into intents.
 
 In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a
-function (image, metadata) -> intent: `plain`, which reads the metadata, or a captioner. Nothing here knows
-the catalogue.
+function (image, metadata) -> intent, such as `plain`. Nothing here knows the catalogue.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ from typing import Any
 
 from PIL import Image, IptcImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
-
-from udrl_utils.errors import loading
-from udrl_utils.machine import device_and_dtype
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff")}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -142,30 +138,3 @@ def plain(image: Image.Image, metadata: Metadata) -> str:
     if not found:
         raise BadImage("it carries no title and no keywords, and parameter captioner names no model that describes it")
     return " ".join(found)
-
-
-def captioner(name: str) -> Describer:
-    """A describer by a transformers model that writes captions from pixels (BLIP-class), by Hub id or path.
-
-    Raises: SettingsError when the model cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    with loading(f"parameter captioner={name!r} is neither a Hub id nor a folder"):
-        processor, model = AutoProcessor.from_pretrained(name), AutoModelForImageTextToText.from_pretrained(name)
-    model = model.float().to(device_and_dtype()[0]).eval()
-
-    def describe(image: Image.Image, _: Metadata) -> str:
-        with torch.inference_mode():
-            inputs = processor(images=image, return_tensors="pt").to(model.device)
-            ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        caption = processor.batch_decode(ids, skip_special_tokens=True)[0]
-        return " ".join(caption.lower().split()[:INTENT_WORDS])
-
-    return describe
-
-
-def intent_of(path: Path | str, describe: Describer) -> str:
-    """The intent that an image file is turned into. Raises: BadImage."""
-    return describe(*open_image(Path(path)))

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, ttest_rel
 
 from udrl_utils.errors import extra
-from udrl_utils.evaluation import interval
+from udrl_utils.evaluation import interval, written
 from udrl_utils.search.catalogue import Judged
 from udrl_utils.search.retrieval import (
     DESCRIPTIONS,
@@ -39,6 +39,7 @@ METRICS = [*MEASURES.values(), *PARTLY.values(), "diversity", "null"]
 RETRIEVERS = ("BM25", "dense", "hybrid")
 MMR = 0.8  # weight of relevance in the MMR baseline
 FEEDBACK = 0.5, 0.3  # weight of pseudo-relevance feedback in BM25 and among vectors
+TUNED = ("rewrite_weight", "description_weight", "prompt_floor", "strong_items")
 READ, TERMS = (10, 3), 10  # items that feedback reads in BM25 and among vectors; terms that BM25 takes of them
 
 
@@ -131,6 +132,11 @@ def measured(ranked: dict[str, Ranked], judged: Sequence[Judged], search: Search
     return pd.concat(tables, ignore_index=True)
 
 
+def grouped(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of all searches, of those of one, two or more words, and of those whose words some item holds."""
+    return {"all": results} | {name: rows for key in ("words", "held") for name, rows in results.groupby(key)}
+
+
 def means(results: pd.DataFrame, settings: SearchSettings) -> dict[str, dict[str, dict[str, float]]]:
     """{system: {metric: {mean, low, high}}} with 95% intervals over searches; a metric without values is left out."""
     return {
@@ -157,22 +163,30 @@ def gains(results: pd.DataFrame, settings: SearchSettings) -> pd.DataFrame:
     return table.sort_values(["metric", "system"], ignore_index=True)
 
 
+def gains_table(gained: pd.DataFrame, metrics: Sequence[str] = ("ndcg_10", "recall_50")) -> pd.DataFrame:
+    """One row per system: what it gains on which retriever, with 95% intervals and corrected p."""
+    rows = gained[gained.metric.isin(metrics)]
+    texts = [f"{written(row, '+.3f')} p={row['p']:.2f}" for row in rows.to_dict("records")]
+    return rows.assign(text=texts).pivot(index=["against", "system"], columns="metric", values="text")
+
+
 def tune(finder: PromptSearch, judged: Sequence[Judged], prompts: Sequence[Prompts]) -> SearchSettings:
     """The settings with the weights, floor and threshold that find most of the judged items among the first 50.
 
     What lowers the nDCG@10 of a retriever is not considered; plain retrieval, with weights of 0, is the first try.
     """
-    intents = [one.text for one in judged]
+    intents, grades = [one.text for one in judged], [one.grades for one in judged]
 
     def score(settings: SearchSettings) -> tuple[float, np.ndarray]:
-        ranked = finder.search.rankings(*finder.under(settings).queries(intents, prompts))
-        found = [measure(rows, judged, finder.search)[["recall_50", "ndcg_10"]].mean() for rows in ranked.values()]
-        return sum(means.recall_50 for means in found), np.array([means.ndcg_10 for means in found])
+        ranked = finder.search.rankings(*PromptSearch(finder.search, finder.writer, settings).queries(intents, prompts))
+        lists = [[[finder.search.ids[place] for place in row] for row in rows] for rows in ranked.values()]
+        found = [pd.DataFrame(trec(grades, rows)).mean() for rows in lists]
+        return sum(means.recall_50 for means in found), np.array([means.ndcg_cut_10 for means in found])
 
     best = finder.settings.model_copy(update={"rewrite_weight": 0.0, "description_weight": 0.0})
     most, plain = score(best)
-    weights = [(w * a, w * b) for w in (0.03, 0.1, 0.3, 1.0) for a, b in ((1, 0), (0, 1), (1, 1))]
-    for (rewrites, descriptions), floor, strong in product(weights, (0.3, 0.5, 0.7), (10, 50, 10**9)):
+    weights = [(w * a, w * b) for w in (0.1, 0.3, 1.0) for a, b in ((1, 0), (0, 1), (1, 1))]
+    for (rewrites, descriptions), floor, strong in product(weights, (0.3, 0.5, 0.7), (10, 10**9)):
         changes = {"rewrite_weight": rewrites, "description_weight": descriptions}
         tried = best.model_copy(update={**changes, "prompt_floor": floor, "strong_items": strong})
         recall, accuracy = score(tried)

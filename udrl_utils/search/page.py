@@ -6,12 +6,10 @@ are escaped in HTML and never read as formulas in figures.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from udrl_utils.figures import style
-from udrl_utils.search.images import BadImage, Describer, intent_of, open_image
+from udrl_utils.search.images import BadImage, Describer, open_image
 from udrl_utils.search.retrieval import PromptSearch
 from udrl_utils.tasks import clean_intent
 from udrl_utils.views import sentence, template, visible
@@ -42,14 +40,13 @@ def thumbnail(path: str, size: int = 160) -> Image.Image:
     return image
 
 
-def grids(catalogue: pd.DataFrame, ranked: dict[str, Sequence[int]], columns: int = 8, labelled: bool = True) -> Figure:
+def grids(catalogue: pd.DataFrame, ranked: dict[str, Sequence[int]], columns: int = 8) -> Figure:
     """One row of thumbnails per ranked list, under its name; the best item is on the left."""
     style()
-    figure = plt.figure(figsize=(1.25 * columns, (1.6 if labelled else 1.25) * len(ranked)), layout="constrained")
+    figure = plt.figure(figsize=(1.25 * columns, 1.6 * len(ranked)), layout="constrained")
     parts = figure.subfigures(len(ranked), squeeze=False)[:, 0]
     for part, (name, places) in zip(parts, ranked.items(), strict=True):
-        if labelled:
-            part.suptitle(visible(name, 100), x=0.01, ha="left", fontsize=9, parse_math=False)
+        part.suptitle(visible(name, 100), x=0.01, ha="left", fontsize=9, parse_math=False)
         for axis, place in zip_longest(part.subplots(1, columns), places[:columns]):
             axis.set_axis_off()
             if place is not None:
@@ -75,18 +72,17 @@ class SearchPanel:
     """An intent or an image is searched under a command, in JupyterLab or in Voila; `box` is shown.
 
     The sliders of the rewards are the student's command. `variety` does not reach the student: it re-ranks the page.
-    The kernel stays free: one search at a time runs in a thread, and only the event loop touches the widgets.
     """
 
     def __init__(self, finder: PromptSearch, catalogue: pd.DataFrame, describe: Describer, intent: str):
-        self.finder, self.catalogue, self.describe, self._work = finder, catalogue, describe, None
+        self.finder, self.catalogue, self.describe = finder, catalogue, describe
         self.text = w.Text(intent, description="intent")
         self.upload = w.FileUpload(accept="image/*", description="image")
         self.sliders = {name: slider(name, finder) for name in finder.writer.codec.rewards}
-        self.variety = w.FloatSlider(0, min=0, max=1, step=0.05, description="variety", continuous_update=False)
+        self.variety = w.FloatSlider(0, min=0, max=1, step=0.05, description="variety")
         self.button, self.shown = w.Button(description="search", button_style="primary"), w.HTML(self.page(intent))
-        self.button.on_click(lambda _: self._begin(self._search))
-        self.upload.observe(lambda change: self._begin(partial(self._search_image, change["new"])), "value")
+        self.button.on_click(lambda _: self.search())
+        self.upload.observe(lambda change: self.take(change["new"]), "value")
         controls = w.HBox([*self.sliders.values(), self.variety], layout=w.Layout(flex_flow="row wrap"))
         self.box = w.VBox([w.HBox([self.text, self.upload, self.button]), controls, self.shown])
 
@@ -96,44 +92,33 @@ class SearchPanel:
         if not intent:
             return sentence("Type an intent, or choose an image.")
         ranked, prompts = self.finder.find([intent], 1 - variety / 2, **asked)
-        written = [
-            prompt for by_task in self.finder.usable([intent], prompts) for ps in by_task.values() for prompt in ps
-        ]
+        [usable] = self.finder.usable([intent], prompts)
+        written = [prompt for some in usable.values() for prompt in some]
         return results_page(self.catalogue, intent, ranked[0][:SHOWN], written)
+
+    def search(self) -> None:
+        """Show the results of the typed intent; an error is shown in their place, since a callback cannot raise it."""
+        asked = {name: None if control.value == OPEN else control.value for name, control in self.sliders.items()}
+        try:
+            self.shown.value = self.page(self.text.value, self.variety.value, **asked)
+        except Exception as error:
+            self.shown.value = sentence(f"{type(error).__name__}: {error}", "wrong")
+
+    def take(self, files: Sequence[dict[str, Any]]) -> None:
+        """Search for what an uploaded image shows."""
+        for file in files:
+            try:
+                self.text.value = self.intent_of(file["name"], bytes(file["content"]))
+                self.search()
+            except BadImage as reason:
+                self.shown.value = sentence(f"This image cannot be used: {reason}.", "wrong")
 
     def intent_of(self, name: str, content: bytes) -> str:
         """The intent of an uploaded image. Raises: BadImage."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"image{Path(name).suffix}"
             file.write_bytes(content)
-            return intent_of(file, self.describe)
-
-    def _begin(self, work: Callable[[], Any]) -> None:
-        """Start a search, unless one is under way."""
-        if self._work is None or self._work.done():
-            self._work = asyncio.get_running_loop().create_task(self._watched(work))
-
-    async def _watched(self, work: Callable[[], Any]) -> None:
-        self.button.disabled = self.upload.disabled = True
-        self.button.description = "searching ..."
-        try:
-            await work()
-        except BadImage as reason:
-            self.shown.value = sentence(f"This image cannot be used: {reason}.", "wrong")
-        except Exception as error:  # nobody awaits this task, so an error that is not shown would be lost
-            self.shown.value = sentence(f"{type(error).__name__}: {error}", "wrong")
-        finally:
-            self.button.disabled = self.upload.disabled = False
-            self.button.description = "search"
-
-    async def _search(self) -> None:
-        asked = {name: None if control.value == OPEN else control.value for name, control in self.sliders.items()}
-        self.shown.value = await asyncio.to_thread(self.page, self.text.value, self.variety.value, **asked)
-
-    async def _search_image(self, files: Sequence[dict[str, Any]]) -> None:
-        for file in files:
-            self.text.value = await asyncio.to_thread(self.intent_of, file["name"], bytes(file["content"]))
-            await self._search()
+            return self.describe(*open_image(file))
 
 
 def slider(reward: str, finder: PromptSearch) -> w.SelectionSlider:

@@ -29,6 +29,7 @@ DEPTH = 200  # items of a ranked list
 PAGE, POOL = 10, 50  # items on the first page, and the best items that the page is chosen from by MMR
 FUSION = 60  # added to each rank by reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)
 REWRITES, DESCRIPTIONS, NEXT = "query_rewrite", "text_to_image", "related_search"  # tasks, by what they are for
+OPEN = {"length": None, "relevance": None, "diversity": None}  # a command that asks for nothing
 Query = dict[str, float]
 Prompts = dict[str, list[str]]  # prompts for one intent, by task
 Ranked = list[list[int]]  # places in the catalogue, best first, one list per query
@@ -51,8 +52,8 @@ class Lexical:
         """Stems of a text's words; the parts of hyphenated words count as words."""
         return [stem(part) for word in words(text) for part in re.split("['’-]", word) if part]
 
-    def nearest(self, queries: Sequence[Query], n: int) -> Ranked:
-        """Places of the n best items per query; items that hold none of its words are not among them."""
+    def nearest(self, queries: Sequence[Query]) -> Ranked:
+        """Places of the best items per query; items that hold none of its words are not among them."""
         found = []
         for query in queries:
             scores = np.zeros(self.items, dtype=np.float32)
@@ -61,7 +62,7 @@ class Lexical:
                     if weight and token in self.known:
                         span = self._span(token)
                         scores[self.holders[span]] += weight * self.gains[span]
-            best = np.argsort(-scores, kind="stable")[:n]
+            best = np.argsort(-scores, kind="stable")[:DEPTH]
             found.append(best[scores[best] > 0].tolist())
         return found
 
@@ -96,57 +97,50 @@ class Space:
         if len(vectors) > exact:
             self.index.nprobe = max(1, cells // 10)
 
-    def nearest(self, queries: Sequence[Query], n: int) -> Ranked:
-        """Places of the n items with the largest cosine to each query's weighted sum of vectors."""
+    def nearest(self, queries: Sequence[Query]) -> Ranked:
+        """Places of the items with the largest cosine to each query's weighted sum of vectors."""
         vectors = iter(self.embed([text for query in queries for text in query]))
         sums = [sum(weight * next(vectors) for weight in query.values()) for query in queries]
-        found = self.index.search(np.array(sums, dtype=np.float32), min(n, len(self.vectors)))[1]
+        found = self.index.search(np.array(sums, dtype=np.float32), min(DEPTH, len(self.vectors)))[1]
         return [[place for place in row if place >= 0] for row in found.tolist()]  # faiss pads with -1
 
 
-def fuse(rankings: Sequence[Sequence[int]], n: int = DEPTH) -> list[int]:
-    """The n places with the largest sum of 1 / (FUSION + rank) over the rankings: reciprocal rank fusion."""
+def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
+    """The places with the largest sum of 1 / (FUSION + rank) over the rankings: reciprocal rank fusion."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, place in enumerate(ranking, 1):
             scores[place] = scores.get(place, 0.0) + 1 / (FUSION + rank)
-    return sorted(scores, key=lambda place: (-scores[place], place))[:n]
+    return sorted(scores, key=lambda place: (-scores[place], place))[:DEPTH]
 
 
 def diversify(places: Sequence[int], vectors: np.ndarray, keep: float) -> list[int]:
     """Places with the first PAGE chosen again from the best POOL by maximal marginal relevance.
 
     Each choice has the largest keep * relevance - (1 - keep) * largest cosine to the items chosen so far (Carbonell and
-    Goldstein, SIGIR 1998). Relevance falls evenly from 1 at the top of the pool to 0. `vectors`: unit vectors of all
-    items, shape (items, width).
+    Goldstein, SIGIR 1998); relevance falls evenly from 1 at the top of the pool. `vectors`: unit vectors of all items.
     """
-    pool = list(places[:POOL])
-    own, left, nearest, page = vectors[pool], np.ones(len(pool), dtype=bool), np.zeros(len(pool)), []
-    relevance = 1 - np.arange(len(pool)) / max(1, len(pool))
+    pool, chosen = list(places[:POOL]), []
+    relevance, cosines = 1 - np.arange(len(pool)) / len(pool), vectors[pool] @ vectors[pool].T
     for _ in range(min(PAGE, len(pool))):
-        best = int(np.where(left, keep * relevance - (1 - keep) * nearest, -np.inf).argmax())
-        left[best] = False
-        nearest = np.maximum(nearest, own @ own[best]) if page else own @ own[best]
-        page.append(pool[best])
-    chosen = set(page)
-    return page + [place for place in places if place not in chosen]
+        nearest = cosines[:, chosen].max(1, initial=-1)
+        gain = keep * relevance - (1 - keep) * nearest
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+    page = [pool[k] for k in chosen]
+    return page + [place for place in places if place not in page]
 
 
 class Search:
     """A catalogue with its retrievers: words, and one space or more, the first of which diversity is measured in."""
 
     def __init__(self, items: pd.DataFrame, spaces: Sequence[Space]):
-        self.ids, self.titles, self.texts = items.id.tolist(), items.title.tolist(), texts_of(items)
-        self.words, self.spaces = Lexical(self.texts), list(spaces)
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """Unit vectors of the items in the first space, shape (items, width)."""
-        return self.spaces[0].vectors
+        self.ids, self.texts = items.id.tolist(), texts_of(items)
+        self.words, self.spaces, self.vectors = Lexical(self.texts), list(spaces), spaces[0].vectors
 
     def rankings(self, lexical: Sequence[Query], dense: Sequence[Query]) -> dict[str, Ranked]:
         """Places by retriever, 'BM25', 'dense' and 'hybrid'; the hybrid fuses BM25 and every space."""
-        by_words, by_vectors = self.words.nearest(lexical, DEPTH), [s.nearest(dense, DEPTH) for s in self.spaces]
+        by_words, by_vectors = self.words.nearest(lexical), [space.nearest(dense) for space in self.spaces]
         hybrid = [fuse(rows) for rows in zip(by_words, *by_vectors, strict=True)]
         return {"BM25": by_words, "dense": by_vectors[0], "hybrid": hybrid}
 
@@ -156,41 +150,31 @@ def expand(own: Query, prompts: Sequence[str], weight: float) -> Query:
     return {**{prompt: weight / len(prompts) for prompt in prompts}, **own}
 
 
-OPEN = {"length": None, "relevance": None, "diversity": None}  # a command that asks for nothing
-
-
 class PromptSearch:
     """The whole path: intent -> prompts under a command -> a query of words and one of vectors -> fused items."""
 
     def __init__(self, search: Search, writer: Engine, settings: SearchSettings):
         self.search, self.writer, self.settings = search, writer, settings
 
-    def under(self, settings: SearchSettings) -> PromptSearch:
-        """The same catalogue and writer under other settings."""
-        return PromptSearch(self.search, self.writer, settings)
-
-    def commands(self, tasks: Sequence[str], **asked: Any) -> list[Command]:
-        """One command per trained task. Rewards not in `asked` are as in the settings; None leaves a reward open."""
-        codec, wanted = self.writer.codec, self.settings.asked() | asked
-        known = [task for task in tasks if task in codec.edges]
-        return [Command(task, **{k: v for k, v in wanted.items() if k in codec.rewards_of(task)}) for task in known]
-
     def write(
-        self,
-        intents: Sequence[str],
-        tasks: Sequence[str] = (REWRITES, DESCRIPTIONS),
-        n: int = 0,
-        seed: int = 0,
-        **asked: Any,
+        self, intents: Sequence[str], tasks: Sequence[str] = (REWRITES, DESCRIPTIONS), seed: int = 0, **asked: Any
     ) -> list[Prompts]:
-        """Distinct prompts by task for each intent, at most n of a task; 0 takes the number from the settings."""
-        settings, commands = self.settings, self.commands(tasks, **asked)
-        sampling = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
-        pairs = [(intent, command) for intent in intents for command in commands]
-        texts, given = [intent for intent, _ in pairs], [command for _, command in pairs]
-        n, seed = n or settings.search_prompts, settings.seed + seed
-        written = iter(self.writer.generate(texts, given, n=n, seed=seed, **sampling) if pairs else [])
-        return [{c.task: list(distinct(filter(None, next(written)))) for c in commands} for _ in intents]
+        """Distinct prompts for each intent by task, as far as the writer knows it: search_prompts of each, or fewer.
+
+        Rewards not in `asked` are as in the settings; None leaves a reward open. `seed` is added to theirs.
+        """
+        settings, codec, wanted = self.settings, self.writer.codec, self.settings.asked() | asked
+        levels = {
+            task: {k: v for k, v in wanted.items() if k in codec.rewards_of(task)}
+            for task in tasks
+            if task in codec.edges
+        }
+        commands = [Command(task, **asked_of_it) for task, asked_of_it in levels.items()]
+        how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
+        texts = [intent for intent in intents for _ in commands]
+        how |= {"n": settings.search_prompts, "seed": settings.seed + seed}
+        written = iter(self.writer.generate(texts, commands * len(intents), **how) if texts else [])
+        return [{task: list(distinct(filter(None, next(written)))) for task in levels} for _ in intents]
 
     def queries(self, intents: Sequence[str], prompts: Sequence[Prompts]) -> tuple[list[Query], list[Query]]:
         """Per intent, the query for BM25 with its rewrites and the query for vectors with its descriptions.
@@ -207,20 +191,23 @@ class PromptSearch:
 
     def usable(self, intents: Sequence[str], prompts: Sequence[Prompts]) -> list[Prompts]:
         """The prompts that stay with their intent: near enough, no word made up, no name or number lost."""
-        texts = [text for intent, by_task in zip(intents, prompts, strict=True)
-                 for text in (intent, *(p for written in by_task.values() for p in written))]  # fmt: skip
-        vectors, kept = iter(self.search.spaces[0].embed(texts)), []  # all at once, which is faster
-        for intent, by_task in zip(intents, prompts, strict=True):
-            center, floor = next(vectors), self.settings.prompt_floor
-            near = {task: [p for p in written if next(vectors) @ center >= floor] for task, written in by_task.items()}
-            kept.append({task: [p for p in written if self.faithful(intent, p)] for task, written in near.items()})
-        return kept
+        texts = [*intents, *(prompt for by_task in prompts for written in by_task.values() for prompt in written)]
+        vectors = dict(zip(texts, self.search.spaces[0].embed(texts), strict=True))
+        near = lambda a, b: vectors[a] @ vectors[b] >= self.settings.prompt_floor  # noqa: E731
+        return [
+            {
+                task: [p for p in written if near(intent, p) and self.faithful(intent, p)]
+                for task, written in own.items()
+            }
+            for intent, own in zip(intents, prompts, strict=True)
+        ]
 
     def faithful(self, intent: str, prompt: str) -> bool:
         """Whether a prompt keeps the intent's names and numbers, and each of its words exists in English or here."""
         own, written = set(words(intent)), set(words(prompt))
         names = {word for word in own if not zipf_frequency(word, "en") or any(map(str.isdigit, word))}
-        return names <= written and all(zipf_frequency(w, "en") or stem(w) in self.search.words.known for w in written)
+        exists = lambda word: zipf_frequency(word, "en") or stem(word) in self.search.words.known  # noqa: E731
+        return names <= written and all(map(exists, written - own))
 
     def rank(self, intents: Sequence[str], prompts: Sequence[Prompts], keep: float = 1.0) -> Ranked:
         """Places per intent by the hybrid of both retrievers; below 1, `keep` re-ranks the first page (`diversify`)."""
