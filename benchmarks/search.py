@@ -8,6 +8,7 @@ Each item is made of two icons of Font Awesome: its title has both names, its ke
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -36,7 +37,7 @@ def main() -> None:
         pair = rng.sample(names, 2)
         terms = [rng.sample(icons.halves(name)[0], min(2, len(icons.halves(name)[0]))) for name in pair]
         title = " with ".join(icons.icons()[name]["label"] for name in pair)
-        rows.append({"id": str(k), "title": title, "keywords": ", ".join(sum(terms, [])), "image": ""})
+        rows.append({"id": str(k), "title": title, "keywords": ", ".join(itertools.chain(*terms)), "image": ""})
     items, embed = as_table(rows), Encoder("minilm")
     embed(["one text, so that the model is loaded"])
     began, before = time.perf_counter(), peak_memory() / 2**30

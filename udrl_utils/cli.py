@@ -189,7 +189,7 @@ def search_eval(
     from udrl_utils.encoder import Encoder
     from udrl_utils.search import measures
     from udrl_utils.search.catalogue import Judged, judged_searches, load_catalogue, vectors_of
-    from udrl_utils.search.retrieval import Prompts, PromptSearch, Search, Space
+    from udrl_utils.search.retrieval import Prompts, PromptSearch, Search, Space, llm_prompts
 
     given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
     settings, home = read_settings("laptop", given)["06_search"], out or outputs_root() / "search-eval"
@@ -205,7 +205,7 @@ def search_eval(
             raise SettingsError(f"parameter judgements={asked.judgements!r} should name the judged searches")
         finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, asked)
         intents, kept = [one.text for one in judged], {who: home / f"{name}-{who}.jsonl" for who in llms}
-        asked_of = {who: measures.llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
+        asked_of = {who: llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
         return finder, judged, {**asked_of, "student": finder.write(intents)}
 
     finder, judged, prompts = prepared("catalogue", settings)

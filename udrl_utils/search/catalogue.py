@@ -1,8 +1,7 @@
 """The catalogue: a table of items with columns id, title, keywords and image (a path or '').
 
-It comes from Font Awesome's icons, from a folder of images that carry metadata, as stock photos do, or from a table.
-Items that cannot be shown are left out, and counted by reason. Searches that people judged come along where there are
-some. Nothing here knows how the catalogue is searched.
+It comes from Font Awesome's icons, a folder of images with metadata, or a table, with the searches that people judged.
+Items that cannot be shown are left out and counted by reason. Nothing here knows how the catalogue is searched.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,8 +29,7 @@ KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """A search and the grades of items by id; 0 is not relevant."""
 
     text: str
@@ -142,10 +139,7 @@ def texts_of(catalogue: pd.DataFrame) -> list[str]:
 
 
 def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
-    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the keywords' mean direction.
-
-    Each distinct keyword is embedded once, and the title keeps its weight however many keywords there are.
-    """
+    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the keywords' mean direction."""
     keywords = [words.split(", ") if words else [] for words in catalogue.keywords]
     vectors, distinct = embed(catalogue.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
@@ -157,10 +151,7 @@ def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
 
 
 def judged_searches(settings: SearchSettings, items: pd.DataFrame) -> list[Judged]:
-    """At most search_intents judged searches (0 for all), chosen by a hash: of a file, or those of the icons.
-
-    Raises: SettingsError.
-    """
+    """At most search_intents judged searches (0 for all), by a hash, of a file or of the icons. Raises: SettingsError."""
     found = icons.judgements(set(items.id)) if settings.catalog == "icons" else {}
     if settings.judgements:
         found = read_judgements(settings.judgements, set(items.id))

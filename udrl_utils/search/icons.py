@@ -1,8 +1,8 @@
 """The default catalogue: the icons of Font Awesome Free, with names, search terms and categories written by people.
 
-In goes the package `fontawesomefree` (icons CC BY 4.0, fontawesome.com); out come items, PNG pictures, judged searches
-and groups of related items. Half of an icon's search terms describe it in the catalogue. The other half are searched
-for, so that finding an icon needs more than matching its words. Nothing here knows how the catalogue is searched.
+In goes the package `fontawesomefree` (icons CC BY 4.0); out come items, pictures, judged searches and groups of items.
+Half of an icon's search terms describe it in the catalogue. The other half are searched for, so that matching words is
+not enough. Nothing here knows how the catalogue is searched.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""Images from strangers: opened safely, their metadata read, and turned into intents.
+"""Images from strangers: files of any origin go in, RGB images, titles, keywords and intents come out.
 
-In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a
-function (image, metadata) -> intent, such as `plain`. Nothing here knows the catalogue.
+A describer is a function (image, metadata) -> intent, such as `plain`. Nothing here knows the catalogue.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, IptcImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
@@ -28,8 +26,7 @@ class BadImage(ValueError):
     """A file that is not shown; the text is the reason, in a few words."""
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """The title ('' for none) and the keywords that an image file carries."""
 
     title: str = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,20 +17,8 @@ from scipy.stats import false_discovery_control, ttest_rel
 from udrl_utils.errors import extra
 from udrl_utils.evaluation import interval, written
 from udrl_utils.search.catalogue import Judged
-from udrl_utils.search.retrieval import (
-    DESCRIPTIONS,
-    PAGE,
-    REWRITES,
-    Prompts,
-    PromptSearch,
-    Query,
-    Ranked,
-    Search,
-    diversify,
-)
+from udrl_utils.search.retrieval import PAGE, Prompts, PromptSearch, Query, Ranked, Search, diversify
 from udrl_utils.settings import SearchSettings
-from udrl_utils.teachers import Teacher
-from udrl_utils.teachers.replies import Journal, Request
 
 MEASURES = {"ndcg_cut_10": "ndcg_10", "recall_50": "recall_50", "recip_rank": "mrr"}
 PARTLY = {"ndcg_cut_10": "ndcg_10_judged", "bpref": "bpref"}  # where people also said what is not relevant
@@ -61,8 +48,8 @@ def measure(ranked: Ranked, judged: Sequence[Judged], search: Search) -> pd.Data
         values = {name: found[k].get(key, np.nan) for key, name in MEASURES.items()}
         values |= {name: partly[k].get(key, np.nan) for key, name in PARTLY.items()}
         null = float(not any(one.grades.get(name) for name in lists[k][:PAGE])) if found[k] else np.nan
-        of_list = {"diversity": spread(search.vectors, ranked[k][:PAGE]), "null": null}
-        rows.append({"intent": one.text, **about, **values, **of_list})
+        values |= {"diversity": spread(search.vectors, ranked[k][:PAGE]), "null": null}
+        rows.append({"intent": one.text, **about, **values})
     return pd.DataFrame(rows)
 
 
@@ -80,17 +67,8 @@ def trec(grades: Sequence[dict[str, int]], lists: Sequence[Sequence[str]]) -> li
 
 def spread(vectors: np.ndarray, row: Sequence[int]) -> float:
     """1 - mean cosine of two different items of a list; 0 for fewer than two."""
-    if len(row) < 2:
-        return 0.0
-    total = vectors[list(row)].sum(0)
-    return float(1 - (total @ total - len(row)) / (len(row) * (len(row) - 1)))
-
-
-def llm_prompts(teacher: Teacher, intents: Sequence[str], n: int, replies: Path) -> list[Prompts]:
-    """At most n rewrites and n descriptions per intent by a language model; its replies are kept in a file."""
-    texts = teacher.write([Request(t, i, n) for t in (REWRITES, DESCRIPTIONS) for i in intents], Journal(replies))
-    pairs = zip(texts[: len(intents)], texts[len(intents) :], strict=True)
-    return [{REWRITES: rewrites, DESCRIPTIONS: descriptions} for rewrites, descriptions in pairs]
+    total, n = vectors[list(row)].sum(0), len(row)
+    return float(1 - (total @ total - n) / (n * (n - 1))) if n > 1 else 0.0
 
 
 def baselines(search: Search, intents: Sequence[str]) -> dict[str, Ranked]:

@@ -1,7 +1,6 @@
-"""What people see of search: galleries of items, and the widget to search with.
+"""What people see of search: the catalogue and ranked places go in, figures, HTML and a widget come out.
 
-In go the catalogue and ranked places; out come figures, HTML and widgets. Titles and intents come from strangers: they
-are escaped in HTML and never read as formulas in figures.
+Titles and intents come from strangers: they are escaped in HTML and never read as formulas in figures.
 """
 
 from __future__ import annotations
@@ -108,17 +107,13 @@ class SearchPanel:
         """Search for what an uploaded image shows."""
         for file in files:
             try:
-                self.text.value = self.intent_of(file["name"], bytes(file["content"]))
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / f"image{Path(file['name']).suffix}"
+                    path.write_bytes(file["content"])
+                    self.text.value = self.describe(*open_image(path))
                 self.search()
             except BadImage as reason:
                 self.shown.value = sentence(f"This image cannot be used: {reason}.", "wrong")
-
-    def intent_of(self, name: str, content: bytes) -> str:
-        """The intent of an uploaded image. Raises: BadImage."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"image{Path(name).suffix}"
-            file.write_bytes(content)
-            return self.describe(*open_image(file))
 
 
 def slider(reward: str, finder: PromptSearch) -> w.SelectionSlider:

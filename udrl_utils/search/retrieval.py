@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from udrl_utils.errors import extra
 from udrl_utils.search.catalogue import texts_of
 from udrl_utils.settings import SearchSettings
 from udrl_utils.tasks import distinct, stem, words
+from udrl_utils.teachers import Journal, Request, Teacher
 
 EXACT = 200_000  # items up to which every item is compared; a larger index looks at the nearest tenth of its cells
 DEPTH = 200  # items of a ranked list
@@ -69,10 +71,8 @@ class Lexical:
     def holding(self, text: str) -> int:
         """Number of items that hold every word of the text."""
         tokens = set(self.tokens(text))
-        if not tokens or not tokens <= self.known.keys():
-            return 0
-        held = np.concatenate([self.holders[self._span(token)] for token in tokens])
-        return int((np.bincount(held) == len(tokens)).sum())
+        held = [self.holders[self._span(token)] for token in tokens & self.known.keys()]
+        return int((np.bincount(np.concatenate(held)) == len(tokens)).sum()) if held else 0
 
     def _span(self, token: str) -> slice:
         return slice(self.ends[self.known[token]], self.ends[self.known[token] + 1])
@@ -145,6 +145,13 @@ class Search:
         return {"BM25": by_words, "dense": by_vectors[0], "hybrid": hybrid}
 
 
+def llm_prompts(teacher: Teacher, intents: Sequence[str], n: int, replies: Path) -> list[Prompts]:
+    """At most n rewrites and n descriptions per intent by a language model; its replies are kept in a file."""
+    texts = teacher.write([Request(t, i, n) for t in (REWRITES, DESCRIPTIONS) for i in intents], Journal(replies))
+    pairs = zip(texts[: len(intents)], texts[len(intents) :], strict=True)
+    return [{REWRITES: rewrites, DESCRIPTIONS: descriptions} for rewrites, descriptions in pairs]
+
+
 def expand(own: Query, prompts: Sequence[str], weight: float) -> Query:
     """A query with prompts, which share a weight."""
     return {**{prompt: weight / len(prompts) for prompt in prompts}, **own}
@@ -164,17 +171,13 @@ class PromptSearch:
         Rewards not in `asked` are as in the settings; None leaves a reward open. `seed` is added to theirs.
         """
         settings, codec, wanted = self.settings, self.writer.codec, self.settings.asked() | asked
-        levels = {
-            task: {k: v for k, v in wanted.items() if k in codec.rewards_of(task)}
-            for task in tasks
-            if task in codec.edges
-        }
-        commands = [Command(task, **asked_of_it) for task, asked_of_it in levels.items()]
+        known = [task for task in tasks if task in codec.edges]
+        commands = [Command(t, **{k: v for k, v in wanted.items() if k in codec.rewards_of(t)}) for t in known]
         how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
         texts = [intent for intent in intents for _ in commands]
         how |= {"n": settings.search_prompts, "seed": settings.seed + seed}
         written = iter(self.writer.generate(texts, commands * len(intents), **how) if texts else [])
-        return [{task: list(distinct(filter(None, next(written)))) for task in levels} for _ in intents]
+        return [{task: list(distinct(filter(None, next(written)))) for task in known} for _ in intents]
 
     def queries(self, intents: Sequence[str], prompts: Sequence[Prompts]) -> tuple[list[Query], list[Query]]:
         """Per intent, the query for BM25 with its rewrites and the query for vectors with its descriptions.
@@ -194,13 +197,9 @@ class PromptSearch:
         texts = [*intents, *(prompt for by_task in prompts for written in by_task.values() for prompt in written)]
         vectors = dict(zip(texts, self.search.spaces[0].embed(texts), strict=True))
         near = lambda a, b: vectors[a] @ vectors[b] >= self.settings.prompt_floor  # noqa: E731
-        return [
-            {
-                task: [p for p in written if near(intent, p) and self.faithful(intent, p)]
-                for task, written in own.items()
-            }
-            for intent, own in zip(intents, prompts, strict=True)
-        ]
+        fits = lambda intent, prompt: near(intent, prompt) and self.faithful(intent, prompt)  # noqa: E731
+        pairs = zip(intents, prompts, strict=True)
+        return [{task: [p for p in ps if fits(intent, p)] for task, ps in own.items()} for intent, own in pairs]
 
     def faithful(self, intent: str, prompt: str) -> bool:
         """Whether a prompt keeps the intent's names and numbers, and each of its words exists in English or here."""
