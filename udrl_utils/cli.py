@@ -193,6 +193,7 @@ def search_eval(
 
     given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
     settings, home = read_settings("laptop", given)["06_search"], out or outputs_root() / "search-eval"
+    assert isinstance(settings, SearchSettings)
     folder = None if student == "ready" else run_folder(student)
     writer = Student.load(folder / "03_student" if folder else "ready")
     embed = Encoder(folder.settings(AnnotationSettings).encoder if folder else ready_facts()["encoder"])
@@ -204,7 +205,10 @@ def search_eval(
         if not judged:
             raise SettingsError(f"parameter judgements={asked.judgements!r} should name the judged searches")
         finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, asked)
-        intents, kept = [one.text for one in judged], {who: home / f"{name}-{who}.jsonl" for who in llms}
+        intents, kept = (
+            [one.text for one in judged],
+            {who: home / f"{name}-{who.replace('/', '_')}.jsonl" for who in llms},
+        )
         asked_of = {who: llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
         return finder, judged, {**asked_of, "student": finder.write(intents)}
 
@@ -227,7 +231,7 @@ def search_eval(
     results.to_parquet(home / "results.parquet", index=False)
     show_table("Weights", pd.DataFrame(tuned))
     for name, rows in groups.items():
-        means = rows.groupby("system", sort=False)[measures.METRICS].mean().assign(coverage=covered)
+        means = pd.DataFrame(rows.groupby("system", sort=False)[measures.METRICS].mean()).assign(coverage=covered)
         show_table(f"{rows.intent.nunique()} searches, {name}", means.dropna(axis=1).round(3))
     show_table("Gains on the retriever alone, with 95% intervals and corrected p", measures.gains_table(gained))
 

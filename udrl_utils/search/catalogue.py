@@ -89,8 +89,7 @@ def collect(rows: Iterator[Row], limit: int = 0) -> tuple[list[Row], Counter[str
 
     Each row has an id and an image (a path or None), and a title and keywords as far as they are known.
     """
-    counts: Counter[str] = Counter()
-    found: dict[str, Row] = {}
+    counts, found = Counter[str](), dict[str, Row]()
     for row in rows:
         try:
             item = _item(row, counts)
@@ -139,7 +138,7 @@ def texts_of(catalogue: pd.DataFrame) -> list[str]:
 
 
 def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
-    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the keywords' mean direction."""
+    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the mean of its keywords."""
     keywords = [words.split(", ") if words else [] for words in catalogue.keywords]
     vectors, distinct = embed(catalogue.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
@@ -151,7 +150,7 @@ def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
 
 
 def judged_searches(settings: SearchSettings, items: pd.DataFrame) -> list[Judged]:
-    """At most search_intents judged searches (0 for all), by a hash, of a file or of the icons. Raises: SettingsError."""
+    """At most search_intents judged searches (0: all), by a hash, of a file or of the icons. Raises: SettingsError."""
     found = icons.judgements(set(items.id)) if settings.catalog == "icons" else {}
     if settings.judgements:
         found = read_judgements(settings.judgements, set(items.id))
