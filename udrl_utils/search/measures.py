@@ -55,7 +55,7 @@ def measure(ranked: Ranked, judged: Sequence[Judged], search: Search) -> pd.Data
 
 def trec(grades: Sequence[dict[str, int]], lists: Sequence[Sequence[str]]) -> list[dict[str, float]]:
     """What trec_eval says of each list of ids; {} where nothing is relevant, and 0 where nothing was found."""
-    with extra("search", "search"):
+    with extra("search", "a search"):
         import pytrec_eval
     wanted = {str(k): one for k, one in enumerate(grades) if any(one.values())}
     runs = {k: {name: 1 / rank for rank, name in enumerate(lists[int(k)], 1)} for k in wanted if lists[int(k)]}

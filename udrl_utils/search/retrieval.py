@@ -41,7 +41,7 @@ class Lexical:
     """BM25 over the stems of the items' texts. Raises: SettingsError without bm25s."""
 
     def __init__(self, texts: Sequence[str]):
-        with extra("search", "search"):
+        with extra("search", "a search"):
             import bm25s
         self.index, self.items = bm25s.BM25(), len(texts)
         self.index.index([self.tokens(text) for text in texts], show_progress=False)
@@ -86,7 +86,7 @@ class Space:
     """
 
     def __init__(self, embed: Embed, vectors: np.ndarray, exact: int = EXACT):
-        with extra("search", "search"):
+        with extra("search", "a search"):
             import faiss
         self.embed, self.vectors = embed, vectors
         cells = int(2 * len(vectors) ** 0.5)
