@@ -22,18 +22,21 @@ from udrl_utils.errors import SettingsError, UserError, extra
 from udrl_utils.gpt2 import BASE
 from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
-from udrl_utils.runs import RunFolder, outputs_root, workbook
+from udrl_utils.runs import RunFolder, outputs_root, workbook, write_json
 from udrl_utils.settings import (
     DEFAULTS,
     SETTINGS,
     STAGES,
+    AnalysisSettings,
+    AnnotationSettings,
     DistillationSettings,
+    SearchSettings,
     StageSettings,
     TrainingSettings,
     parameters_page,
     resolve,
 )
-from udrl_utils.student import READY, Student
+from udrl_utils.student import READY, Student, ready_facts
 from udrl_utils.teachers.recorded import RECORDED
 
 RunName = Annotated[str, typer.Argument(help="name or folder of a run")]
@@ -221,6 +224,71 @@ def ready(
     made = RunFolder(read_settings(preset, [])["03_student"].run)
     ship_student(made, out or READY, f"udrl ready --preset {preset}")
     show_size("student", out or READY)
+
+
+@app.command()
+def search_eval(
+    catalog: Annotated[str, typer.Option(help="icons, an image folder, a table, or a Hub data set")] = "icons",
+    judgements: Annotated[str, typer.Option(help="file of (intent, id, grade) for a catalogue of your own")] = "",
+    student: Annotated[str, typer.Option(help="ready, or the name or folder of a run")] = "ready",
+    llm: Annotated[list[str] | None, typer.Option(help="local:<model> or openai:<model>@<address>, to compare")] = None,
+    tune_on: Annotated[tuple[str, str] | None, typer.Option(help="another catalogue and its judgements")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of notebook 06's")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write, in place of outputs/search-eval")] = None,
+) -> None:
+    """Search a judged catalogue: BM25, dense and hybrid retrieval, feedback, MMR, and expansion by language models.
+
+    With --tune-on, weights and threshold are tuned on the other catalogue for each writer, and used here unchanged.
+    """
+    from udrl_utils.baselines import baselines_of
+    from udrl_utils.encoder import Encoder
+    from udrl_utils.search import measures
+    from udrl_utils.search.catalogue import Judged, judged_searches, load_catalogue, vectors_of
+    from udrl_utils.search.retrieval import Prompts, PromptSearch, Search, Space, llm_prompts
+
+    given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
+    settings, home = read_settings("laptop", given)["06_search"], out or outputs_root() / "search-eval"
+    assert isinstance(settings, SearchSettings)
+    folder = None if student == "ready" else run_folder(student)
+    writer = Student.load(folder / "03_student" if folder else "ready")
+    embed = Encoder(folder.settings(AnnotationSettings).encoder if folder else ready_facts()["encoder"])
+    llms = baselines_of(resolve(AnalysisSettings, {"baselines": llm or []}), DistillationSettings())
+
+    def prepared(name: str, asked: SearchSettings) -> tuple[PromptSearch, list[Judged], dict[str, list[Prompts]]]:
+        items, _ = load_catalogue(asked, home / name)
+        judged = judged_searches(asked, items)
+        if not judged:
+            raise SettingsError(f"parameter judgements={asked.judgements!r} should name the judged searches")
+        finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, asked)
+        intents, kept = (
+            [one.text for one in judged],
+            {who: home / f"{name}-{who.replace('/', '_')}.jsonl" for who in llms},
+        )
+        asked_of = {who: llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
+        return finder, judged, {**asked_of, "student": finder.write(intents)}
+
+    finder, judged, prompts = prepared("catalogue", settings)
+    under = dict.fromkeys(prompts, settings)
+    if tune_on:
+        other = settings.model_copy(update={"catalog": tune_on[0], "judgements": tune_on[1]})
+        another, known, theirs = prepared("tuning", other)
+        under = {who: measures.tune(another, known, theirs[who]) for who in prompts}
+    tuned = {who: {name: getattr(found, name) for name in measures.TUNED} for who, found in under.items()}
+    intents = [one.text for one in judged]
+    queries = {
+        who: PromptSearch(finder.search, writer, under[who]).queries(intents, texts) for who, texts in prompts.items()
+    }
+    results, covered = measures.compare(finder.search, judged, queries)
+    gained, groups = measures.gains(results, settings), measures.grouped(results)
+    found = {name: measures.means(rows, settings) for name, rows in groups.items()}
+    metrics = {"weights": tuned, "search": found, "gains": gained.to_dict("records"), "coverage": covered}
+    write_json(home / "metrics.json", metrics)
+    results.to_parquet(home / "results.parquet", index=False)
+    show_table("Weights", pd.DataFrame(tuned))
+    for name, rows in groups.items():
+        means = pd.DataFrame(rows.groupby("system", sort=False)[measures.METRICS].mean()).assign(coverage=covered)
+        show_table(f"{rows.intent.nunique()} searches, {name}", means.dropna(axis=1).round(3))
+    show_table("Gains on the retriever alone, with 95% intervals and corrected p", measures.gains_table(gained))
 
 
 def show_size(what: str, folder: Path) -> None:

@@ -257,23 +257,25 @@ class SearchSettings(IntervalSettings):
     """06: the catalogue, how it is searched, and what the search is measured on."""
 
     catalog: str = setting(
-        "drawn", "'drawn', an image folder, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
+        "icons", "'icons', an image folder, a csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1
     )
-    n_items: int = setting(2000, "items to draw, or to keep of another catalogue, where 0 means all", ge=0)
+    n_items: int = setting(0, "items to keep of the catalogue, where 0 means all", ge=0)
     judgements: str = setting("", "file of (intent, id, grade) for a catalogue of your own; '' for none")
     image_encoder: str = setting("", "CLIP- or SigLIP-class model that embeds the images too; '' for none")
     captioner: str = setting("", "BLIP-class model that turns images into intents; '' for none")
     generator: str = setting("", "diffusers text-to-image pipeline that adds assets; '' for none")
-    search_prompts: int = setting(12, "prompts to write for an intent", ge=1, le=64)
-    search_tasks: list[TaskName] = setting(["related_search"], "kinds of prompt to search with, in turn", min_length=1)
-    search_command: list[str] = setting(["length 5", "diversity 0.7"], "the command for them; [] for none")
+    search_prompts: int = setting(4, "prompts to write for an intent, of each kind that is searched with", ge=1, le=64)
+    search_command: list[str] = setting(["relevance 0.9", "diversity 0.5"], "the command for them; [] for none")
     search_guidance: float = setting(2.0, "how strongly that command's levels are followed", ge=0, le=10)
-    raw_weight: float = setting(3.5, "weight of the intent (its prompts share 1), times 1 - diversity", ge=0)
-    search_intents: int = setting(100, "intents to judge of each form: short, long and vague", ge=2)
+    rewrite_weight: float = setting(0.1, "weight of an intent's rewrites in BM25, where the intent weighs 1", ge=0)
+    description_weight: float = setting(0.3, "weight of its descriptions among vectors, the same way", ge=0)
+    prompt_floor: float = setting(0.5, "cosine to the intent below which a prompt weighs nothing", ge=-1, le=1)
+    strong_items: int = setting(50, "an intent whose words this many items hold is not expanded", ge=1)
+    search_intents: int = setting(100, "judged searches to measure, where 0 means all", ge=0)
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        if self.n_items < 20 and self.catalog == "drawn":
-            yield "n_items", "should be at least 20 with catalog='drawn'"
+        if 0 < self.n_items < 20 and self.catalog == "icons":
+            yield "n_items", "should be at least 20 with catalog='icons', or 0 for all"
         part = r"length [1-9]\d*|(?!length )[a-z_]\w* (0(\.\d+)?|1(\.0+)?)"
         if not all(re.fullmatch(part, given) for given in self.search_command):
             yield "search_command", "should hold rewards with a number of words or a level, such as 'diversity 0.5'"

@@ -1,7 +1,7 @@
-"""The catalogue: a table of items with columns id, kind (image or template), title, keywords and image (a path or '').
+"""The catalogue: a table of items with columns id, title, keywords and image (a path or '').
 
-It comes from a folder of images that carry metadata, as stock photos do, from a table, or from the embedded collection.
-Items that cannot be shown are left out, and counted by reason. Nothing here knows how the catalogue is searched.
+It comes from Font Awesome's icons, a folder of images with metadata, or a table, with the searches that people judged.
+Items that cannot be shown are left out and counted by reason. Nothing here knows how the catalogue is searched.
 """
 
 from __future__ import annotations
@@ -10,36 +10,41 @@ import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from udrl_utils.encoder import Embed
-from udrl_utils.errors import RunError, SettingsError, extra, loading
-from udrl_utils.machine import device_and_dtype
-from udrl_utils.search import drawn
-from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image, xmp
+from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.search import icons
+from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
 from udrl_utils.settings import SearchSettings
-from udrl_utils.tasks import read_table
+from udrl_utils.tasks import read_table, share
 
-COLUMNS = ("id", "kind", "title", "keywords", "image")
+COLUMNS = ["id", "title", "keywords", "image"]
 KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1
 Row = dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """A search and the grades of items by id; 0 is not relevant."""
+
+    text: str
+    grades: dict[str, int]
 
 
 def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """The catalogue that the settings name, and how many items were left out or cut, by reason.
 
-    `folder` is emptied first; tiles of the embedded collection and images out of a table are written into it.
+    `folder` is emptied first; pictures of icons and images out of a table are written into it.
     Raises: SettingsError when the source cannot be read, RunError when none of its items can be shown.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    if settings.catalog == "drawn":
-        drawn.draw(drawn.invent(settings.seed, settings.n_items), folder)
-        rows, counts = read_folder(folder, settings.n_items)
+    if settings.catalog == "icons":
+        rows, counts = collect(iter(icons.items(folder, settings.n_items)))
     elif Path(settings.catalog).is_dir():
         rows, counts = read_folder(Path(settings.catalog), settings.n_items)
     else:
@@ -51,24 +56,22 @@ def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame
 
 def as_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Items as a table with COLUMNS."""
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def read_folder(folder: Path, limit: int = 0) -> tuple[list[Row], Counter[str]]:
     """Items of the images in a folder and its sub-folders, by name; at most `limit`, 0 for all."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return collect(
-        ({"id": file.relative_to(folder).with_suffix("").as_posix(), "image": file} for file in files), limit
-    )
+    names = ((file.relative_to(folder).with_suffix("").as_posix(), file) for file in files)
+    return collect(({"id": name, "image": file} for name, file in names), limit)
 
 
 def read_items(source: str, limit: int, folder: Path) -> tuple[list[Row], Counter[str]]:
-    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe kind, keywords, image.
+    """Items of a csv, tsv, jsonl or parquet file, or of a Hub data set: id, title, and maybe keywords, image.
 
     Paths of images are relative to the file's folder. Images inside the table are written into `folder`.
     """
-    table = read_table(source, ["id", "title"], optional=("kind", "keywords", "image")).fillna("")
-    home = Path(source).parent
+    rows = read_table(source, ["id", "title"], optional=("keywords", "image")).fillna("").to_dict("records")
     folder.mkdir(parents=True, exist_ok=True)
 
     def image_of(place: int, value: Any) -> Path | None:
@@ -76,19 +79,17 @@ def read_items(source: str, limit: int, folder: Path) -> tuple[list[Row], Counte
             file = folder / f"{place:07d}{Path(str(value.get('path') or 'image.jpg')).suffix}"
             file.write_bytes(value["bytes"])
             return file
-        return home / str(value) if value and not isinstance(value, dict) else None
+        return Path(source).parent / str(value) if value and not isinstance(value, dict) else None
 
-    rows = table.to_dict("records")
     return collect(({**row, "image": image_of(place, row.get("image"))} for place, row in enumerate(rows)), limit)
 
 
 def collect(rows: Iterator[Row], limit: int = 0) -> tuple[list[Row], Counter[str]]:
     """Items that can be shown, at most `limit` (0 for all), and counts of items left out and titles cut, by reason.
 
-    Each row has an id and an image (a path or None), and title, keywords and kind as far as they are known.
+    Each row has an id and an image (a path or None), and a title and keywords as far as they are known.
     """
-    counts: Counter[str] = Counter()
-    found: dict[str, Row] = {}
+    counts, found = Counter[str](), dict[str, Row]()
     for row in rows:
         try:
             item = _item(row, counts)
@@ -121,11 +122,7 @@ def _item(row: Row, counts: Counter[str]) -> Row:
         if path is None:
             raise BadImage("neither title, keywords nor image")
         title = clean_text(re.sub(r"[\W_]+", " ", path.stem))
-    kind = row.get("kind") or ("template" if "template" in words else "image")
-    if kind not in ("image", "template"):
-        raise BadImage("kind is neither image nor template")
-    keywords = ", ".join(words)
-    return {"id": name, "kind": kind, "title": title or words[0], "keywords": keywords, "image": str(path or "")}
+    return {"id": name, "title": title or words[0], "keywords": ", ".join(words), "image": str(path or "")}
 
 
 def split_keywords(value: Any) -> tuple[str, ...]:
@@ -141,10 +138,7 @@ def texts_of(catalogue: pd.DataFrame) -> list[str]:
 
 
 def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
-    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the keywords' mean direction.
-
-    Each distinct keyword is embedded once, and the title keeps its weight however many keywords there are.
-    """
+    """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the mean of its keywords."""
     keywords = [words.split(", ") if words else [] for words in catalogue.keywords]
     vectors, distinct = embed(catalogue.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
     known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
@@ -155,47 +149,24 @@ def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def common_keywords(catalogue: pd.DataFrame, limit: int = 500) -> list[str]:
-    """The keywords that the most items carry: tags that an image may get."""
-    counts = Counter(word for words in catalogue.keywords for word in words.split(", ") if word)
-    return [word for word, _ in counts.most_common(limit)]
+def judged_searches(settings: SearchSettings, items: pd.DataFrame) -> list[Judged]:
+    """At most search_intents judged searches (0: all), by a hash, of a file or of the icons. Raises: SettingsError."""
+    found = icons.judgements(set(items.id)) if settings.catalog == "icons" else {}
+    if settings.judgements:
+        found = read_judgements(settings.judgements, set(items.id))
+    chosen = sorted(found, key=lambda text: share(text, settings.seed))
+    return [Judged(text, found[text]) for text in chosen[: settings.search_intents or None]]
 
 
-def read_judgements(source: str, catalogue: pd.DataFrame) -> list[drawn.Judged]:
-    """Intents with their relevant items from a table (intent, id, grade). Raises: SettingsError."""
+def read_judgements(source: str, known: set[str]) -> dict[str, dict[str, int]]:
+    """Grades by intent and item, of a table (intent, id, grade) with items that are known. Raises: SettingsError."""
     table = read_table(source, ["intent", "id", "grade"])
-    table = table[table.id.isin(set(catalogue.id))]
+    table = table[table.id.isin(known)]
     if table.empty:
         raise SettingsError(f"parameter judgements={source!r} names no item of the catalogue")
-    grades = pd.to_numeric(table.grade, errors="coerce")
-    wrong = table.grade[~((grades >= 0) & (grades % 1 == 0))]
-    if len(wrong):
-        raise SettingsError(
-            f"parameter judgements={source!r} has grade {wrong.iloc[0]!r}; grades are whole numbers from 0"
-        )
-    by_intent = table.assign(grade=grades.astype(int)).groupby("intent", sort=False)
-    return [
-        drawn.Judged(text, "short" if len(text.split()) <= 2 else "long", dict(zip(rows.id, rows.grade, strict=True)))
-        for text, rows in by_intent
-    ]
-
-
-def make_assets(
-    generator: str, intent: str, prompts: Sequence[str], folder: Path, seed: int, **options: Any
-) -> pd.DataFrame:
-    """Images for prompts by a diffusers text-to-image pipeline (Hub id or path), as rows of a catalogue.
-
-    Each is saved with its prompt as the title and the intent as its keyword. `options` go to the pipeline:
-    num_inference_steps, height, ... Raises: SettingsError when the pipeline cannot be loaded.
-    """
-    import torch
-
-    with extra("search", "parameter generator"):
-        from diffusers import DiffusionPipeline
-    with loading(f"parameter generator={generator!r} is neither a Hub id nor a folder"):
-        pipeline = DiffusionPipeline.from_pretrained(generator).to(device_and_dtype()[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, prompt in enumerate(prompts):
-        image = pipeline(prompt, generator=torch.Generator().manual_seed(seed + k), **options).images[0]
-        image.save(folder / f"asset-{k:04d}.jpg", quality=92, xmp=xmp(prompt, [intent]))
-    return as_table(read_folder(folder)[0])
+    numbers = pd.to_numeric(table.grade, errors="coerce")
+    wrong = table.grade[~((numbers >= 0) & (numbers % 1 == 0))].tolist()
+    if wrong:
+        raise SettingsError(f"parameter judgements={source!r} has grade {wrong[0]!r}; grades are whole numbers from 0")
+    by_intent = table.assign(grade=numbers.astype(int)).groupby("intent")
+    return {text: dict(zip(rows.id, rows.grade.tolist(), strict=True)) for text, rows in by_intent}

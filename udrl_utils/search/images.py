@@ -1,26 +1,17 @@
-"""Images from strangers: opened safely, their metadata read, and turned into intents.
+"""Images from strangers: files of any origin go in, RGB images, titles, keywords and intents come out.
 
-In go image files of any origin; out come RGB images, titles and keywords, and intents as text. A describer is a
-function (image, metadata) -> intent: `plain`, which needs no weights, a captioner, or zero-shot tags. Nothing here
-knows the catalogue.
+A describer is a function (image, metadata) -> intent, such as `plain`. Nothing here knows the catalogue.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from xml.sax.saxutils import escape
+from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageColor, ImageStat, IptcImagePlugin, UnidentifiedImageError
+from PIL import Image, IptcImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
-
-from udrl_utils.errors import loading
-from udrl_utils.machine import device_and_dtype
-from udrl_utils.settings import SearchSettings
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff")}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -35,8 +26,7 @@ class BadImage(ValueError):
     """A file that is not shown; the text is the reason, in a few words."""
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """The title ('' for none) and the keywords that an image file carries."""
 
     title: str = ""
@@ -127,17 +117,6 @@ def _decoded(value: bytes | list[bytes]) -> str:
     return (value[0] if isinstance(value, list) else value).decode("utf-8", "replace")
 
 
-def xmp(title: str, keywords: Collection[str]) -> bytes:
-    """An XMP packet with a Dublin Core title and keywords, as photo programs write it into a file."""
-    words = "".join(f"<rdf:li>{escape(word)}</rdf:li>" for word in keywords)
-    return (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/">'
-        f'<dc:title><rdf:Alt><rdf:li xml:lang="x-default">{escape(title)}</rdf:li></rdf:Alt></dc:title>'
-        f"<dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"
-    ).encode()
-
-
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """One line of visible characters, at most `limit` of them."""
     visible = "".join(c if c.isprintable() else " " for c in str(text)[: 20 * limit])
@@ -150,83 +129,9 @@ def clean_keywords(keywords: Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, dict.fromkeys(cleaned)))[:MAX_KEYWORDS]
 
 
-# A color goes by the name of the nearest of these.
-COLORS = {
-    **{"black": "#101010", "gray": "#808080", "white": "#f8f8f8", "red": "#d62828", "orange": "#f28030"},
-    **{"brown": "#6b4020", "yellow": "#f8d030", "green": "#409040", "teal": "#40b0a0", "blue": "#3060d0"},
-    **{"navy": "#182050", "purple": "#8050b0", "pink": "#f090b0", "beige": "#f0e0c8"},
-    **{"lime": "#90c058", "lavender": "#c8b8e0", "silver": "#c8c8c8", "magenta": "#b01860"},
-}
-
-
-def main_colors(image: Image.Image, count: int) -> list[str]:
-    """Names of the image's `count` most common colors, the most common first."""
-    named = Image.new("P", (1, 1))
-    named.putpalette([channel for color in COLORS.values() for channel in ImageColor.getrgb(color)])
-    shares = image.resize((64, 64)).quantize(palette=named, dither=Image.Dither.NONE).getcolors()
-    return [list(COLORS)[index] for _, index in sorted(shares, reverse=True)[:count]]
-
-
 def plain(image: Image.Image, metadata: Metadata) -> str:
-    """An intent without any weights: title or keywords, then brightness, shape and main colors."""
-    words = (metadata.title or " ".join(metadata.keywords[:6])).lower().split()[:12]
-    dark = ["dark"] * (ImageStat.Stat(image.convert("L")).mean[0] < 64)
-    ratio = image.width / image.height
-    shape = "wide" if ratio > 1.15 else "tall" if ratio < 0.87 else "square"
-    return " ".join([*words, *dark, shape, "in", " and ".join(main_colors(image, 2))])
-
-
-def captioner(name: str) -> Describer:
-    """A describer by a transformers model that writes captions from pixels (BLIP-class), by Hub id or path.
-
-    Raises: SettingsError when the model cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    with loading(f"parameter captioner={name!r} is neither a Hub id nor a folder"):
-        processor, model = AutoProcessor.from_pretrained(name), AutoModelForImageTextToText.from_pretrained(name)
-    model = model.float().to(device_and_dtype()[0]).eval()
-
-    def describe(image: Image.Image, _: Metadata) -> str:
-        with torch.inference_mode():
-            inputs = processor(images=image, return_tensors="pt").to(model.device)
-            ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        caption = processor.batch_decode(ids, skip_special_tokens=True)[0]
-        return " ".join(caption.lower().split()[:INTENT_WORDS])
-
-    return describe
-
-
-class Clip:
-    """A model with images and texts in one vector space (CLIP- or SigLIP-class), by Hub id or path.
-
-    Raises: SettingsError when the model cannot be loaded.
-    """
-
-    def __init__(self, name: str):
-        from sentence_transformers import SentenceTransformer
-
-        with loading(f"parameter image_encoder={name!r} is neither a Hub id nor a folder"):
-            self.model = SentenceTransformer(name, device=device_and_dtype()[0])
-
-    def __call__(self, items: Sequence[str] | Sequence[Image.Image]) -> np.ndarray:
-        """Unit vectors of texts or images, shape (items, width), float32."""
-        return self.model.encode(list(items), normalize_embeddings=True, show_progress_bar=False)
-
-    def tagger(self, tags: Sequence[str], count: int = 4) -> Describer:
-        """A describer that names the `count` tags nearest to an image."""
-        known = self([f"a picture of {tag}" for tag in tags])
-        return lambda image, _: " ".join(tags[k] for k in (known @ self([image])[0]).argsort()[::-1][:count])
-
-
-def describer_of(settings: SearchSettings, tags: Sequence[str]) -> Describer:
-    """The captioner that the settings name, else the image encoder as a tagger with `tags`, else `plain`."""
-    if settings.captioner:
-        return captioner(settings.captioner)
-    return Clip(settings.image_encoder).tagger(tags) if settings.image_encoder else plain
-
-
-def intent_of(path: Path | str, describe: Describer) -> str:
-    """The intent that an image file is turned into. Raises: BadImage."""
-    return describe(*open_image(Path(path)))
+    """The image's title, or else its keywords, as an intent. Raises: BadImage where it has neither."""
+    found = (metadata.title or " ".join(metadata.keywords[:6])).lower().split()[:INTENT_WORDS]
+    if not found:
+        raise BadImage("it carries no title and no keywords, and parameter captioner names no model that describes it")
+    return " ".join(found)

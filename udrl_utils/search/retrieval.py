@@ -1,16 +1,21 @@
-"""Retrieval: an intent and the prompts that a student wrote for it are searched together.
+"""Retrieval: the items of a catalogue ranked by their words (BM25), by vectors, or by both, with a student's prompts.
 
-In go items as vectors, a writer of prompts and the search settings; out come ranked places in the catalogue. A query is
-a dict {text: weight}. Nothing here knows which items are relevant.
+In go items, a writer of prompts and the search settings; out come places in the catalogue, best first. A query is a
+dict {text: weight}, and both retrievers are linear in it: a prompt counts as much as its weight says. Rewrites
+of an intent go to BM25, descriptions of what is looked for go to the vectors, and the two rankings are fused. Nothing
+here knows which items are relevant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from wordfreq import zipf_frequency
 
 from udrl_utils.commands import Command
 from udrl_utils.encoder import Embed
@@ -18,14 +23,59 @@ from udrl_utils.engine import Engine
 from udrl_utils.errors import extra
 from udrl_utils.search.catalogue import texts_of
 from udrl_utils.settings import SearchSettings
+from udrl_utils.tasks import distinct, stem, words
+from udrl_utils.teachers import Journal, Request, Teacher
 
 EXACT = 200_000  # items up to which every item is compared; a larger index looks at the nearest tenth of its cells
-DEPTH = 200  # items of each ranking that are fused
-PAGE, POOL = 10, 50  # items on the first page, and the best items that the page is chosen from
-# Weight of novelty on the first page at diversity 1, so that the fused score keeps 0.85: enough to replace an item by a
-# less similar one of nearly the same score, too little to pull in items that no text ranks high. Set by hand.
-NOVELTY = 0.15
-MMR = 0.8  # weight of relevance in the MMR baseline: mild re-ranking, which costs little accuracy. Set by hand.
+DEPTH = 200  # items of a ranked list
+PAGE, POOL = 10, 50  # items on the first page, and the best items that the page is chosen from by MMR
+FUSION = 60  # added to each rank by reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)
+REWRITES, DESCRIPTIONS, NEXT = "query_rewrite", "text_to_image", "related_search"  # tasks, by what they are for
+OPEN = {"length": None, "relevance": None, "diversity": None}  # a command that asks for nothing
+Query = dict[str, float]
+Prompts = dict[str, list[str]]  # prompts for one intent, by task
+Ranked = list[list[int]]  # places in the catalogue, best first, one list per query
+
+
+class Lexical:
+    """BM25 over the stems of the items' texts. Raises: SettingsError without bm25s."""
+
+    def __init__(self, texts: Sequence[str]):
+        with extra("search", "a search"):
+            import bm25s
+        self.index, self.items = bm25s.BM25(), len(texts)
+        self.index.index([self.tokens(text) for text in texts], show_progress=False)
+        self.known: dict[str, int] = self.index.vocab_dict
+        parts = self.index.scores  # for each token, the items that hold it and what it adds to their scores
+        self.ends, self.holders, self.gains = parts["indptr"], parts["indices"], parts["data"]
+
+    @staticmethod
+    def tokens(text: str) -> list[str]:
+        """Stems of a text's words; the parts of hyphenated words count as words."""
+        return [stem(part) for word in words(text) for part in re.split("['’-]", word) if part]
+
+    def nearest(self, queries: Sequence[Query]) -> Ranked:
+        """Places of the best items per query; items that hold none of its words are not among them."""
+        found = []
+        for query in queries:
+            scores = np.zeros(self.items, dtype=np.float32)
+            for text, weight in query.items():
+                for token in distinct(self.tokens(text)):
+                    if weight and token in self.known:
+                        span = self._span(token)
+                        scores[self.holders[span]] += weight * self.gains[span]
+            best = np.argsort(-scores, kind="stable")[:DEPTH]
+            found.append(best[scores[best] > 0].tolist())
+        return found
+
+    def holding(self, text: str) -> int:
+        """Number of items that hold every word of the text."""
+        tokens = set(self.tokens(text))
+        held = [self.holders[self._span(token)] for token in tokens & self.known.keys()]
+        return int((np.bincount(np.concatenate(held)) == len(tokens)).sum()) if held else 0
+
+    def _span(self, token: str) -> slice:
+        return slice(self.ends[self.known[token]], self.ends[self.known[token] + 1])
 
 
 class Space:
@@ -36,7 +86,7 @@ class Space:
     """
 
     def __init__(self, embed: Embed, vectors: np.ndarray, exact: int = EXACT):
-        with extra("search", "notebook 06"):
+        with extra("search", "a search"):
             import faiss
         self.embed, self.vectors = embed, vectors
         cells = int(2 * len(vectors) ** 0.5)
@@ -47,187 +97,123 @@ class Space:
         if len(vectors) > exact:
             self.index.nprobe = max(1, cells // 10)
 
-    def nearest(self, texts: Sequence[str], k: int) -> np.ndarray:
-        """Places of the k items with the largest cosine to each text, best first, shape (texts, k); -1 for none."""
-        return self.index.search(np.ascontiguousarray(self.embed(texts)), min(k, len(self.vectors)))[1]
+    def nearest(self, queries: Sequence[Query]) -> Ranked:
+        """Places of the items with the largest cosine to each query's weighted sum of vectors."""
+        vectors = iter(self.embed([text for query in queries for text in query]))
+        sums = [sum(weight * next(vectors) for weight in query.values()) for query in queries]
+        found = self.index.search(np.array(sums, dtype=np.float32), min(DEPTH, len(self.vectors)))[1]
+        return [[place for place in row if place >= 0] for row in found.tolist()]  # faiss pads with -1
 
 
-def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], n: int) -> dict[int, float]:
-    """The best n items, best first, with the weighted sum of their reciprocal ranks, weight / rank.
-
-    This is the reciprocal rank method of data fusion (Nuray and Can, Information Processing & Management 42(3), 2006),
-    with weights. Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009) adds 60 to every rank, which puts
-    items first that many texts rank fairly high. Here the first find of each text comes first, so that lists differ
-    as much as prompts do.
-    """
+def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
+    """The places with the largest sum of 1 / (FUSION + rank) over the rankings: reciprocal rank fusion."""
     scores: dict[int, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
+    for ranking in rankings:
         for rank, place in enumerate(ranking, 1):
-            if place >= 0:  # faiss pads with -1
-                scores[int(place)] = scores.get(int(place), 0.0) + weight / rank
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:n])
+            scores[place] = scores.get(place, 0.0) + 1 / (FUSION + rank)
+    return sorted(scores, key=lambda place: (-scores[place], place))[:DEPTH]
 
 
-def diversify(scores: dict[int, float], vectors: np.ndarray, keep: float) -> list[int]:
+def diversify(places: Sequence[int], vectors: np.ndarray, keep: float) -> list[int]:
     """Places with the first PAGE chosen again from the best POOL by maximal marginal relevance.
 
-    Each choice has the largest keep * score - (1 - keep) * largest cosine to the items chosen so far (Carbonell and
-    Goldstein, SIGIR 1998). Scores are given best first; `vectors` are unit vectors of all items, shape (items, width).
+    Each choice has the largest keep * relevance - (1 - keep) * largest cosine to the items chosen so far (Carbonell and
+    Goldstein, SIGIR 1998); relevance falls evenly from 1 at the top of the pool. `vectors`: unit vectors of all items.
     """
-    places = list(scores)
-    values = np.array([scores[place] for place in places[:POOL]])
-    own, left, nearest, page = vectors[places[:POOL]], np.ones(len(values), dtype=bool), np.zeros(len(values)), []
-    for _ in range(min(PAGE, len(values))):
-        best = int(np.where(left, keep * values - (1 - keep) * nearest, -np.inf).argmax())
-        left[best] = False
-        nearest = np.maximum(nearest, own @ own[best]) if page else own @ own[best]
-        page.append(places[best])
+    pool, chosen = list(places[:POOL]), []
+    relevance, cosines = 1 - np.arange(len(pool)) / len(pool), vectors[pool] @ vectors[pool].T
+    for _ in range(min(PAGE, len(pool))):
+        nearest = cosines[:, chosen].max(1, initial=-1)
+        gain = keep * relevance - (1 - keep) * nearest
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+    page = [pool[k] for k in chosen]
     return page + [place for place in places if place not in page]
 
 
 class Search:
-    """Ranks the items of a catalogue for queries. Every space is searched with every text of a query."""
+    """A catalogue with its retrievers: words, and one space or more, the first of which diversity is measured in."""
 
-    def __init__(self, spaces: Sequence[Space]):
-        self.spaces = spaces
+    def __init__(self, items: pd.DataFrame, spaces: Sequence[Space]):
+        self.ids, self.texts = items.id.tolist(), texts_of(items)
+        self.words, self.spaces, self.vectors = Lexical(self.texts), list(spaces), spaces[0].vectors
 
-    @property
-    def vectors(self) -> np.ndarray:
-        """Unit vectors of the items in the first space, which diversity is measured in, shape (items, width)."""
-        return self.spaces[0].vectors
-
-    def rank(self, queries: Sequence[dict[str, float]], n: int, keep: float = 1.0) -> list[list[int]]:
-        """Places of the n best items per query: the rankings of its texts, fused by their weights.
-
-        keep: weight of the fused score in the choice of the first PAGE; the rest is the weight of novelty.
-        """
-        ranked = []
-        for scores in self._fused(queries, max(n, POOL)):
-            best = max(scores.values(), default=1.0)
-            shares = {place: score / best for place, score in scores.items()}
-            ranked.append(diversify(shares, self.vectors, keep)[:n])
-        return ranked
-
-    def rank_by_mmr(self, queries: Sequence[dict[str, float]], n: int) -> list[list[int]]:
-        """A baseline: the n best, their first PAGE chosen again by cosine to the query and to each other."""
-        ranked = []
-        for query, scores in zip(queries, self._fused(queries, n), strict=True):
-            center = np.array(list(query.values())) @ self.spaces[0].embed(list(query))
-            cosines = self.vectors[list(scores)] @ (center / np.linalg.norm(center))
-            ranked.append(diversify(dict(zip(scores, cosines, strict=True)), self.vectors, MMR))
-        return ranked
-
-    def _fused(self, queries: Sequence[dict[str, float]], n: int) -> Iterator[dict[int, float]]:
-        texts = [text for query in queries for text in query]
-        found = [space.nearest(texts, DEPTH) for space in self.spaces]
-        start = 0
-        for query in queries:
-            rows = slice(start, start + len(query))
-            rankings = [ranking for places in found for ranking in places[rows]]
-            yield fuse(rankings, list(query.values()) * len(found), n)
-            start = rows.stop
+    def rankings(self, lexical: Sequence[Query], dense: Sequence[Query]) -> dict[str, Ranked]:
+        """Places by retriever, 'BM25', 'dense' and 'hybrid'; the hybrid fuses BM25 and every space."""
+        by_words, by_vectors = self.words.nearest(lexical), [space.nearest(dense) for space in self.spaces]
+        hybrid = [fuse(rows) for rows in zip(by_words, *by_vectors, strict=True)]
+        return {"BM25": by_words, "dense": by_vectors[0], "hybrid": hybrid}
 
 
-def write_prompts(
-    writer: Engine, intents: Sequence[str], commands: Sequence[Command], n: int, seed: int, **sampling: Any
-) -> list[list[str]]:
-    """At most n distinct prompts per intent, in equal shares under each command, commands taking turns."""
-    share = -(-n // len(commands))
-    asked = [(intent, command) for intent in intents for command in commands]
-    written = writer.generate(
-        [intent for intent, _ in asked], [command for _, command in asked], n=share, seed=seed, **sampling
-    )
-    turns = [written[k : k + len(commands)] for k in range(0, len(written), len(commands))]
-    mixed = [[prompt for together in zip(*sets, strict=True) for prompt in together] for sets in turns]
-    return [list(filter(None, dict.fromkeys(prompts[:n]))) for prompts in mixed]
+def llm_prompts(teacher: Teacher, intents: Sequence[str], n: int, replies: Path) -> list[Prompts]:
+    """At most n rewrites and n descriptions per intent by a language model; its replies are kept in a file."""
+    texts = teacher.write([Request(t, i, n) for t in (REWRITES, DESCRIPTIONS) for i in intents], Journal(replies))
+    pairs = zip(texts[: len(intents)], texts[len(intents) :], strict=True)
+    return [{REWRITES: rewrites, DESCRIPTIONS: descriptions} for rewrites, descriptions in pairs]
+
+
+def expand(own: Query, prompts: Sequence[str], weight: float) -> Query:
+    """A query with prompts, which share a weight."""
+    return {**{prompt: weight / len(prompts) for prompt in prompts}, **own}
 
 
 class PromptSearch:
-    """The whole path: intent -> prompts under a command -> one ranking per text -> fused items.
-
-    Diversity acts in two places. The command asks the writer for prompts that differ. The weights of the search,
-    `weights_at` below, say how far those prompts count. `find` sets both, the study of notebook 06 sets them apart.
-    """
+    """The whole path: intent -> prompts under a command -> a query of words and one of vectors -> fused items."""
 
     def __init__(self, search: Search, writer: Engine, settings: SearchSettings):
         self.search, self.writer, self.settings = search, writer, settings
 
-    def commands(self, tasks: Sequence[str] = (), **asked: Any) -> list[Command]:
-        """One command per trained task. Rewards not in `asked` are as in the settings; None leaves a reward open."""
-        codec, wanted = self.writer.codec, self.settings.asked() | asked
-        known = [task for task in tasks or self.settings.search_tasks if task in codec.edges] or list(codec.edges)
-        levels = {task: {k: v for k, v in wanted.items() if k in codec.rewards_of(task)} for task in known}
-        return [Command(task, **levels[task]) for task in known]
+    def write(
+        self, intents: Sequence[str], tasks: Sequence[str] = (REWRITES, DESCRIPTIONS), seed: int = 0, **asked: Any
+    ) -> list[Prompts]:
+        """Distinct prompts for each intent by task, as far as the writer knows it: search_prompts of each, or fewer.
 
-    def write(self, intents: Sequence[str], commands: Sequence[Command], n: int = 0) -> list[list[str]]:
-        """At most n prompts per intent; n=0 takes the number from the settings."""
-        settings = self.settings
-        sampling = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
-        return write_prompts(self.writer, intents, commands, n or settings.search_prompts, settings.seed, **sampling)
-
-    def find(self, intents: Sequence[str], n: int = 50, **asked: Any) -> tuple[list[list[int]], list[list[str]]]:
-        """Places of the n best items per intent, and the prompts that were written for it."""
-        prompts = self.write(intents, self.commands(**asked))
-        return self.rank(intents, prompts, n, asked.get("diversity")), prompts
-
-    def rank(
-        self, intents: Sequence[str], prompts: Sequence[Sequence[str]], n: int, diversity: float | None = None
-    ) -> list[list[int]]:
-        """Places of the n best items per intent, searched with its prompts under the weights at a diversity."""
-        floor, own, keep = self.weights_at(diversity)
-        return self.search.rank(self.queries(intents, prompts, floor, own), n, keep)
-
-    def weights_at(self, diversity: float | None = None) -> tuple[float, float, float]:
-        """(floor, own, keep) at a diversity of 0 to 1; None: that of the settings, and 0.5 where they ask for none.
-
-        floor: 1 - diversity, the cosine to the intent below which a prompt is dropped.
-        own: raw_weight * (1 - diversity), the weight of the intent, where its prompts share 1. With raw_weight 3.5 and
-        the presets' diversity of 0.7 that is 1.05: the intent counts about as much as its prompts together.
-        keep: 1 - NOVELTY * diversity, the weight of the fused score in the choice of the first page.
+        Rewards not in `asked` are as in the settings; None leaves a reward open. `seed` is added to theirs.
         """
-        level = self.settings.asked().get("diversity", 0.5) if diversity is None else diversity
-        return 1 - level, self.settings.raw_weight * (1 - level), 1 - NOVELTY * level
+        settings, codec, wanted = self.settings, self.writer.codec, self.settings.asked() | asked
+        known = [task for task in tasks if task in codec.edges]
+        commands = [Command(t, **{k: v for k, v in wanted.items() if k in codec.rewards_of(t)}) for t in known]
+        how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
+        texts = [intent for intent in intents for _ in commands]
+        how |= {"n": settings.search_prompts, "seed": settings.seed + seed}
+        written = iter(self.writer.generate(texts, commands * len(intents), **how) if texts else [])
+        return [{task: list(distinct(filter(None, next(written)))) for task in known} for _ in intents]
 
-    def queries(
-        self, intents: Sequence[str], prompts: Sequence[Sequence[str]], floor: float, own: float
-    ) -> list[dict[str, float]]:
-        """A query per intent: the intent with weight `own`, each prompt with 1 / prompts.
+    def queries(self, intents: Sequence[str], prompts: Sequence[Prompts]) -> tuple[list[Query], list[Query]]:
+        """Per intent, the query for BM25 with its rewrites and the query for vectors with its descriptions.
 
-        Prompts whose cosine to the intent is below `floor` are dropped with their weight. An intent that has none left
-        is searched alone.
+        An intent whose words many items hold is searched alone, and so is one without prompts that can be used.
         """
-        texts = [text for intent, written in zip(intents, prompts, strict=True) for text in (intent, *written)]
-        vectors, queries = iter(self.search.spaces[0].embed(texts)), []  # all at once, which is faster
-        for intent, written in zip(intents, prompts, strict=True):
-            center = next(vectors)
-            kept = {prompt: 1 / len(written) for prompt in written if next(vectors) @ center >= floor}
-            queries.append({**kept, intent: own if kept else 1.0})
-        return queries
+        settings, lexical, dense = self.settings, [], []
+        for intent, written in zip(intents, self.usable(intents, prompts), strict=True):
+            if self.search.words.holding(intent) >= settings.strong_items:
+                written = {}
+            lexical.append(expand({intent: 1.0}, written.get(REWRITES, ()), settings.rewrite_weight))
+            dense.append(expand({intent: 1.0}, written.get(DESCRIPTIONS, ()), settings.description_weight))
+        return lexical, dense
 
+    def usable(self, intents: Sequence[str], prompts: Sequence[Prompts]) -> list[Prompts]:
+        """The prompts that stay with their intent: near enough, no word made up, no name or number lost."""
+        texts = [*intents, *(prompt for by_task in prompts for written in by_task.values() for prompt in written)]
+        vectors = dict(zip(texts, self.search.spaces[0].embed(texts), strict=True))
+        near = lambda a, b: vectors[a] @ vectors[b] >= self.settings.prompt_floor  # noqa: E731
+        fits = lambda intent, prompt: near(intent, prompt) and self.faithful(intent, prompt)  # noqa: E731
+        pairs = zip(intents, prompts, strict=True)
+        return [{task: [p for p in ps if fits(intent, p)] for task, ps in own.items()} for intent, own in pairs]
 
-Histories = Sequence[Sequence[int]]  # places in the catalogue
+    def faithful(self, intent: str, prompt: str) -> bool:
+        """Whether a prompt keeps the intent's names and numbers, and each of its words exists in English or here."""
+        own, written = set(words(intent)), set(words(prompt))
+        names = {word for word in own if not zipf_frequency(word, "en") or any(map(str.isdigit, word))}
+        exists = lambda word: zipf_frequency(word, "en") or stem(word) in self.search.words.known  # noqa: E731
+        return names <= written and all(map(exists, written - own))
 
+    def rank(self, intents: Sequence[str], prompts: Sequence[Prompts], keep: float = 1.0) -> Ranked:
+        """Places per intent by the hybrid of both retrievers; below 1, `keep` re-ranks the first page (`diversify`)."""
+        hybrid = self.search.rankings(*self.queries(intents, prompts))["hybrid"]
+        return hybrid if keep == 1 else [diversify(row, self.search.vectors, keep) for row in hybrid]
 
-def next_searches(finder: PromptSearch, catalogue: pd.DataFrame, histories: Histories, **asked: Any) -> list[list[str]]:
-    """Next searches per history, in equal shares from each of its items; search_prompts of them in all."""
-    share = max(1, finder.settings.search_prompts // max(map(len, histories)))
-    titles = [catalogue.title.iloc[place] for history in histories for place in history]
-    written = iter(finder.write(titles, finder.commands(["related_search"], **asked), share))
-    per_item = [[next(written) for _ in history] for history in histories]
-    return [list(dict.fromkeys(text for texts in sets for text in texts)) for sets in per_item]
-
-
-def queries_of(
-    catalogue: pd.DataFrame, histories: Histories, searches: Sequence[Sequence[str]], own: float
-) -> list[dict[str, float]]:
-    """A query per history: its items' texts, which share the weight `own`, and the next searches, which share 1."""
-    texts, queries = texts_of(catalogue), []
-    for history, written in zip(histories, searches, strict=True):
-        each = (own if written else 1.0) / len(history)
-        queries.append({**{text: 1 / len(written) for text in written}, **{texts[place]: each for place in history}})
-    return queries
-
-
-def unseen(ranked: Sequence[Sequence[int]], histories: Histories) -> list[list[int]]:
-    """Ranked items without those of the history."""
-    return [[place for place in row if place not in set(seen)] for row, seen in zip(ranked, histories, strict=True)]
+    def find(self, intents: Sequence[str], keep: float = 1.0, **asked: Any) -> tuple[Ranked, list[Prompts]]:
+        """Places per intent, best first, and the prompts that were written for it under the command."""
+        prompts = self.write(intents, **asked)
+        return self.rank(intents, prompts, keep), prompts
