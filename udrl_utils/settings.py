@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
+from udrl_utils.tasks import NAMED, TASKS, add_tasks
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,7 +35,6 @@ NOTEBOOKS = {
 }
 STAGES = tuple(NOTEBOOKS)
 MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
-TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
 SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; what it is for is left out without it
 
 
@@ -53,6 +53,21 @@ def without_secrets(urls: list[str]) -> list[str]:
 
 
 Addresses = Annotated[list[str], AfterValidator(without_secrets)]
+
+
+def known_task(name: str) -> str:
+    """A task of the package or of tasks_file. Raises: ValueError for another name."""
+    if name not in TASKS:
+        *others, last = map(repr, TASKS)
+        raise ValueError(f"should be {', '.join(others)} or {last}")
+    return name
+
+
+def registered(file: str) -> str:
+    """The name of a file of tasks, which are known from now on. Raises: SettingsError when it cannot be read."""
+    if file:
+        add_tasks(file)
+    return file
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -92,6 +107,15 @@ class StageSettings(BaseModel):
         """Parameters that do not go together: a name, and what is allowed."""
         return iter(())
 
+    def check_tasks(self) -> None:
+        """Check the tasks that are named, once those of the run are known. Raises: SettingsError."""
+        for parameter in ("unseen_lengths", "search_tasks"):
+            for name in getattr(self, parameter, ()):
+                try:
+                    known_task(name)
+                except ValueError as error:
+                    raise wrong(type(self), parameter, name, str(error)) from None
+
     def needs(self, stage: str) -> tuple[str, ...]:
         """Stages of the run that must be finished before this one."""
         return builds_on(stage)
@@ -109,8 +133,13 @@ class DistillationSettings(StageSettings):
         ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
     )
 
-    tasks: list[TaskName] = setting(list(get_args(TaskName)), "kinds of prompt to distil", min_length=1)
-    intents: str = setting("ontology", "'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
+    tasks_file: Annotated[str, AfterValidator(registered)] = setting(
+        "", "YAML file with tasks of your own; '' for none"
+    )
+    tasks: list[Annotated[str, AfterValidator(known_task)]] = setting(
+        list(TASKS), "kinds of prompt to distil", min_length=1
+    )
+    intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
     n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
@@ -139,6 +168,9 @@ class DistillationSettings(StageSettings):
             yield "teacher_prices", "should be two numbers from 0, or none"
         if self.max_words < self.min_words:
             yield "max_words", f"should not be less than min_words={self.min_words}"
+        own = add_tasks(self.tasks_file) if self.tasks_file else self.tasks
+        if not set(own) & set(self.tasks):
+            yield "tasks", f"should name a task of tasks_file={self.tasks_file!r}, which holds {', '.join(own)}"
 
 
 class AnnotationSettings(StageSettings):
@@ -196,7 +228,7 @@ class TrainingSettings(SamplingSettings):
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
     rounds: int = setting(0, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
     round_sets: int = setting(400, "sets of 4 prompts that a round asks the student for", ge=10)
-    unseen_lengths: dict[TaskName, list[int]] = setting(
+    unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
     kl_anchor: float = setting(0.05, "weight that keeps a round near the student it started from; 0 for none", ge=0)
@@ -268,7 +300,7 @@ class SearchSettings(IntervalSettings):
     captioner: str = setting("", "BLIP-class model that turns images into intents; '' for none")
     generator: str = setting("", "diffusers text-to-image pipeline that adds assets; '' for none")
     search_prompts: int = setting(12, "prompts to write for an intent", ge=1, le=64)
-    search_tasks: list[TaskName] = setting(["related_search"], "kinds of prompt to search with, in turn", min_length=1)
+    search_tasks: list[str] = setting(["related_search"], "kinds of prompt to search with, in turn", min_length=1)
     search_command: list[str] = setting(["length 5", "diversity 0.7"], "the command for them; [] for none")
     search_guidance: float = setting(2.0, "how strongly that command's levels are followed", ge=0, le=10)
     raw_weight: float = setting(3.5, "weight of the intent (its prompts share 1), times 1 - diversity", ge=0)
