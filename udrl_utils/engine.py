@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.tasks import clean_intent, degenerate, harmless, scripts
+from udrl_utils.tasks import clean_intent, closed_up, degenerate, harmless, scripts
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,12 @@ class WordLists:
 
     @staticmethod
     def _found(listed: Sequence[str], text: str) -> list[str]:
-        return [word for word in listed if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.I)]
+        return [word for word in listed if re.search(WordLists._pattern(word), text, re.I)]
+
+    @staticmethod
+    def _pattern(word: str) -> str:
+        """A word or its plural."""
+        return rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)"
 
     def _missing(self, text: str) -> list[str]:
         return [word for word in self.keep if word not in self._found(self.keep, text)]
@@ -85,7 +90,7 @@ class WordLists:
         if self.met_by(prompt):
             return prompt
         for word in self._found(self.banned, prompt):
-            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", prompt, flags=re.I)
+            prompt = re.sub(self._pattern(word), "", prompt, flags=re.I)
         prompt = re.sub(r"\s+(?=[,.;:!?])", "", " ".join(prompt.split())).strip(" ,")
         return ", ".join(filter(None, [prompt, *self._missing(prompt)]))
 
@@ -247,7 +252,7 @@ class Engine:
         yield from filter(None, (decoder.step(self._tokenizer, token) for token in ids))
 
     def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return [" ".join(text.split()) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
+        return [closed_up(text) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
         """The prompts of each batch, one per prefix."""

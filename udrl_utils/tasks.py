@@ -35,6 +35,7 @@ FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
 NAMED = " or ".join([", ".join(ending[1:] for ending in FORMATS[:-1]), FORMATS[-1][1:]])
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # scripts that put no space between words
 PIECE = regex.compile(rf"\s?(?:[^\w\s]*(?=[{UNSPACED}])\X[^\w\s]*|[^\s{UNSPACED}]+)")
+GAP = regex.compile(rf"(?<=[{UNSPACED}][^\w\s]*) (?=[^\w\s]*[{UNSPACED}])")
 WORD = regex.compile(
     rf"(?=[{UNSPACED}])\X|(?![{UNSPACED}])[\p{{L}}\p{{N}}][^\W_{UNSPACED}]*(?:['’-][^\W_{UNSPACED}]+)*"
 )
@@ -162,6 +163,11 @@ def pieces(text: str) -> list[str]:
     with the punctuation around it, is a word.
     """
     return PIECE.findall(" " + " ".join(text.split()))
+
+
+def closed_up(text: str) -> str:
+    """A text with one space for any white space, and none between characters of scripts without spaces."""
+    return GAP.sub("", " ".join(text.split()))
 
 
 def count_words(text: str) -> int:

@@ -60,7 +60,8 @@ def single_messages(request: Request, number: int) -> list[dict[str, str]]:
 def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
     """Examples that a single prompt is asked for with: (intent, its short, middling and long prompt)."""
     chosen = EXAMPLE_SETS[int(share(request.intent, 0) * len(EXAMPLE_SETS))]
-    return [TASKS[request.task].examples[k] for k in chosen]
+    examples = TASKS[request.task].examples
+    return list(dict.fromkeys(examples[k % len(examples)] for k in chosen))
 
 
 def borrows(request: Request, prompt: str) -> bool:
