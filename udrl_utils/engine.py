@@ -123,7 +123,7 @@ class Engine:
         ids = self._tokenizer.encode(harmless(intent[: 16 * room]), add_special_tokens=False).ids
         if len(ids) <= room:
             return intent
-        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=5)
+        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=6)
         return self._tokenizer.decode(ids[:room]).strip()
 
     def generate(
