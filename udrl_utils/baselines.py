@@ -12,12 +12,13 @@ from udrl_utils.commands import Command
 from udrl_utils.deploy.latency import timed
 from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import interval
+from udrl_utils.language_models import located
 from udrl_utils.pairs import reject_reasons
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student
 from udrl_utils.teachers import Teacher, make_teacher
-from udrl_utils.teachers.local import LocalTeacher, located
+from udrl_utils.teachers.local import LocalTeacher
 from udrl_utils.teachers.replies import Journal, Request
 from udrl_utils.teachers.server import Budget
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from udrl_utils.errors import SettingsError, UserError
 from udrl_utils.gpt2 import BASE
+from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import check_stages, execute, minutes, new_workbook, notebooks_folder
 from udrl_utils.runs import RunFolder, workbook
 from udrl_utils.settings import (
@@ -30,7 +31,6 @@ from udrl_utils.settings import (
     resolve,
 )
 from udrl_utils.student import READY
-from udrl_utils.teachers.local import PACKED, fetch
 from udrl_utils.teachers.recorded import RECORDED
 
 RunName = Annotated[str, typer.Argument(help="name or folder of a run")]
@@ -132,7 +132,7 @@ def record(
     out: Out = None,
 ) -> None:
     """Keep what a run's teacher wrote as the recorded prompts, with a card; the run need not be complete."""
-    from udrl_utils.teachers.recording import record as pack
+    from udrl_utils.recording import record as pack
 
     made = pack(run_folder(run), out or RECORDED, add)
     typer.echo(f"{made['prompts']} prompts of {sum(made['intents'].values())} intents in {out or RECORDED}")

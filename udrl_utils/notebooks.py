@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 from ipykernel.kernelspec import get_kernel_dict
@@ -24,7 +24,7 @@ from udrl_utils.baselines import FORM
 from udrl_utils.errors import SettingsError
 from udrl_utils.rewards import BUILT_IN
 from udrl_utils.runs import RunFolder, workbook
-from udrl_utils.settings import NOTEBOOKS, ROOT, StageSettings, wrong
+from udrl_utils.settings import NOTEBOOKS, ROOT, AnalysisSettings, StageSettings, wrong
 from udrl_utils.splits import HELD_OUT
 from udrl_utils.tasks import FORMATS, read_table
 from udrl_utils.training import JUDGED
@@ -93,7 +93,7 @@ def check_stages(settings: dict[str, StageSettings], stages: Sequence[str]) -> N
         if not FORM.fullmatch(text):
             refuse("04_analysis", "baselines", text, "should be local:<model> or openai:<model>@<http address>")
     if "04_analysis" in stages:
-        variants_of(settings["04_analysis"])
+        variants_of(cast(AnalysisSettings, settings["04_analysis"]))
     for part in search["search_command"]:
         if part.split()[0] not in scored["rewards"]:
             refuse("06_search", "search_command", part, f"should name one of rewards={scored['rewards']}")

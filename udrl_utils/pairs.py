@@ -198,10 +198,10 @@ def kept_pairs(
 
 
 def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
-    """Make every missing shard of 01_pairs.
+    """Make every missing shard of 01_pairs, and ask again for the replies that finished shards lack.
 
     Returns the counts of the whole run: prompts by their fate, `kept` included; and what the teacher has used:
-    requests, tokens_in, tokens_out, failures by name, and questions without a reply after all tries.
+    requests, tokens_in, tokens_out, failures by name, and as left_out_<fault> the questions without a reply.
     Raises: RunError when the folder holds pairs made with other settings or from other content, or when no prompt
     passes the filters.
     """
@@ -212,17 +212,29 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     check_splits(given or {}, splits, settings)
     keep(folder, stamp_of(settings, requests, given))
     teacher = None if given else make_teacher(settings, budget_of(run, settings))
-    total, usage, started = Counter(), Counter(), time.monotonic()
+    total, usage, started, again = Counter(), Counter(), time.monotonic(), teacher is not None
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
-        if not is_sound(file):
-            run.reopen("01_pairs")
-            journal = Journal(journal_of(file))
-            written = teacher.write(batch, journal) if teacher else [given[request] for request in batch]
-            author = teacher.name if teacher else "given"
-            pairs, counts, dropped = kept_pairs(batch, written, splits, author, settings, held_out)
-            used = journal.usage + Counter(without_reply=written.count([]))
-            write_shard(file, pair_table(pairs), counts=counts, usage=used, dropped=dropped)
+        made = is_sound(file)
+        lacks = left_out(read_note(file, "usage")) if made else 0
+        if not made or (lacks and again):
+            journal, written = Journal(journal_of(file)), None
+            if not made:
+                run.reopen("01_pairs")
+            try:
+                written = teacher.write(batch, journal) if teacher else [given[request] for request in batch]
+            except RunError as error:
+                if not made:
+                    raise
+                again = False
+                print(f"{file.name} stays without {lacks} replies: {error}", flush=True)
+            if written and (not made or journal.left_out.total() < lacks):
+                run.reopen("01_pairs")
+                author = teacher.name if teacher else "given"
+                pairs, counts, dropped = kept_pairs(batch, written, splits, author, settings, held_out)
+                missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
+                notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
+                write_shard(file, pair_table(pairs), **notes)
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
@@ -231,6 +243,9 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
         print(f"{done}, {left:.1f} min left", flush=True)
     if given:
         print(dropped_line(total, given, settings), flush=True)
+    if left_out(usage):
+        why = ", ".join(f"{name.removeprefix('left_out_')} {n}" for name, n in usage.items() if "left_out_" in name)
+        print(f"{left_out(usage)} replies are left out ({why}); the next run of notebook 01 asks for them", flush=True)
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
     return dict(total), dict(usage)
@@ -241,6 +256,11 @@ def dropped_prompts(run: RunFolder) -> pd.DataFrame:
     notes = [read_note(file, "dropped") or {} for file in shards_of(run / "01_pairs")]
     rows = [(why, *pair) for note in notes for why, pairs in note.items() for pair in pairs]
     return pd.DataFrame(rows, columns=["reason", "intent", "prompt"]).groupby("reason").head(SHOWN)
+
+
+def left_out(usage: dict[str, int]) -> int:
+    """Questions to a teacher that have no reply."""
+    return sum(n for name, n in usage.items() if name.startswith("left_out_"))
 
 
 def stamp_of(

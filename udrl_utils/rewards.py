@@ -15,7 +15,6 @@ from __future__ import annotations
 import builtins
 import difflib
 import inspect
-import json
 import re
 import symtable
 import textwrap
@@ -30,68 +29,14 @@ import pandas as pd
 
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.judge import make_judge
 from udrl_utils.runs import RunFolder, is_sound, read_shards, renew, shards_of, stamp, write_json, write_shard
 from udrl_utils.settings import AnnotationSettings
-from udrl_utils.tasks import TASKS, count_words, load_data, scripts, stem, words
-from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import Budget, ChatClient, Question
+from udrl_utils.tasks import count_words, scripts, stem, words
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)
 NEGATIONS = frozenset(("no", "not", "without", "never", "zero", "minus"))
-SCORES = (1, 10)
-SCHEMA = {
-    "type": "object",
-    "properties": {"score": {"type": "integer", "minimum": SCORES[0], "maximum": SCORES[1]}},
-    "required": ["score"],
-    "additionalProperties": False,
-}
-NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:/|out of)\s*(?!10\b)\d))"  # not 80% or 4/5
-GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
-    rf"""\b(?:score|rating|grade)["'*_`\s]*(?:is\b|[:=])?["'*_`\s]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
-    rf"""|\A["'*_`\s]*{NUMBER}["'*_`\s.]*\Z""",
-    re.I,
-)
-
-
-class Judge:
-    """Scores pairs by the rubric of judge.yaml; votes are kept in the journal, so that each is paid for once."""
-
-    def __init__(self, client: ChatClient, votes: int, journal: Journal, budget: Budget):
-        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
-
-    def __call__(self, pairs: pd.DataFrame, embed: Any = None) -> Any:
-        """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
-
-        Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent.
-        """
-        rows = pairs[["task", "intent", "prompt"]].itertuples(index=False)
-        questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        replies = self.client.ask(questions, self.journal, self.budget)
-        votes = [read_score(reply or "") for reply in replies]
-        unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
-        if unread:
-            example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
-            empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
-            print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
-        table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
-        given = np.isfinite(table)
-        total = np.where(given, table, 0).sum(1)
-        return np.where(given.any(1), total / np.maximum(given.sum(1), 1), np.nan)
-
-    def _question(self, task: str, intent: str, prompt: str, vote: int) -> Question:
-        rubric = load_data("judge")["instruction"].format(definition=TASKS[task].definition)
-        pair = json.dumps({"intent": intent, "prompt": prompt}, ensure_ascii=False)
-        chat = [{"role": "system", "content": rubric}, {"role": "user", "content": pair}]
-        sampling = {"temperature": 0.0 if self.votes == 1 else 1.0, "seed": vote, "max_tokens": 40}
-        return Question(chat, sampling, SCHEMA)
-
-
-def read_score(reply: str) -> float:
-    """The score of a reply, from 1 to 10; NaN where it holds none, or several that differ."""
-    scores = {float(next(filter(None, found))) for found in GRADE.findall(without_thoughts(reply)[:2000])}
-    score = scores.pop() if len(scores) == 1 else 0.0
-    return score if SCORES[0] <= score <= SCORES[1] else float("nan")
 
 
 @dataclass(frozen=True)
@@ -201,15 +146,7 @@ def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_ann
     A stage keeps the votes that it pays for in its own folder; those of 02_annotated are read as well.
     """
     if settings.judge_model:
-        client = ChatClient(
-            settings.judge_model, settings.judge_base_urls, settings.judge_concurrency, settings.judge_timeout
-        )
-        journal = Journal(run / stage / "_judge.jsonl")
-        used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
-        journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-        left = settings.judge_budget - used if settings.judge_budget else None
-        judge = Judge(client, settings.judge_votes, journal, Budget(left, "judge_budget"))
-        REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
+        REWARDS["judge"] = Reward("judge", "1..10", make_judge(settings, run, stage), source="", partial=True)
 
 
 def annotate(pairs: pd.DataFrame, rewards: Sequence[str], embed: Embed) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from pandas.util import hash_pandas_object
 
 from udrl_utils.errors import RunError
 from udrl_utils.machine import environment
-from udrl_utils.settings import NOTEBOOKS, ROOT, SETTINGS, S, StageSettings, builds_on, resolve
+from udrl_utils.settings import DEFAULTS, NOTEBOOKS, ROOT, SETTINGS, S, StageSettings, builds_on, resolve
 
 if TYPE_CHECKING:
     import pyarrow
@@ -178,7 +178,7 @@ def difference(before: Stamp | None, now: Stamp) -> str:
         return "settings that it does not name"
     old, new = before["settings"], now["settings"]
     for name in new | old:
-        if old.get(name) != new.get(name):
+        if old.get(name, DEFAULTS.get(name)) != new.get(name):  # before a setting was there, its default held
             return f"{name}={old.get(name)!r}, now {name}={new.get(name)!r}"
     changed = [name for name in now["read"] | before["read"] if before["read"].get(name) != now["read"].get(name)]
     return f"other content of {changed[0]}" if changed else ""

@@ -43,16 +43,38 @@ def builds_on(stage: str) -> tuple[str, ...]:
     return STAGES[: min(STAGES.index(stage), 3)]
 
 
+class Secret(ValueError):
+    """A value holds what may be a secret: an error does not show it."""
+
+
 def without_secrets(urls: list[str]) -> list[str]:
     """Addresses that may be shown and stored. Raises: ValueError for others."""
     for url in urls:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
-            raise ValueError("should hold http(s) addresses without a password; keys come from OPENAI_API_KEY")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise Secret("should hold addresses without a user, a password or anything after '?'; " + KEYS)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("should hold http(s) addresses without a password; " + KEYS)
     return urls
 
 
+def without_keys(request: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a request that may be stored. Raises: ValueError for secrets, and for what other parameters say."""
+    for name, value in request.items():
+        if name in ("model", "messages", "n", "stream"):
+            raise ValueError(f"should not hold {name}: the workbook sets it")
+        if re.search(SECRET_NAME, name, re.I) or (isinstance(value, str) and re.match(SECRET_VALUE, value)):
+            raise Secret(f"should not hold {name}: {KEYS}")
+        if isinstance(value, dict):
+            without_keys({f"{name}.{inner}": part for inner, part in value.items()})
+    return request
+
+
+KEYS = "keys come from the environment variable OPENAI_API_KEY"
+SECRET_NAME = r"(^|[._-])key$|api.?key|authori[sz]ation|password|secret|bearer|(^|[._-]|access|auth)token$"
+SECRET_VALUE = r"(sk|pk|hf|gsk|xai|nvapi)[-_]\w|Bearer "
 Addresses = Annotated[list[str], AfterValidator(without_secrets)]
+RequestFields = Annotated[dict[str, Any], AfterValidator(without_keys)]
 
 
 def known_task(name: str) -> str:
@@ -130,8 +152,8 @@ class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
     HOW = frozenset(
-        ("run", "teacher_base_urls", "teacher_concurrency", "teacher_timeout", "teacher_budget", "teacher_prices")
-    )
+        f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices")
+    ) | {"run"}
 
     tasks_file: Annotated[str, AfterValidator(registered)] = setting(
         "", "YAML file with tasks of your own; '' for none"
@@ -151,6 +173,8 @@ class DistillationSettings(StageSettings):
     teacher_form: Literal["single", "list"] = setting("single", "one prompt per reply (single) or all as JSON (list)")
     teacher_base_urls: Addresses = setting([], "addresses of OpenAI-compatible servers, used in turn")
     teacher_temperature: float = setting(0.9, "sampling temperature of an LLM teacher", ge=0, le=2)
+    teacher_request: RequestFields = setting({}, "more fields of a request, such as {reasoning_effort: low}; or {}")
+    teacher_batch: bool = setting(False, "ask by batch files: half the price, and up to a day for each shard")
     teacher_intents_per_request: int = setting(1, "intents in one request to a server", ge=1, le=100)
     teacher_concurrency: int = setting(16, "requests under way at once", ge=1, le=4096)
     teacher_timeout: float = setting(120.0, "a request that takes longer is made again [s]", gt=0)
@@ -166,6 +190,8 @@ class DistillationSettings(StageSettings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if len(self.teacher_prices) not in (0, 2) or min(self.teacher_prices, default=0) < 0:
             yield "teacher_prices", "should be two numbers from 0, or none"
+        if self.teacher == "local" and self.teacher_request.keys() - {"chat_template_kwargs"}:
+            yield "teacher_request", "should hold chat_template_kwargs alone with teacher='local'"
         if self.max_words < self.min_words:
             yield "max_words", f"should not be less than min_words={self.min_words}"
         own = add_tasks(self.tasks_file) if self.tasks_file else self.tasks
@@ -176,13 +202,18 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(("run", "data_repo", "judge_base_urls", "judge_concurrency", "judge_timeout", "judge_budget"))
+    HOW = frozenset(f"judge_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget")) | {
+        "run",
+        "data_repo",
+    }
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
     data_repo: str = setting("", "Hub repository to upload the annotated pairs to; '' for none")
     judge_model: str = setting("", "model that gives the reward 'judge'; '' for none")
     judge_base_urls: Addresses = setting([], "addresses of the judge's OpenAI-compatible servers, used in turn")
+    judge_request: RequestFields = setting({}, "more fields of a request to the judge; {} for none")
+    judge_batch: bool = setting(False, "ask the judge by batch files: half the price, and up to a day")
     judge_votes: int = setting(1, "votes behind each score of the judge", ge=1, le=32)
     judge_concurrency: int = setting(16, "requests to the judge under way at once", ge=1, le=4096)
     judge_timeout: float = setting(120.0, "a request to the judge that takes longer is made again [s]", gt=0)
@@ -369,7 +400,8 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         allowed = re.sub("^(Input|String|Value error,) ", "", first["msg"])
-        raise wrong(cls, str(first["loc"][0]), first["input"], allowed) from None
+        value = "..." if isinstance(first.get("ctx", {}).get("error"), Secret) else first["input"]
+        raise wrong(cls, str(first["loc"][0]), value, allowed) from None
     for name, allowed in settings.mistakes():
         raise wrong(cls, name, getattr(settings, name), allowed)
     settings._given = dict(given)

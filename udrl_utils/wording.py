@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
 from udrl_utils.tasks import degenerate, scripts, words
-from udrl_utils.teachers.local import load_causal_lm, located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

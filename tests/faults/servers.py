@@ -18,7 +18,7 @@ from typing import Any
 PASSING = ("429", "500", "503", "hang", "cut", "torn_json", "no_choices", "html_page")
 # What is wrong with an answer that arrives; no row of it should be admitted.
 BAD_ANSWERS = ("prose", "refusal", "huge", "control", "chinese", "markup", "half_list")
-HANG = 1.5  # seconds
+HANG = 0.8  # seconds
 HUGE = "koi " * 2_500_000
 
 Answer = Callable[[dict[str, Any], int], str]
@@ -80,6 +80,10 @@ class ScriptedServer:
         self.server.shutdown()
         self.server.server_close()
 
+    def other(self, path: str, data: bytes) -> tuple[int, bytes]:
+        """Status and content for any other address; data is empty when something is read."""
+        return 404, b'{"error": {"message": "Not found"}}'
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
@@ -92,13 +96,58 @@ class ScriptedServer:
             return kind
 
 
+class BatchServer(ScriptedServer):
+    """Keeps batch files too, and answers them after they have been looked at `looks` times.
+
+    `refuse` names the numbers of questions that are answered with an error; `files` holds what was sent and answered.
+    """
+
+    def __init__(self, looks: int = 1, refuse: tuple[int, ...] = (), **how: Any):
+        super().__init__(**how)
+        self.looks, self.refuse, self.files, self.seen = looks, refuse, {}, Counter()
+
+    def other(self, path: str, data: bytes) -> tuple[int, bytes]:
+        """The files and batches of the protocol."""
+        name = path.removeprefix("/v1/").split("/")
+        if name[0] == "files" and data:
+            number = f"file-{len(self.files)}"
+            self.files[number] = [line for line in data.splitlines() if line.startswith(b'{"custom_id"')]
+            return 200, json.dumps({"id": number, "object": "file", "purpose": "batch"}).encode()
+        if name[0] == "files":
+            return 200, b"\n".join(self.files[name[1]])
+        sent = json.loads(data)["input_file_id"] if data else name[1].removeprefix("batch-")
+        if sent not in self.files:
+            return super().other(path, data)
+        self.seen[sent] += not data
+        ended = self.seen[sent] > self.looks
+        if ended:
+            self.files[f"out-{sent}"] = [self.answer_to(n, line) for n, line in enumerate(self.files[sent])]
+        batch = {"id": f"batch-{sent}", "object": "batch", "status": "completed" if ended else "in_progress"}
+        return 200, json.dumps(batch | {"output_file_id": f"out-{sent}" if ended else None}).encode()
+
+    def answer_to(self, number: int, line: bytes) -> bytes:
+        """A line of the file of answers."""
+        asked = json.loads(line)
+        good = {"status_code": 200, "body": completion(self.answer(asked["body"], number))}
+        bad = {"status_code": 400, "body": error("this one is refused")}
+        return json.dumps(
+            {"custom_id": asked["custom_id"], "response": bad if number in self.refuse else good}
+        ).encode()
+
+
 def make_handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # else a reply waits 40 ms until its header is acknowledged
 
+        def do_GET(self) -> None:
+            self.reply(*script.other(self.path, b""))
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            if not self.path.endswith("/chat/completions"):
+                return self.reply(*script.other(self.path, data))
+            body = json.loads(data)
             with script.lock:
                 script.keys.append(self.headers["Authorization"])
                 script.bodies.append(body)

@@ -1,20 +1,29 @@
-"""A real language model, SmolLM2 of 135M parameters, teaches in notebook 01."""
+"""A real language model, SmolLM2 of 135M parameters, teaches: in this process, and behind two real servers."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from udrl_utils.errors import RunError
-from udrl_utils.settings import ROOT
-from udrl_utils.teachers.local import fetch
+from udrl_utils.language_models import fetch, float_weights
+from udrl_utils.pairs import distil, read_pairs
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import ROOT, DistillationSettings, resolve
 from udrl_utils.wording import Vocabulary
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +35,13 @@ def gguf() -> Path:
         pytest.skip(f"no language model could be fetched: {error}")
 
 
-@pytest.mark.slow
-def test_a_language_model_teaches(gguf: Path, tmp_path: Path) -> None:
+def made_up(pairs: pd.DataFrame) -> float:
+    """Share of words that do not exist, over all prompts."""
+    words = Vocabulary(pairs.intent)
+    return sum(map(words.share, pairs.intent, pairs.prompt)) / len(pairs)
+
+
+def test_a_language_model_teaches_in_the_notebook(gguf: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "UDRL_OUTPUTS": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     changes = {"teacher": "local", "teacher_model": str(gguf), "tasks": "[query_rewrite]", "n_intents": 20}
     sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
@@ -50,6 +64,64 @@ def test_a_language_model_teaches(gguf: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "taught" / "run.json").read_text())["stages"]["01_pairs"]
     pairs = pd.read_parquet(tmp_path / "taught" / "01_pairs")
     assert record["counts"]["asked"] == 80 and len(pairs) > 20 and set(pairs.teacher) == {gguf.name}
-    words = Vocabulary(pairs.intent)
-    shares = [words.share(intent, prompt) for intent, prompt in zip(pairs.intent, pairs.prompt, strict=True)]
-    assert sum(shares) / len(shares) < 0.05, "a language model writes words that exist"
+    assert made_up(pairs) < 0.05, "a language model writes words that exist"
+
+
+@contextmanager
+def transformers_serve(gguf: Path) -> Iterator[tuple[str, str]]:
+    """Address of `transformers serve` and the name of its model."""
+    folder = float_weights(gguf)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(sys.executable).with_name("transformers")
+    command = [script, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        try:
+            for _ in range(240):
+                assert server.poll() is None, server.stdout.read().decode()[-2000:]
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1", str(folder)
+        finally:
+            server.kill()
+
+
+LLAMA_CPP = """
+import sys, xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.n_parallel = sys.argv[1], 4096, 2
+server = xllamacpp.Server(parameters)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def llama_cpp(gguf: Path) -> Iterator[tuple[str, str]]:
+    """Address of llama.cpp's server and the name of its model."""
+    pytest.importorskip("xllamacpp")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LLAMA_CPP, gguf], **pipes) as server:
+        try:
+            yield f"{server.stdout.readline().strip()}/v1", gguf.name
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("form", ["single", "list"])
+@pytest.mark.parametrize("serve", [llama_cpp, transformers_serve], ids=["llama.cpp", "transformers serve"])
+def test_a_language_model_teaches_behind_a_server(smoke: dict, outputs: Path, gguf: Path, serve, form: str) -> None:
+    with serve(gguf) as (address, model):
+        named = {"teacher": "openai", "teacher_model": model, "teacher_base_urls": [address], "teacher_form": form}
+        size = {"tasks": ["query_rewrite"], "n_intents": 4, "prompts_per_intent": 4, "teacher_concurrency": 2}
+        settings = resolve(DistillationSettings, smoke | named | size)
+        counts, usage = distil(settings, RunFolder(settings.run).start("01_pairs", settings))
+    pairs = read_pairs(RunFolder(settings.run))
+    assert counts["asked"] == 16 and len(pairs) >= 4 and made_up(pairs) < 0.1
+    assert usage["tokens_in"] > usage["tokens_out"] > 0
+    assert not any(name.startswith("failed_5") for name in usage)

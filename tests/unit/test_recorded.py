@@ -10,12 +10,12 @@ from faults.servers import ScriptedServer
 
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.pairs import distil, plan, read_pairs
+from udrl_utils.recording import record
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, resolve
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import recorded
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher
-from udrl_utils.teachers.recording import record
 
 
 def answer(body: dict, number: int) -> str:

@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as checks
 from hypothesis import strategies as st
 
 from udrl_utils.base import held_out as base_never_reads
@@ -92,6 +93,7 @@ CHANGES = (
 )
 
 
+@checks(deadline=None)
 @given(st.sampled_from(INTENTS), st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4))
 def test_near_duplicate_intents_are_in_one_split_and_the_base_reads_no_test_intent(intent: str, changes: list) -> None:
     other = intent

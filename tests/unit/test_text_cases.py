@@ -367,7 +367,9 @@ class FakeEncoder:
 def test_an_own_task_is_asked_for_like_the_shipped_ones(smoke: dict, own_tasks: str) -> None:
     settings = resolve(DistillationSettings, smoke | {"tasks_file": own_tasks, "tasks": ["product_description"]})
     chat = single_messages(Request(settings.tasks[0], "tea pot", 3), 1)
-    assert "describes the product" in chat[0]["content"] and chat[-1]["content"] == "tea pot" and len(chat) >= 6
+    assert "language of the intent" in single_messages(Request("related_search", "橘猫", 3), 1)[0]["content"]
+    assert "describes the product" in chat[0]["content"] and "language" not in chat[0]["content"]
+    assert chat[-1]["content"] == "tea pot" and len(chat) >= 6
     with pytest.raises(SettingsError, match=r"tasks=.* should name a task of tasks_file=.*product_description"):
         resolve(DistillationSettings, smoke | {"tasks_file": own_tasks})
 

@@ -11,8 +11,8 @@ import torch
 from udrl_utils import wording
 from udrl_utils.evaluation import set_metrics, system_metrics
 from udrl_utils.gpt2 import train_tokenizer
+from udrl_utils.language_models import load_causal_lm
 from udrl_utils.settings import AnalysisSettings, IntervalSettings, resolve
-from udrl_utils.teachers.local import load_causal_lm
 
 TEXTS = ["a quiet koi pond", "a quiet garden with koi and a red bridge over the pond", "red lanterns"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from udrl_utils.errors import SettingsError
-from udrl_utils.settings import DistillationSettings
+from udrl_utils.errors import RunError, SettingsError
+from udrl_utils.settings import AnnotationSettings, DistillationSettings
+from udrl_utils.teachers.batch import BatchClient
 from udrl_utils.teachers.local import LocalTeacher
 from udrl_utils.teachers.recorded import RecordedTeacher
 from udrl_utils.teachers.replies import (
@@ -19,7 +20,7 @@ from udrl_utils.teachers.replies import (
     single_messages,
     split_reply,
 )
-from udrl_utils.teachers.server import Budget, ChatClient, Question
+from udrl_utils.teachers.server import Budget, ChatClient, Question, TooLong, options_of
 
 
 class Teacher(Protocol):
@@ -37,13 +38,21 @@ class OpenAITeacher:
     """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
 
     In the form `list` up to `together` intents of a task share a request; in `single` each prompt has its own.
+    `request` holds further fields of each request.
     """
 
     def __init__(
-        self, client: ChatClient, temperature: float, seed: int, budget: Budget, form: str = "list", together: int = 1
+        self,
+        client: ChatClient,
+        temperature: float,
+        seed: int,
+        budget: Budget,
+        form: str = "list",
+        together: int = 1,
+        request: dict[str, Any] | None = None,
     ):
         self.name, self.client, self.budget, self.form, self.together = client.model, client, budget, form, together
-        self.temperature, self.seed = temperature, seed
+        self.temperature, self.seed, self.request = temperature, seed, request or {}
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts. Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent."""
@@ -51,7 +60,14 @@ class OpenAITeacher:
             self.client.ask([q for request in requests for q in self._singles(request)], journal, self.budget)
             return [read_singles(self.replies(request, journal)) for request in requests]
         groups = grouped(requests, self.together)
-        answers = self.client.ask([self._list(group) for group in groups], journal, self.budget)
+        try:
+            answers = self.client.ask([self._list(group) for group in groups], journal, self.budget)
+        except TooLong as error:
+            if self.together == 1:
+                raise RunError(f"{error}; lower prompts_per_intent, or serve the model with a longer context") from None
+            self.together //= 2
+            print(f"{self.name}: {self.together} intents share a request now; {error}", flush=True)
+            return self.write(requests, journal)
         found: dict[Request, list[str]] = {}
         for group, answer in zip(groups, answers, strict=True):
             pieces = split_reply(answer or "", len(group))
@@ -64,12 +80,13 @@ class OpenAITeacher:
 
     def _singles(self, request: Request) -> list[Question]:
         how = {"temperature": self.temperature, "max_tokens": 120}
-        return [Question(single_messages(request, k), {**how, "seed": self.seed + k}) for k in range(request.n)]
+        options = [options_of({**how, "seed": self.seed + k}, self.request) for k in range(request.n)]
+        return [Question(single_messages(request, k), chosen) for k, chosen in enumerate(options)]
 
     def _list(self, group: list[Request]) -> Question:
         task, n, intents = group[0].task, group[0].n, [request.intent for request in group]
-        options = {"temperature": self.temperature, "seed": self.seed, "max_tokens": 120 * n * len(group)}
-        return Question(messages(task, intents, n), options, reply_schema(len(group), n))
+        how = {"temperature": self.temperature, "seed": self.seed, "max_tokens": 120 * n * len(group)}
+        return Question(messages(task, intents, n), options_of(how, self.request), reply_schema(len(group), n))
 
 
 def grouped(requests: Sequence[Request], most: int) -> list[list[Request]]:
@@ -89,10 +106,16 @@ def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
         return RecordedTeacher()
     if not settings.teacher_model:
         raise SettingsError(f"parameter teacher_model='' must name a model with teacher={settings.teacher!r}")
-    how = settings.teacher_temperature, settings.seed
+    how, form, request = (settings.teacher_temperature, settings.seed), settings.teacher_form, settings.teacher_request
     if settings.teacher == "local":
-        return LocalTeacher(settings.teacher_model, *how, settings.teacher_form)
-    client = ChatClient(
-        settings.teacher_model, settings.teacher_base_urls, settings.teacher_concurrency, settings.teacher_timeout
+        return LocalTeacher(settings.teacher_model, *how, form, request.get("chat_template_kwargs"))
+    together = settings.teacher_intents_per_request
+    return OpenAITeacher(client_of(settings, "teacher"), *how, budget, form, together, request)
+
+
+def client_of(settings: DistillationSettings | AnnotationSettings, who: str) -> ChatClient:
+    """The client of the servers that the settings name for the `teacher` or the `judge`."""
+    model, urls, concurrency, timeout, batch = (
+        getattr(settings, f"{who}_{name}") for name in ("model", "base_urls", "concurrency", "timeout", "batch")
     )
-    return OpenAITeacher(client, *how, budget, settings.teacher_form, settings.teacher_intents_per_request)
+    return (BatchClient if batch else ChatClient)(model, urls, concurrency, timeout)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,16 +20,28 @@ from typing import Any
 import json_repair
 from wordfreq import zipf_frequency
 
-from udrl_utils.tasks import TASKS, share, words
+from udrl_utils.tasks import TASKS, harmless, scripts, share, words
 
 # what a model thinks before it answers: a block, one that is cut off, or one that its chat template has opened
-THOUGHTS = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\A.*</think(?:ing)?>", re.S | re.I)
-ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
-LIST = re.compile(r"""\[\s*["'{]""")  # where a list of prompts begins
-CLOSED = re.compile(r"""["'}]\s*,?\s*\]|(?<!\\)"[\s,]*\Z""")  # a list that ends, or stops after a whole string
+THOUGHTS = re.compile(
+    r"<((?:seed:)?think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)"
+    r"|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|<\|channel\|?>\s*(?:analysis|commentary|thought)\b.*?(?:<\|channel\|>final<\|message\|>|<channel\|>|\Z)"
+    r"|\A.*</(?:seed:)?think(?:ing)?>",
+    re.S | re.I,
+)
+MARKER = re.compile(
+    r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<[be]os>|\[/?INST\]|<(?:start|end)_of_turn>)(?:assistant|final)?"
+)
+ITEM = re.compile(r"^\s*[*_]*(?:[-*•]|\(?\d{1,3}[.):])[*_]*\s+")
+START = re.compile(r"""[\[{]\s*["'“\[{]""")  # where the JSON of a reply begins
+CLOSED = re.compile(r"""["'”}]\s*,?\s*\]|(?<!\\)["”][\s,]*\Z""")  # a list that ends, or stops after a whole string
 LONGEST_REPAIR = 20_000  # characters of a broken list that are read
 NUMBERED = re.compile(r'"(\d{1,3})"\s*:\s*(?=\[)')
-LABEL = re.compile(r"^(?:prompt|search|answer|output|assistant|rewrite|description)s?\s*\d*\s*:\s*", re.I)
+NAMES = "prompt|search|answer|output|assistant|rewrite|description"
+LABEL = re.compile(rf"^[*_]*(?:{NAMES})s?\s*\d*[*_]*\s*:\s*[*_]*\s*", re.I)
+FIELD = re.compile(rf"(?:{NAMES}|quer(?:y|ie)|text|result|item)s?|\D*\d+", re.I)  # of an object: it holds a prompt
+QUOTES = ('""', "“”", "''", "‘’", "``", ("**", "**"))
 EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # the examples shown when one prompt is asked for
 RARE = 4.0  # Zipf frequency (wordfreq) from which a word is too common to tell where it comes from
 NO_ANSWER = ("empty", "cut", "filtered")  # faults of a reply that arrived, and was paid for, but answers nothing
@@ -51,10 +63,21 @@ def single_messages(request: Request, number: int) -> list[dict[str, str]]:
     asked to. The intent decides which examples it is shown, so that no example colours all that a teacher writes.
     """
     task, size = TASKS[request.task], number % len(TASKS[request.task].lengths)
-    chat = [{"role": "system", "content": f"{task.single} Write {task.lengths[size]} words and nothing else."}]
+    chat = [
+        {
+            "role": "system",
+            "content": f"{task.single}{language([request.intent])} Write {task.lengths[size]} words and nothing else.",
+        }
+    ]
     for intent, prompts in shown_examples(request):
         chat += [{"role": "user", "content": intent}, {"role": "assistant", "content": prompts[size]}]
-    return [*chat, {"role": "user", "content": request.intent}]
+    return [*chat, {"role": "user", "content": harmless(request.intent)}]
+
+
+def language(intents: Sequence[str]) -> str:
+    """What a teacher is told besides where the examples, which are English, are in another script than an intent."""
+    other = scripts(" ".join(intents)).keys() - {"LATIN"}
+    return " Write in the language of the intent, not of the examples." if other else ""
 
 
 def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
@@ -97,15 +120,28 @@ def without_thoughts(reply: str) -> str:
     return THOUGHTS.sub("", reply).strip()
 
 
+def plain(line: str) -> str:
+    """A line without bullet or number, label such as "Prompt:", emphasis and quotes around it; '' for an
+    introduction, which ends with a colon, and for a code fence."""
+    text = ITEM.sub("", line.strip())
+    for opening, closing in QUOTES * 2:
+        text = LABEL.sub("", text)
+        inner = text.rstrip(",")[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.rstrip(",").endswith(closing) and (opening == "'" or opening not in inner):
+            text = inner.strip()
+    return "" if text.endswith(":") or text.startswith("```") else text
+
+
 def parse_single(reply: str) -> list[str]:
-    """The prompt of a reply that should hold one: its first line that is not empty, without label and quotes."""
-    for line in without_thoughts(reply).splitlines():
-        text = LABEL.sub("", ITEM.sub("", line.strip()))
-        if len(text) > 1 and text[0] in "\"'“‘" and text[-1] in "\"'”’":
-            text = text[1:-1].strip()
-        if text:
-            return [text]
-    return []
+    """The prompt of a reply that should hold one: its first string of JSON, or its first line that is a prompt.
+
+    What follows a marker of the model's chat template, such as <|im_end|> or [INST], belongs to another turn.
+    """
+    turns = filter(str.strip, MARKER.split(without_thoughts(reply)))
+    text = next(turns, "").strip()
+    if START.match(text):
+        return json_strings(text)[:1]
+    return [prompt for prompt in map(plain, text.splitlines()) if prompt][:1]
 
 
 def read_singles(replies: Sequence[str | None]) -> list[str]:
@@ -120,7 +156,9 @@ def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
     """
     several = len(intents) > 1
     form = "a JSON object that has a list of strings for each number" if several else "a JSON list of strings"
-    chat = [{"role": "system", "content": f"{TASKS[task].list} Answer with {form} and nothing else."}]
+    chat = [
+        {"role": "system", "content": f"{TASKS[task].list}{language(intents)} Answer with {form} and nothing else."}
+    ]
     examples = TASKS[task].examples[:2]
     for turn in [examples] if several else [[example] for example in examples]:
         shown, answers = zip(*turn, strict=True)
@@ -132,7 +170,7 @@ def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
 
 def request_text(intents: Sequence[str], n: int) -> str:
     """The user's turn of a request."""
-    quoted = [json.dumps(intent, ensure_ascii=False) for intent in intents]
+    quoted = [json.dumps(harmless(intent), ensure_ascii=False) for intent in intents]
     if len(quoted) == 1:
         return f"Intent: {quoted[0]}\nWrite {n} of them."
     return "\n".join([*(f"Intent {k}: {text}" for k, text in enumerate(quoted, 1)), f"Write {n} of them for each."])
@@ -160,50 +198,66 @@ def split_reply(reply: str, intents: int) -> list[str]:
 
 
 def parse_reply(reply: str, asked: int) -> list[str]:
-    """Prompts of a raw reply: those of a JSON list, also within prose, broken or cut off; else of a numbered or
-    bulleted list; else its lines, if there are at least half as many as were asked for.
+    """Prompts of a raw reply: the strings of its JSON, also within prose, broken or cut off; else the items of a
+    numbered or bulleted list; else its lines, if there are at least half as many as were asked for.
 
     Never raises: a reply that cannot be read gives an empty list.
     """
     reply = without_thoughts(reply)
-    for start in LIST.finditer(reply[:2000]):
-        found = json_list(reply[start.start() :])
+    for start in START.finditer(reply[:2000]):
+        found = json_strings(reply[start.start() :])
         if found:
             return found
-    lines = [line.strip() for line in reply.splitlines() if line.strip() and not line.strip().startswith("```")]
+    lines = [line for line in reply.splitlines() if plain(line)]
     items = [line for line in lines if ITEM.match(line)]
     if not items and len(lines) < max(min(2, asked), asked / 2):
         return []
-    return [ITEM.sub("", line).strip().strip("\"'“”").strip() for line in items or lines]
+    return [plain(line) for line in items or lines]
 
 
-def json_list(text: str) -> list[str]:
-    """Strings of the JSON list that a text begins with; the last one only if it is whole."""
+def json_strings(text: str) -> list[str]:
+    """Prompts of the JSON that a text begins with; the last one only if it is whole."""
     try:
         try:
-            found, _ = json.JSONDecoder().raw_decode(text)
+            value, _ = json.JSONDecoder().raw_decode(text)
+            return list(prompts_in(value))
         except ValueError:
             text = text[:LONGEST_REPAIR]
-            found: Any = json_repair.loads(text, skip_json_loads=True)
-            found = found if CLOSED.search(text) else found[:-1]
+            found = list(prompts_in(json_repair.loads(text, skip_json_loads=True)))
+            return found if CLOSED.search(text) else found[:-1]
     except (ValueError, TypeError, RecursionError):
         return []
-    # some models wrap each prompt: [{"prompt": "..."}]
-    found = [next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item for item in found or []]
-    whole = isinstance(found, list) and all(isinstance(item, str) for item in found)
-    return [item.strip() for item in found] if whole else []
+
+
+def prompts_in(value: Any, listed: bool = False) -> Iterator[str]:
+    """The strings of lists, of lists in lists, and of objects: of their lists, or of fields that hold a prompt."""
+    if isinstance(value, str) and listed:
+        yield value.strip()
+    elif isinstance(value, list):
+        for item in value:
+            yield from prompts_in(item, True)
+    elif isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        named = [part for name, part in value.items() if FIELD.fullmatch(name)]
+        for part in lists or named or (value.values() if listed and len(value) == 1 else ()):
+            yield from prompts_in(part, True)
 
 
 class Journal:
     """Lines of JSON, one per attempt, appended and flushed at once: a process that is killed loses none of them.
 
     An attempt has a key (a hash of all that was asked), and either a reply or an error; both with their tokens.
-    `replies` holds the replies by key, `unanswered` how often a question got a reply that answers nothing, `usage`
-    the number of requests, tokens, and failures by name. A last line that a kill cut in two is dropped.
+    `replies` holds the replies by key, `faults` the last fault of other questions, `unanswered` how often a question
+    got a reply that answers nothing, `usage` the number of requests, tokens, and failures by name, `batches` the
+    questions of each batch file that is under way, by its id. A last line that a kill cut in two is dropped.
     """
 
     def __init__(self, file: Path):
         self.file, self.replies, self.unanswered, self.usage = file, {}, Counter(), Counter()
+        self.faults: dict[str, str] = {}
+        self.batches: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()  # questions that were last asked for and have no reply, by fault
+        self.said = ""  # what was last said of an attempt that failed
         if file.exists():
             self._read()
 
@@ -223,10 +277,17 @@ class Journal:
                 lines.truncate(whole)
 
     def _count(self, entry: dict[str, Any]) -> None:
+        if "batch" in entry:
+            if entry["questions"]:
+                self.batches[entry["batch"]] = entry["questions"]
+            else:
+                self.batches.pop(entry["batch"], None)
+            return
         key, error = entry["key"], entry.get("error")
         if error is None:
             self.replies[key] = entry["reply"]
         else:
+            self.faults[key], self.said = error, entry.get("said", "")
             self.usage[f"failed_{error}"] += 1
             self.unanswered[key] += error in NO_ANSWER
         for name in ("tokens_in", "tokens_out"):
@@ -244,6 +305,10 @@ class Journal:
     def add_failure(self, key: str, error: str, said: str = "", tokens_in: int = 0, tokens_out: int = 0) -> None:
         """Keep that an attempt failed: a word for its kind, such as 429 or timeout, and what the server said."""
         self._append({"key": key, "error": error, "said": said, "tokens_in": tokens_in, "tokens_out": tokens_out})
+
+    def add_batch(self, batch: str, questions: int) -> None:
+        """Keep that a batch file with this number of questions is under way; 0 means that its answers are kept."""
+        self._append({"batch": batch, "questions": questions})
 
     def _append(self, entry: dict[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,17 @@ ATTEMPTS = 8  # per question
 PROBES = 3  # questions that are asked one after the other until a server has answered one of them
 REST = 20  # turns that a server is left out after it could not be reached
 MOST_ROOM = 16  # a model that thinks may write this many times the tokens that its answer needs
-FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of replies that are no answer
+FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of replies that answer nothing
 LONGEST_REPLY = 200_000  # characters; the rest is dropped
 LONGEST_BODY = 2_000_000  # bytes; a longer response is not read
 KEY = "X-Client-Request-Id"  # header with the key of a question
+LIMITS = ("max_tokens", "max_completion_tokens")
+NEVER = re.compile(r'"insufficient_quota"|billing_hard_limit|credit balance|api[ _]key not valid', re.I)
+WINDOW = re.compile(
+    r"context[ _](?:length|window|size)|maximum (?:context|model|sequence) len|prompt.{0,40}too long"
+    r"|exceeds?.{0,40}limit of|too many tokens",
+    re.I,
+)
 # What servers refuse, how they say so, and what is done about it.
 ADAPTATIONS = {
     "max_tokens": (r"max_completion_tokens", "max_tokens is sent as max_completion_tokens"),
@@ -54,68 +62,81 @@ class Question:
         return key_of(model, self.messages, self.options)
 
 
+def options_of(defaults: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a request: the defaults, replaced by what the user's own request says; its null leaves a field out."""
+    options = defaults | request
+    if "max_completion_tokens" in request:
+        del options["max_tokens"]
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class TooLong(RunError):
+    """A question does not fit into the context window of the model."""
+
+
 class Budget:
     """Requests that may still be made, failed ones included; None for any number. `parameter` is what limits them."""
 
     def __init__(self, requests: int | None, parameter: str = "teacher_budget"):
         self.left, self.parameter = requests, parameter
 
-    def spend(self) -> None:
-        """Raises: RunError when nothing is left."""
+    def spend(self, requests: int = 1) -> None:
+        """Raises: RunError when less is left."""
         if self.left is not None:
-            if self.left <= 0:
+            if self.left < requests:
                 raise RunError(
                     f"the request budget is spent and all replies so far are kept: raise {self.parameter} and run again"
                 )
-            self.left -= 1
+            self.left -= requests
 
 
 class ChatClient:
     """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
-    What a server refuses is changed for all later requests where that is possible, and a line says so. The key comes
-    from OPENAI_API_KEY and nowhere else.
+    The first question is asked alone, so that a server that cannot answer costs one request. What a server refuses is
+    changed for all later requests where that is possible, and a line says so. The key comes from OPENAI_API_KEY alone.
     """
 
     def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float):
         self.model, self.base_urls = model, list(base_urls)
         self.concurrency, self.timeout = concurrency, timeout
         self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS, and schema
-        self.room = 1  # times max_tokens
+        self.room = 1  # times the token limit
         self.said = ""  # what a server last said of a request that failed
+        self.proven = False  # whether a server has answered a question
+        self.silent = 0  # questions in a row that got no reply after all attempts
+
+    @property
+    def where(self) -> str:
+        """The servers, for messages."""
+        return " and ".join(self.base_urls) or "the server"
 
     def ask(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> list[str | None]:
         """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
 
-        Raises: RunError when the servers refuse the key or the model or answer nothing, or when the budget is spent.
+        `journal.left_out` then counts the questions without a reply by their last fault.
+        Raises: TooLong when a question does not fit the model; RunError when the servers refuse the key or the model,
+        stop answering or answer nothing, or when the budget is spent.
         """
-        keys = [question.key(self.model) for question in questions]
-        new = {key: q for key, q in zip(keys, questions, strict=True) if not journal.replies.get(key)}
-        known = len(new) < len(set(keys))
+        asked = {question.key(self.model): question for question in questions}
+        new = {key: question for key, question in asked.items() if not journal.replies.get(key)}
         if new:
             with start_blocking_portal() as portal:  # a notebook's own event loop is already running
-                portal.call(self._ask_all, new, journal, budget, known)
-        replies = [journal.replies.get(key) for key in keys]
+                portal.call(self._ask_all, new, journal, budget, len(new) < len(asked))
+        journal.left_out = Counter(journal.faults.get(key, "unasked") for key in new if not journal.replies.get(key))
+        replies = [journal.replies.get(question.key(self.model)) for question in questions]
         if questions and not any(replies):
             faults = ", ".join(f"{name} {n}" for name, n in journal.usage.items() if name.startswith("failed_"))
-            where = " and ".join(self.base_urls) or "the server"
-            raise RunError(
-                f"{where} answered none of the requests to model {self.model!r} ({faults}); the last fault: {self.said}"
+            kind = TooLong if WINDOW.search(self.said) else RunError
+            raise kind(
+                f"{self.where} answered none of the requests to model {self.model!r} ({faults}); the last fault: "
+                f"{self.said}"
             )
         return replies
 
     async def _ask_all(self, new: dict[str, Question], journal: Journal, budget: Budget, known: bool) -> None:
-        todo, stopped = iter(new.items()), []
-
-        async def work(questions: Iterator[tuple[str, Question]]) -> None:
-            for key, question in questions:
-                if stopped:  # requests under way may still be answered; no new ones are made
-                    return
-                try:
-                    await self._answer(sdk, key, question, journal)
-                except RunError as error:
-                    stopped.append(error)
-
+        """Ask until a server has answered, then all the rest; `known` says that earlier runs were answered."""
+        todo = iter(new.items())
         async with openai.AsyncOpenAI(
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             base_url=next(iter(self.base_urls), None),
@@ -123,15 +144,31 @@ class ChatClient:
             timeout=self.timeout,
             http_client=Attempts(self, journal, budget),
         ) as sdk:
-            for probe in itertools.islice(todo, 0 if known else PROBES):
-                await work(iter([probe]))
-                known = probe[0] in journal.replies
-                if known or stopped:
+            for key, question in itertools.islice(todo, 0 if self.proven else 1 if known else PROBES):
+                await self._answer(sdk, key, question, journal)
+                if self.proven or WINDOW.search(self.said):
                     break
-            if known and not stopped:
-                async with anyio.create_task_group() as group:
-                    for _ in range(self.concurrency):
-                        group.start_soon(work, todo)
+            if self.proven or known:
+                await self._ask_rest(sdk, dict(todo), journal, budget)
+
+    async def _ask_rest(
+        self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal, budget: Budget
+    ) -> None:
+        """Ask questions side by side."""
+        todo, stopped = iter(new.items()), []
+
+        async def work() -> None:
+            for key, question in todo:
+                if stopped:  # requests under way may still be answered; no new ones are made
+                    return
+                try:
+                    await self._answer(sdk, key, question, journal)
+                except RunError as error:
+                    stopped.append(error)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(self.concurrency):
+                group.start_soon(work)
         if stopped:
             raise stopped[0]
 
@@ -139,7 +176,7 @@ class ChatClient:
         """Ask until there is an answer, or no other way to ask. Raises: RunError where nobody would be answered."""
         while True:
             adapted, room = self.adapted, min(max(self.room, 4 ** journal.unanswered[key]), MOST_ROOM)
-            body, headers = self._body(question, room), {KEY: key}
+            body, headers = self.body(question, room), {KEY: key}
             try:
                 reply = await sdk.post("/chat/completions", cast_to=object, body=body, options={"headers": headers})
             except openai.APIStatusError as error:
@@ -148,29 +185,41 @@ class ChatClient:
                     said = f"{address} answers {error.status_code} to model {self.model!r}: {words_of(error.response)}"
                     check = "check the model's name, the address, the environment variable OPENAI_API_KEY and the quota"
                     raise RunError(f"{said} ({check})") from None
-                if adapted == self.adapted and not self._adapt(error.response, question):
+                if adapted != self.adapted or self._adapt(error.response, question):
+                    continue
+                if error.status_code in (400, 413, 422):  # an answer to this question only
                     return
-                continue
+                return self._count_silence()
             except openai.OpenAIError:
+                return self._count_silence()
+            self.silent = 0
+            fault = keep_reply(reply, key, journal)
+            if not fault:
+                self.proven = True
                 return
-            text, reason, tokens = read_completion(reply)
-            answer = without_thoughts(text)
-            if answer and reason not in FAULTS:
-                journal.add_reply(key, text, *tokens)
-                return
-            self.said = f"a reply {'that is not finished' if answer else 'without text'}, finish_reason {reason}"
-            journal.add_failure(key, FAULTS.get(reason, "empty"), self.said, *tokens)
-            if answer or reason != "length" or room == MOST_ROOM:
+            self.said = journal.said
+            if fault != "thinking" or room == MOST_ROOM:
                 return  # the next run asks again
             if self.room < 4 * room:
                 self.room = 4 * room
                 print(f"{self.model} was cut off while it was thinking: it may write {self.room} times as much now")
 
-    def _body(self, question: Question, room: int) -> dict[str, Any]:
+    def _count_silence(self) -> None:
+        """Raises: RunError when the servers have left a first question, or many in a row, without an answer."""
+        self.silent += 1
+        if not self.proven or self.silent >= 2 * self.concurrency:
+            raise RunError(
+                f"{self.where} does not answer requests to model {self.model!r}; the last fault: {self.said}; all "
+                "replies so far are kept: run again when the server answers"
+            )
+
+    def body(self, question: Question, room: int) -> dict[str, Any]:
+        """A request as it is sent, with `room` times the tokens for its reply."""
         options = {name: value for name, value in question.options.items() if name not in self.adapted}
-        if "max_tokens" in question.options:
-            limit = "max_completion_tokens" if "max_tokens" in self.adapted else "max_tokens"
-            options[limit] = room * question.options["max_tokens"]
+        for limit in LIMITS:
+            if limit in question.options:
+                sent = "max_completion_tokens" if "max_tokens" in self.adapted else limit
+                options[sent] = room * question.options[limit]
         chat = without_system(question.messages) if "system" in self.adapted else question.messages
         if question.schema and "schema" not in self.adapted:
             form = {"name": "reply", "strict": True, "schema": question.schema}
@@ -179,21 +228,23 @@ class ChatClient:
 
     def refused(self, response: Any) -> bool:
         """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
-        return response.status_code in (401, 403, 404) or "insufficient_quota" in response.text
+        return response.status_code in (401, 402, 403, 404) or bool(NEVER.search(response.text))
 
     def adaptation(self, response: Any) -> str:
         """Name of the adaptation that a response asks for and that has not been made; '' for none."""
-        if response.status_code not in (400, 413, 422, 500):
+        said = words_of(response)
+        if response.status_code not in (400, 413, 422, 500) or WINDOW.search(said):
             return ""
-        said, left = words_of(response), ADAPTATIONS.keys() - self.adapted
-        return next((name for name in ADAPTATIONS if name in left and re.search(ADAPTATIONS[name][0], said, re.I)), "")
+        left = [name for name in ADAPTATIONS if name not in self.adapted]
+        return next((name for name in left if re.search(ADAPTATIONS[name][0], said, re.I)), "")
 
     def _adapt(self, response: Any, question: Question) -> bool:
         """Whether another way to ask is left; it is taken from now on."""
         name, told = self.adaptation(response), "no JSON schema is sent"
+        fits = not WINDOW.search(words_of(response))
         if name:
             told = ADAPTATIONS[name][1]
-        elif question.schema and "schema" not in self.adapted and response.status_code in (400, 413, 422):
+        elif question.schema and "schema" not in self.adapted and response.status_code in (400, 413, 422) and fits:
             name = "schema"
         else:
             return False
@@ -262,6 +313,20 @@ def read_completion(body: Any) -> tuple[str, str, tuple[int, int]]:
         content = "".join(chunk.get("text") or "" for chunk in content)
     tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     return content[:LONGEST_REPLY], str(choice.get("finish_reason")), tokens
+
+
+def keep_reply(body: Any, key: str, journal: Journal) -> str:
+    """Keep a chat completion in the journal. Returns its fault: '' for a reply that answers, `thinking` for one that
+    was cut off before its answer began, else what FAULTS calls it, or empty."""
+    text, reason, tokens = read_completion(body)
+    answer = without_thoughts(text)
+    if answer and reason not in FAULTS:
+        journal.add_reply(key, text, *tokens)
+        return ""
+    fault = FAULTS.get(reason, "empty")
+    said = f"a reply {'that is not finished' if answer else 'without text'}, finish_reason {reason}"
+    journal.add_failure(key, fault, said, *tokens)
+    return "thinking" if fault == "cut" and not answer else fault
 
 
 def words_of(response: Any) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from udrl_utils.errors import RunError
+from udrl_utils.language_models import PACKED
 from udrl_utils.pairs import journal_of, kept_pairs, plan, shards
 from udrl_utils.runs import RunFolder, read_stamp, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import make_teacher
-from udrl_utils.teachers.local import MIN_P, PACKED
+from udrl_utils.teachers.local import MIN_P
 from udrl_utils.teachers.recorded import RECORDED, read_recorded
 from udrl_utils.teachers.replies import Journal, read_singles
 from udrl_utils.teachers.server import Budget
