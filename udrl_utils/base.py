@@ -73,7 +73,7 @@ def corpus(distillation: DistillationSettings, training: TrainingSettings, folde
     watched = HELD_OUT + distillation.validation_fraction
     splits = {r.intent: "validation" if split_share(r.intent) < watched else "train" for r in requests}
     written = list(requests.values())
-    pairs, _ = kept_pairs(list(requests), written, splits, "recorded", distillation, held_out_words())
+    pairs, *_ = kept_pairs(list(requests), written, splits, "recorded", distillation, held_out_words())
     pairs = pairs[~pairs.prompt.map(normal_form).isin(tests)].reset_index(drop=True)
     if pairs.split.nunique() < 2:
         raise SettingsError(f"{folder} holds too few prompts: none is left to train on, or none to watch training on")

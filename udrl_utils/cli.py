@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from udrl_utils.errors import SettingsError, UserError, extra
 from udrl_utils.gpt2 import BASE
 from udrl_utils.language_models import PACKED, fetch
-from udrl_utils.notebooks import execute, minutes, new_workbook, notebooks_folder
+from udrl_utils.notebooks import check_stages, execute, minutes, new_workbook, notebooks_folder
 from udrl_utils.runs import RunFolder, outputs_root, workbook, write_json
 from udrl_utils.settings import (
     DEFAULTS,
@@ -82,6 +82,7 @@ def run(
     """
     stages = stages_between(first, max(first, 4) if last is None else last)
     settings = read_settings(preset, changes or [], name)
+    check_stages(settings, stages)
     folder = RunFolder(settings[stages[0]].run).start(stages[0], settings[stages[0]])
     folder.release()  # the kernels of the notebooks hold it
     began = time.monotonic()

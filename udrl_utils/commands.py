@@ -16,11 +16,12 @@ import pandas as pd
 
 from udrl_utils.errors import UserError
 from udrl_utils.runs import write_json
-from udrl_utils.tasks import TASKS, harmless
+from udrl_utils.tasks import harmless, lower_intent, pieces, scripts
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
 USUAL = (0.02, 0.98)  # quantiles of the train split's lengths, between which a length is usual
+RARE = 0.01  # share of the train intents up to which capitals, or a script, count as not learned
 SUPPORT = 3  # train pairs at or next to a combination that make it feasible
 
 NO_VALUE = {"diversity": "each of its intents has one prompt, and diversity compares the prompts of an intent"}
@@ -38,8 +39,6 @@ class Command:
     """
 
     def __init__(self, task: str, length: int | None = None, **levels: float | None):
-        if task not in TASKS:
-            raise CommandError(f"task={task!r} is unknown; allowed are {', '.join(TASKS)}")
         if length is not None and (not isinstance(length, int) or length < 1):
             raise CommandError(f"length={length!r} must be a whole number of words from 1")
         self.task, self.length = task, length
@@ -78,6 +77,8 @@ class CommandCodec:
     sampling holds how the student samples by default: temperature, min_p and guidance.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
+    cased says whether train intents have capitals; if not, the student reads intents in lower case. scripts are those
+    that the train intents are written in.
     """
 
     bins: int
@@ -90,6 +91,8 @@ class CommandCodec:
     place: str = "first"
     horizon: int = 0
     sampling: dict[str, float] = field(default_factory=dict)
+    cased: bool = False
+    scripts: list[str] = field(default_factory=lambda: ["LATIN"])
 
     @classmethod
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
@@ -116,7 +119,11 @@ class CommandCodec:
         longest = int(annotated.length.max()) if "length" in rewards else 0
         usual = annotated.groupby("task").length.quantile(list(USUAL)).round().astype(int) if longest else None
         lengths = {task: usual[task].tolist() for task in edges} if longest else {}
-        codec = cls(bins, longest, edges, lengths=lengths)
+        intents = annotated.get("intent", pd.Series(dtype=str)).drop_duplicates()
+        cased = bool((intents != intents.str.lower()).mean() > RARE)
+        letters = scripts(" ".join(intents))
+        known = [script for script, n in letters.most_common() if n > RARE * letters.total()]
+        codec = cls(bins, longest, edges, lengths=lengths, cased=cased, scripts=known or ["LATIN"])
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pd.DataFrame) -> list[list[int]]:
@@ -154,7 +161,7 @@ class CommandCodec:
         """Every special token of the codec."""
         levels = [f"<|{name}:{i}|>" for name in self.levels for i in range(self.bins)]
         lengths = [f"<|length:{i}|>" for i in range(1, self.longest + 1)]
-        return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in TASKS), *lengths, *levels]
+        return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in self.edges), *lengths, *levels]
 
     def bin_of_value(self, task: str, name: str, value: float) -> int:
         """Level bin of one achieved reward, 0 to bins - 1."""
@@ -267,11 +274,11 @@ class CommandCodec:
         """
         if not every or not self.longest:
             return prompt
-        written, left = [], len(prompt.split())
-        for k, word in enumerate(prompt.split()):
+        written, cut = [], pieces(prompt)
+        for k, piece in enumerate(cut):
+            left = len(cut) - k
             shown = left <= self.longest and (k == 0 or left % every == 0)
-            written += [f"<|length:{left}|>"] * shown + [f" {word}"]
-            left -= 1
+            written += [f"<|length:{left}|>"] * shown + [piece]
         return "".join(written)
 
     def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
@@ -284,7 +291,7 @@ class CommandCodec:
 
     def prefix(self, command: str, intent: str) -> str:
         """An encoded command, the intent and the token that ends the prefix; no intent smuggles in a special token."""
-        intent = harmless(intent)
+        intent = harmless(intent if self.cased else lower_intent(intent))
         if self.place == "last":
             task, end, rest = command.partition("|>")
             return f"{task}{end}{intent}{rest}{END_OF_PREFIX}"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.tasks import clean_intent, harmless
+from udrl_utils.tasks import clean_intent, closed_up, degenerate, harmless, scripts
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # A prompt that has not ended after this many tokens per word is cut off. Of 4,184 prompts of real LLMs, 2 need more.
 TOKENS_PER_WORD = 4
+REDRAWS = 3  # times that a broken prompt, or one against the user's word lists, is drawn again
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,49 @@ class Batch:
     prefixes: list[str]
     opened: dict[int, str]
     words: int  # length of the longest prompt that is commanded
+
+
+class WordLists:
+    """Words or phrases that no prompt may hold, and others that each must hold; upper and lower case count the same."""
+
+    def __init__(self, banned: Sequence[str], keep: Sequence[str]):
+        """Raises: CommandError when one is in both lists, or a list is a single text."""
+        for name, given in (("banned", banned), ("keep", keep)):
+            if isinstance(given, str) or not all(isinstance(word, str) and word.strip() for word in given):
+                raise CommandError(f"{name}={given!r} should be a list of words, such as ['blue']")
+        self.banned, self.keep = ([" ".join(word.split()) for word in given] for given in (banned, keep))
+        both = [word for word in self.keep if self._found(self.banned, word)]
+        if both:
+            raise CommandError(f"keep={both[0]!r} is banned, too")
+
+    @staticmethod
+    def _found(listed: Sequence[str], text: str) -> list[str]:
+        return [word for word in listed if re.search(WordLists._pattern(word), text, re.I)]
+
+    @staticmethod
+    def _pattern(word: str) -> str:
+        """A word or its plural."""
+        return rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)"
+
+    def _missing(self, text: str) -> list[str]:
+        return [word for word in self.keep if word not in self._found(self.keep, text)]
+
+    def added_to(self, intent: str) -> str:
+        """An intent with the words to keep that it lacks."""
+        return ", ".join([intent, *self._missing(intent)])
+
+    def met_by(self, prompt: str) -> bool:
+        """Whether a prompt holds all words to keep and none that is banned."""
+        return not self._found(self.banned, prompt) and not self._missing(prompt)
+
+    def mended(self, prompt: str) -> str:
+        """The prompt without banned words, and with those to keep at its end where it lacks them."""
+        if self.met_by(prompt):
+            return prompt
+        for word in self._found(self.banned, prompt):
+            prompt = re.sub(self._pattern(word), "", prompt, flags=re.I)
+        prompt = re.sub(r"\s+(?=[,.;:!?])", "", " ".join(prompt.split())).strip(" ,")
+        return ", ".join(filter(None, [prompt, *self._missing(prompt)]))
 
 
 class Engine:
@@ -78,7 +123,7 @@ class Engine:
         ids = self._tokenizer.encode(harmless(intent[: 16 * room]), add_special_tokens=False).ids
         if len(ids) <= room:
             return intent
-        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=4)
+        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=6)
         return self._tokenizer.decode(ids[:room]).strip()
 
     def generate(
@@ -89,22 +134,49 @@ class Engine:
         seed: int = 0,
         strict: bool = False,
         batch_size: int | None = None,
+        banned: Sequence[str] = (),
+        keep: Sequence[str] = (),
         **sampling: float,
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
+        A prompt that is broken (`degenerate`) is drawn again, at most REDRAWS times.
+
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
         batch_size: prompts written at once; by default the engine's own number.
+        banned, keep: words or phrases, in any case, that no prompt holds and that each one holds. The student reads
+        those to keep with the intent, and draws again; what it still gets wrong is cut out, or added at the end.
         sampling: temperature and other options of `Sampling`; by default those that were saved with the student.
 
         Returns a list (one per intent) of lists (n) of str. The same seed and arguments give the same prompts.
-        Raises: CommandError when a command asks for a reward that the student does not know, an intent is empty, or
-        the engine does not have a sampling option.
+        Raises: CommandError when a command asks for a reward that the student does not know, an intent is empty, a
+        word is both banned and kept, or the engine does not have a sampling option.
         """
         commands = [command] * len(intents) if isinstance(command, Command) else list(command)
-        how = self.sampling_with(seed=seed, **sampling)
+        how, wishes = self.sampling_with(seed=seed, **sampling), WordLists(banned, keep)
         commands = self._checked(intents, commands, strict)
+        read = [wishes.added_to(intent) for intent in intents]
+        written = self._draw(read, commands, n, how, batch_size)
+        for number in range(REDRAWS):
+            wrong = [
+                (k, j)
+                for k, texts in enumerate(written)
+                for j, text in enumerate(texts)
+                if not wishes.met_by(text) or degenerate(text, read[k], self.codec.scripts)
+            ]
+            if not wrong:
+                break
+            other = replace(how, seed=random.Random(f"again {seed} {number}").getrandbits(31))
+            again = self._draw([read[k] for k, _ in wrong], [commands[k] for k, _ in wrong], 1, other, batch_size)
+            for (k, j), [text] in zip(wrong, again, strict=True):
+                written[k][j] = text
+        return [[wishes.mended(text) for text in texts] for texts in written]
+
+    def _draw(
+        self, intents: Sequence[str], commands: Sequence[Command], n: int, how: Sampling, batch_size: int | None
+    ) -> list[list[str]]:
+        """n prompts per intent, each under its command, as the model writes them."""
         asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
         opened = self._opened(intents, commands, how)
         longest = [self._longest(c) for c in commands]
@@ -150,6 +222,10 @@ class Engine:
             if not clean_intent(intent):
                 raise CommandError(f"intent={intent!r} is empty")
         found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
+        unread = {script for intent in intents for script in scripts(intent)} - {"LATIN", *self.codec.scripts}
+        if unread:
+            known = ", ".join(self.codec.scripts)
+            warnings.warn(f"{', '.join(sorted(unread))}: this student was trained on intents in {known}", stacklevel=3)
         for note in filter(None, (note for _, note in found.values())):
             warnings.warn(note, stacklevel=3)
         return [found[command][0] for command in commands]
@@ -176,7 +252,7 @@ class Engine:
         yield from filter(None, (decoder.step(self._tokenizer, token) for token in ids))
 
     def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return [" ".join(text.split()) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
+        return [closed_up(text) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:
         """The prompts of each batch, one per prefix."""

@@ -51,7 +51,7 @@ def written(value: dict[str, float], form: str = ".3g") -> str:
 
 INTENTS_PER_LENGTH = 4
 SET_METRICS = (
-    *("relevance", "diversity", "non_words", "fluency"),
+    *("relevance", "diversity", "non_words", "broken", "fluency"),
     *("words", "overlap", "self_bleu", "distinct_2", "vendi"),
 )
 
@@ -218,10 +218,10 @@ def nearest_copies(train: pd.DataFrame, keys: list[tuple[str, str]], embed: Embe
 def set_metrics(samples: pd.DataFrame, embed: Embed) -> pd.DataFrame:
     """Per system, task and intent: mean relevance, diversity, words and overlap; self-BLEU, distinct-2, Vendi.
 
-    Of columns non_words and fluency too, where the samples have them.
+    Of columns non_words, broken and fluency too, where the samples have them.
     """
     vectors, rows = embed(samples.prompt), []
-    per_prompt = ["relevance", "diversity", *(name for name in ("non_words", "fluency") if name in samples)]
+    per_prompt = ["relevance", "diversity", *(name for name in ("non_words", "broken", "fluency") if name in samples)]
     for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
         prompts = samples.prompt.iloc[index].tolist()
         means = samples.iloc[index][per_prompt].mean().to_dict()

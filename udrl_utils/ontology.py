@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from udrl_utils.tasks import DATA, clean_intent, load_data, words
+from udrl_utils.tasks import DATA, load_data, lower_intent, words
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def ontology_intents(seed: int, task: str) -> Iterator[str]:
         }
         sibling = rng.choice([subject for subject in domain.subjects if subject != x])
         known = {**phrases, "related": rng.choice(domain.related), "x": x, "sibling": sibling}
-        intent = clean_intent(fill(rng.choice(group), **known))
+        intent = lower_intent(fill(rng.choice(group), **known))
         if len(intent.split()) <= 20:
             yield intent
 

@@ -17,13 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import regex
 
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.ontology import ontology_intents
-from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, stamp, write_shard
+from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, shards_of, stamp, write_shard
 from udrl_utils.settings import MOST_WORDS, DistillationSettings
 from udrl_utils.splits import assign_splits, mentions
-from udrl_utils.tasks import TASKS, clean_intent, distinct, harmless, load_intents, read_table, words
+from udrl_utils.tasks import (
+    TASKS,
+    clean_intent,
+    count_words,
+    distinct,
+    load_intents,
+    lower_intent,
+    pieces,
+    read_table,
+    scripts,
+    words,
+)
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
@@ -33,10 +45,33 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")
-REFUSAL = re.compile(r"^(?:i(?:'m| am) sorry|sorry,|i can(?:no|')t|i am unable|as an ai|i won't)\b", re.I)
-CHATTER = re.compile(r"^(?:sure|certainly|of course|okay|here (?:are|is)|i hope|let me know)\b", re.I)
-MARKUP = re.compile(r"</?[a-z!][^<>]*>|```|\]\(|^#+ |\*\*|[{}]|\[\"|\",|\w://", re.I)
+REFUSAL = re.compile(  # what a model says, not a card that says "I can't believe it"
+    r"^(?:(?:i(?:['’]?m| am) (?:very |so )?)?sorry[,.]? (?:but )?|unfortunately,? |i apologi[sz]e,? (?:but )?)?"
+    r"(?:i (?:can ?not|can['’]t|won['’]t|will not|am (?:unable|not able) to)|i['’]m (?:unable|not able) to) "
+    r"(?:be able to )?(?:assist|help (?:you|with)|provide|create|generate|write|fulfil\w*|comply|produce|answer|"
+    r"engage|do th)"
+    r"|^as an ai (?:language|assistant|model)\b|^as an ai,",
+    re.I,
+)
+CHATTER = re.compile(  # what a model says around its prompts, not "okay hand gesture sticker"
+    r"^(?:(?:sure|certainly|of course|okay|absolutely)(?:!|[,.] (?:here|i|let)\b)"
+    r"|here(?:['’]s| is| are)\b.{0,60}\b(?:prompts?|search(?:es)?|queries|suggestions?|descriptions?|variations?)\b"
+    r"(?! (?:for|of|about) (?:a|my|our) )|i hope (?:this|these|that) (?:help|work|meet|is what)"
+    r"|let me know (?:if you(?:['’]d| would| need| want| have)|what you think|how))",
+    re.I,
+)
+MARKUP = re.compile(  # Markdown, HTML and JSON, not quotes and braces that people type
+    r"</?(?:p|br|b|i|u|em|strong|div|span|ul|ol|li|h[1-6]|a|img|html|body|table|t[rdh]|code|pre|script)\b[^<>]*>|```|<!--"
+    r"|\]\(\w+:|^#{1,6} (?!\d)|\*\*\w|^\s*[\[{]\s*[\"']|\"(?:prompt|text|search|query|output)s?\"\s*:"
+    r"|\"\s*[\]}]\s*[\]}]?$|^\"[^\"]*\"(?:,\s*\"[^\"]*\")*,\s*\"[^\"]*\"?$|\w://",
+    re.I,
+)
+SPECIAL = re.compile(
+    r"<\|[^<>|]{1,40}\|>|</?s>|<(?:pad|unk|bos|eos|mask|(?:start|end)_of_turn|endoftext)>|\[/?INST\]|<</?SYS>>", re.I
+)
+CONTROL = regex.compile(r"[\p{Cc}\p{Cs}\p{Co}\ufffd]")  # joiners, narrow spaces and emoji are text
 LONGEST_WORD = 60  # characters
+SHOWN = 3  # prompts that are shown for each reason why some were dropped
 SWAPPED = (20, 3)  # a median intent of more words, and more times the words of a prompt, suggests swapped columns
 
 
@@ -55,31 +90,34 @@ def extra_teacher(run: RunFolder) -> Teacher:
 
 
 def reject_reasons(pairs: pd.DataFrame, settings: DistillationSettings) -> pd.Series:
-    """Why each pair (columns intent, prompt) is rejected, by its index; "" for those that pass the filters."""
-    intent, prompt, length = pairs.intent, pairs.prompt, pairs.prompt.str.split().str.len()
+    """Why each pair (columns intent, prompt) is rejected, by its index; "" for those that pass the filters.
+
+    Only a teacher must answer in the script of the intent; in pairs that people bring, prompts may have another one.
+    """
+    intent, prompt, length = pairs.intent, pairs.prompt, pairs.prompt.map(count_words).astype(int)
     found = {
         "empty": length == 0,
-        "control_characters": ~prompt.map(str.isprintable).astype(bool),
+        "control_characters": prompt.map(CONTROL.search).notna(),
         "refusal": prompt.map(REFUSAL.match).notna(),
         "chatter": prompt.map(CHATTER.match).notna() | prompt.str.endswith(":"),
         "markup": prompt.map(MARKUP.search).notna(),
-        "long_word": prompt.map(lambda text: max(map(len, text.split()), default=0)) > LONGEST_WORD,
-        "special_token": prompt.map(harmless) != prompt,  # what a tokenizer would take for a token of its own
-        "same_as_intent": prompt.map(clean_intent) == intent.map(clean_intent),
+        "long_word": prompt.map(lambda text: max(map(len, pieces(text)), default=0)) > LONGEST_WORD,
+        "special_token": prompt.map(SPECIAL.search).notna(),  # what a model takes for a token of its own
+        "same_as_intent": prompt.map(lower_intent) == intent.map(lower_intent),
         "too_short": length < settings.min_words,
         "too_long": length > settings.max_words,
-        "other_script": (prompt.map(latin) < 0.5) & (intent.map(latin) > 0.5),
+        "other_script": [not settings.pairs and other_script(*pair) for pair in zip(intent, prompt, strict=True)],
     }
     reasons = pd.Series("", index=pairs.index, dtype=object)
     for reason, rejected in found.items():
-        reasons = reasons.mask((reasons == "") & rejected, reason)
+        reasons = reasons.mask((reasons == "") & pd.Series(rejected, pairs.index, dtype=bool), reason)
     return reasons
 
 
-def latin(text: str) -> float:
-    """Share of a text's letters that are Latin; 1 where it has no letters."""
-    known = [letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in text if letter.isalpha()]
-    return sum(known) / len(known) if known else 1.0
+def other_script(intent: str, prompt: str) -> bool:
+    """Whether most letters of a prompt are in scripts that its intent does not have."""
+    known, found = scripts(intent), scripts(prompt)
+    return bool(known) and sum(found[script] for script in known) < 0.5 * found.total()
 
 
 def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
@@ -127,8 +165,9 @@ def kept_pairs(
     teacher: str,
     settings: DistillationSettings,
     held_out: frozenset[str],
-) -> tuple[pd.DataFrame, Counter]:
-    """The pairs (COLUMNS) that are kept of what was written for each request, and how many prompts met which fate.
+) -> tuple[pd.DataFrame, Counter, dict[str, list[list[str]]]]:
+    """The pairs (COLUMNS) that are kept of what was written for each request, how many prompts met which fate, and
+    up to SHOWN intents and prompts that were dropped for each reason.
 
     `splits` gives the split of an intent; outside the test split no prompt may mention a held-out noun.
     """
@@ -148,10 +187,14 @@ def kept_pairs(
     kept = [k for _, group in groups for k in group.index[drop_near_duplicates(list(group), settings.near_duplicate)]]
     reasons[fine.index.difference(kept)] = "near_duplicate"
     counts.update(reasons.replace("", "kept").value_counts().to_dict())
+    shown = rows[reasons != ""].groupby(reasons[reasons != ""]).head(SHOWN)
+    dropped = {
+        why: group[["intent", "prompt"]].to_numpy().tolist() for why, group in shown.groupby(reasons[shown.index])
+    }
     rows = rows.loc[kept]
     keys = [pair_id(*parts) for parts in rows[["task", "intent", "prompt"]].itertuples(index=False)]
     modality = rows.task.map(lambda task: TASKS[task].modality)
-    return rows.assign(pair_id=keys, modality=modality, teacher=teacher)[list(COLUMNS)], counts
+    return rows.assign(pair_id=keys, modality=modality, teacher=teacher)[list(COLUMNS)], counts, dropped
 
 
 def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
@@ -188,9 +231,10 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
             if written and (not made or journal.left_out.total() < lacks):
                 run.reopen("01_pairs")
                 author = teacher.name if teacher else "given"
-                pairs, counts = kept_pairs(batch, written, splits, author, settings, held_out)
+                pairs, counts, dropped = kept_pairs(batch, written, splits, author, settings, held_out)
                 missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
-                write_shard(file, pair_table(pairs), counts=counts, usage=journal.usage + missing)
+                notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
+                write_shard(file, pair_table(pairs), **notes)
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
@@ -207,6 +251,13 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     return dict(total), dict(usage)
 
 
+def dropped_prompts(run: RunFolder) -> pd.DataFrame:
+    """Up to SHOWN prompts for each reason that a run's prompts were dropped for: reason, intent, prompt."""
+    notes = [read_note(file, "dropped") or {} for file in shards_of(run / "01_pairs")]
+    rows = [(why, *pair) for note in notes for why, pairs in note.items() for pair in pairs]
+    return pd.DataFrame(rows, columns=["reason", "intent", "prompt"]).groupby("reason").head(SHOWN)
+
+
 def left_out(usage: dict[str, int]) -> int:
     """Questions to a teacher that have no reply."""
     return sum(n for name, n in usage.items() if name.startswith("left_out_"))
@@ -220,6 +271,7 @@ def stamp_of(
     read = [[*astuple(request), *(given or {}).get(request, ())] for request in requests]
     recorded = settings.teacher == "recorded" and not given
     files = [RECORDED / "prompts.parquet"] if recorded else []
+    files += [Path(settings.tasks_file)] if settings.tasks_file else []
     return stamp(settings, files, **{f"{name}={getattr(settings, name)!r}": read})
 
 
@@ -263,7 +315,7 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
     if unknown:
         raise SettingsError(f"{source}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}")
     table = table.assign(intent=table.intent.map(clean_intent), prompt=table.prompt.map(lambda p: " ".join(p.split())))
-    asked, intended = table.task.isin(settings.tasks), table.intent != ""
+    asked, intended = table.task.isin(settings.tasks), table.intent.map(words).astype(bool)
     left_out = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
     if any(left_out.values()):
         print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in left_out.items() if n)}", flush=True)
@@ -278,7 +330,7 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
 def check_words(table: pd.DataFrame, settings: DistillationSettings) -> None:
     """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
     source = f"parameter pairs={settings.pairs!r}"
-    sizes = {name: table[name].str.split().str.len() for name in ("intent", "prompt")}
+    sizes = {name: table[name].map(count_words) for name in ("intent", "prompt")}
     intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
     most, times = SWAPPED
     if intent > max(most, times * prompt):
@@ -318,7 +370,7 @@ def check_splits(given: dict[Request, list[str]], splits: dict[str, str], settin
 
 def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settings: DistillationSettings) -> str:
     """One line: how many of the given prompts were dropped, the share of each reason, and settings that keep them."""
-    lengths = [len(prompt.split()) for prompts in given.values() for prompt in prompts if prompt]
+    lengths = [count_words(prompt) for prompts in given.values() for prompt in prompts if prompt]
     longest, shortest = min(max(lengths), MOST_WORDS), min(lengths)
     reasons = {k: n for k, n in Counter(counts).most_common() if n and k not in ("asked", "kept")}
     line, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]

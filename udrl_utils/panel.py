@@ -83,12 +83,12 @@ class Prober:
     @property
     def tasks(self) -> list[str]:
         """Tasks that the student was trained on."""
-        return [task for task in TASKS if task in self.codec.edges]
+        return sorted(self.codec.edges, key=[*TASKS, *self.codec.edges].index)
 
-    def ask(self, intent: str, command: Command, n: int, **sampling: float) -> tuple[pd.DataFrame, str]:
+    def ask(self, intent: str, command: Command, n: int, **sampling: Any) -> tuple[pd.DataFrame, str]:
         """One probe: n scored samples, and a note when the nearest feasible command was used instead.
 
-        sampling: seed, temperature and other options, in place of those of the settings.
+        sampling: seed, temperature, banned, keep and other options of `generate`, in place of those of the settings.
         Raises: CommandError when the intent is empty or the command asks for a reward that the student does not know.
         """
         intent = clean_intent(intent)
@@ -96,7 +96,8 @@ class Prober:
             raise CommandError("the intent is empty: type a few words, such as koi pond, or choose a test intent")
         command, note = self.codec.feasible(command)
         sampler = self.sampler.of(self.sampler.student, **sampling)
-        return sampler.sample([(intent, command)], n, **sampler.sampling), note
+        shown = {k: ", ".join(v) if isinstance(v, list) else v for k, v in sampler.sampling.items()}
+        return sampler.sample([(intent, command)], n, **shown), note
 
     def sweep_values(self, name: str) -> list[float]:
         """Values of a sweep of one reward: usual lengths of the train pairs [words], or levels."""
@@ -177,6 +178,8 @@ class Panel:
         self.temperature = w.FloatSlider(
             prober.settings.temperature, min=0.1, max=2, step=0.1, description="temperature", style=LABEL
         )
+        lists = {"layout": {"width": "26em"}, "style": LABEL, "placeholder": "words, with commas between"}
+        self.banned, self.keep = w.Text(description="never", **lists), w.Text(description="always", **lists)
         self.swept = w.Dropdown(description="reward", style=LABEL)
         self.engine = w.Label()
         self.status = w.HTML(layout=w.Layout(min_height="2.5em"))
@@ -203,6 +206,7 @@ class Panel:
             w.HBox([self.intent, self.pick], layout=ROW),
             self.first,
             w.HBox([self.prompts, self.temperature], layout=ROW),
+            w.HBox([self.banned, self.keep], layout=ROW),
             self.engine,
             w.HBox([self.stop, self.status], layout=ROW),
             w.Tab([w.VBox(parts) for parts in tabs.values()], titles=list(tabs)),
@@ -269,8 +273,10 @@ class Panel:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Temperature, and a new seed for each probe, so that the same command is answered by other prompts."""
-        return {"temperature": self.temperature.value, "seed": self.prober.settings.seed + len(self.history)}
+        """Temperature, words, and a new seed for each probe, so that the same command is answered by other prompts."""
+        lists = {"banned": self.banned.value, "keep": self.keep.value}
+        typed = {name: [word.strip() for word in text.split(",") if word.strip()] for name, text in lists.items()}
+        return {"temperature": self.temperature.value, "seed": self.prober.settings.seed + len(self.history), **typed}
 
     async def _ask(self, what: str, command: Command, sampling: dict[str, Any]) -> tuple[pd.DataFrame, str]:
         ask = partial(self.prober.ask, **sampling)

@@ -81,7 +81,7 @@ def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[t
             replies = teacher.replies(request, journal)
             if None not in replies:
                 sets[request] = read_singles(replies)
-    _, counts = kept_pairs(list(sets), list(sets.values()), {}, teacher.name, settings, frozenset())
+    _, counts, _ = kept_pairs(list(sets), list(sets.values()), {}, teacher.name, settings, frozenset())
     return [(request.task, request.intent, prompt) for request, prompts in sets.items() for prompt in prompts], +counts
 
 

@@ -24,7 +24,8 @@ from udrl_utils.figures import labelled
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import NOTEBOOKS
 
-FORMS = {"non_words": ".1%", "fluency": ".2f"}  # how means of systems are written, where not with three digits
+# how means of systems are written, where not with three digits
+FORMS = {"non_words": ".1%", "broken": ".1%", "fluency": ".2f"}
 
 
 def read_metrics(run: RunFolder) -> dict[str, Any]:
@@ -61,8 +62,9 @@ def percent(value: dict[str, float]) -> str:
 def systems_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """Headline table: one row per system, means with 95% intervals, gap to the teacher in per cent.
 
-    non_words is the share of words that do not exist, fluency the log-likelihood per token [nats] under another
-    language model, and the last column its difference to the teacher's at the same lengths.
+    non_words is the share of words that do not exist, broken that of prompts in a loop or unreadable, fluency the
+    log-likelihood per token [nats] under another language model, and the last column its difference to the teacher's
+    at the same lengths.
     """
     rows, apart = {}, metrics.get("fluency_vs_teacher", {})
     for system, label in labelled(metrics["systems"]).items():

@@ -12,10 +12,15 @@ A new reward is one function:
 
 from __future__ import annotations
 
+import builtins
+import difflib
 import inspect
+import re
+import symtable
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,11 @@ from udrl_utils.runs import (
     write_shard,
 )
 from udrl_utils.settings import AnnotationSettings
+from udrl_utils.tasks import count_words, scripts, stem, words
+
+QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
+DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)
+NEGATIONS = frozenset(("no", "not", "without", "never", "zero", "minus"))
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,8 @@ def reward(name: str, unit: str, partial: bool = False) -> Callable[[Callable], 
 
 @reward("length", unit="words")
 def length(pairs: pd.DataFrame, embed: Embed) -> Any:
-    """Words of the prompt, split at white space."""
-    return pairs.prompt.str.split().str.len()
+    """Words of the prompt, split at white space; in scripts without spaces, each character counts."""
+    return pairs.prompt.map(count_words)
 
 
 @reward("relevance", unit="cosine")
@@ -96,6 +106,45 @@ def diversity(pairs: pd.DataFrame, embed: Embed) -> Any:
             cosines = vectors[rows] @ vectors[rows].T
             result[rows] = 1 - (cosines.sum(1) - cosines.diagonal()) / (len(rows) - 1)
     return result
+
+
+@reward("kept", unit="share")
+def kept(pairs: pd.DataFrame, embed: Embed) -> Any:
+    """Share of the intent's names, numbers, quoted words and negations that the prompt keeps; 1 where it has none.
+
+    Upper and lower case count the same. Names are known by their capitals, and negations in English only.
+    """
+    return [
+        np.mean([has(f" {' '.join(words(prompt))} ") for has in to_keep(intent)] or [True])
+        for intent, prompt in zip(pairs.intent, pairs.prompt, strict=True)
+    ]
+
+
+@lru_cache(maxsize=10_000)
+def to_keep(intent: str) -> tuple[Callable[[str], bool], ...]:
+    """A test for each thing that a prompt must keep of an intent, applied to the prompt's words between spaces."""
+    quoted = [a or b for a, b in QUOTED.findall(intent)]
+    rest = QUOTED.sub(" ", intent)
+    denied = [(first or second).lower() for first, second in DENIED.findall(rest)]
+    typed = [word for word in DENIED.sub(" ", rest).split() if any(map(str.isalnum, word))]
+    shouted = rest.isupper() or (len(typed) > 2 and all(w[0].isupper() or not w[0].isalpha() for w in typed))
+    named = [
+        word
+        for place, word in enumerate(typed)
+        if any(map(str.isdigit, word))
+        or (not shouted and (word[1:] != word[1:].lower() or (place and word[0].isupper())))
+    ]
+    texts = filter(None, (" ".join(words(text)) for text in [*quoted, *named]))
+    tests = [lambda prompt, text=text: f" {text} " in prompt for text in texts]
+    return (*tests, *(lambda prompt, word=word: denies(prompt, word) for word in denied))
+
+
+def denies(prompt: str, word: str) -> bool:
+    """Whether a prompt says that there is none of something: "no people", "without any people", "people-free"."""
+    said = prompt.split()
+    return f" {word}-free " in prompt or any(
+        part in NEGATIONS and stem(word) in map(stem, said[place + 1 : place + 4]) for place, part in enumerate(said)
+    )
 
 
 BUILT_IN = frozenset({*REWARDS, "judge"})
@@ -143,6 +192,7 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     check_known(settings.rewards)
     judge = REWARDS["judge"].score if "judge" in settings.rewards else None
     save_rewards(folder, settings.rewards)
+    check_scripts(settings, pairs)
     renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
     for number, source in enumerate(pairs, 1):
         file = folder / source.name
@@ -167,6 +217,19 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     return read_annotated(run)
 
 
+def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:
+    """Print a line where the bundled encoder, which reads English, is to score intents in other scripts."""
+    texts = pd.concat([pd.read_parquet(file, columns=["intent"]) for file in pairs]).intent.drop_duplicates()
+    found = scripts(" ".join(texts))
+    other = [script for script, n in found.most_common() if script != "LATIN" and n > 0.01 * found.total()]
+    if settings.encoder == "minilm" and other:
+        print(
+            f"encoder='minilm' reads English, and the intents are in {', '.join(other)} too: relevance and diversity "
+            "mean little there; name a multilingual one, such as encoder=paraphrase-multilingual-MiniLM-L12-v2",
+            flush=True,
+        )
+
+
 def read_annotated(run: RunFolder, split: str | None = None) -> pd.DataFrame:
     """Annotated pairs of a run, of one split or of all."""
     return read_shards(run / "02_annotated", split)
@@ -176,17 +239,41 @@ def check_known(rewards: Sequence[str]) -> Sequence[str]:
     """The names, if all of them are registered; SettingsError otherwise."""
     for name in rewards:
         if name not in REWARDS:
-            raise SettingsError(f"unknown reward {name!r} in rewards; registered are {', '.join(REWARDS)}")
+            near = difflib.get_close_matches(name, REWARDS, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SettingsError(f"unknown reward {name!r} in rewards; {hint}registered are {', '.join(REWARDS)}")
     return rewards
 
 
 def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
-    """Keep what the rewards of a run are beside the annotations: units as data, and the source of user-made ones."""
+    """Keep what the rewards of a run are beside the annotations: units as data, and the source of user-made ones.
+
+    Raises: SettingsError for a source that reads what only its notebook knows.
+    """
+    for name in rewards:
+        outside = {} if name in BUILT_IN else outside_names(REWARDS[name].source)
+        if outside:
+            raise SettingsError(
+                f"reward {name!r} uses {', '.join(sorted(outside))} of its notebook, which later notebooks do not have:"
+                " import or define it inside the function"
+            )
     write_json(folder / "_units.json", {name: REWARDS[name].unit for name in rewards})
     sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
     (folder / "_rewards.py").write_text(
         "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources)
     )
+
+
+def outside_names(source: str) -> set[str]:
+    """Names that a piece of code uses and does not define, without those that _rewards.py has."""
+    top = symtable.symtable(source, "reward", "exec")
+    defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    used, tables = set(), [top]
+    while tables:
+        scope = tables.pop()
+        tables += scope.get_children()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_referenced() and (scope is top or s.is_global())}
+    return used - defined - set(dir(builtins)) - {"rewards", "reward"}
 
 
 def load_rewards(run: RunFolder, stage: str) -> None:

@@ -79,7 +79,8 @@ class RunFolder:
                 raise RunError(
                     f"run={self.name!r} has no {earlier} yet: run notebooks/{NOTEBOOKS[earlier]}.ipynb first"
                 )
-            self._same_settings(earlier, made[earlier]["settings"], settings._given)
+            self._same_settings(earlier, made[earlier]["settings"], settings._given)  # reads the run's tasks_file too
+        settings.check_tasks()
         try:
             (self.path / stage).mkdir(parents=True, exist_ok=True)
             probe = self.path / stage / ".writable"

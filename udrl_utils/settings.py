@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
 from udrl_utils.secret import Addresses, Baselines, RequestFields, Secret
+from udrl_utils.tasks import NAMED, TASKS, add_tasks
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,13 +35,27 @@ NOTEBOOKS = {
 }
 STAGES = tuple(NOTEBOOKS)
 MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
-TaskName = Literal["text_to_image", "text_to_template", "related_search", "query_rewrite"]
 SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; what it is for is left out without it
 
 
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
+
+
+def known_task(name: str) -> str:
+    """A task of the package or of tasks_file. Raises: ValueError for another name."""
+    if name not in TASKS:
+        *others, last = map(repr, TASKS)
+        raise ValueError(f"should be {', '.join(others)} or {last}")
+    return name
+
+
+def registered(file: str) -> str:
+    """The name of a file of tasks, which are known from now on. Raises: SettingsError when it cannot be read."""
+    if file:
+        add_tasks(file)
+    return file
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -80,6 +95,15 @@ class StageSettings(BaseModel):
         """Parameters that do not go together: a name, and what is allowed."""
         return iter(())
 
+    def check_tasks(self) -> None:
+        """Check the tasks that are named, once those of the run are known. Raises: SettingsError."""
+        for parameter in ("unseen_lengths",):
+            for name in getattr(self, parameter, ()):
+                try:
+                    known_task(name)
+                except ValueError as error:
+                    raise wrong(type(self), parameter, name, str(error)) from None
+
     def needs(self, stage: str) -> tuple[str, ...]:
         """Stages of the run that must be finished before this one."""
         return builds_on(stage)
@@ -97,8 +121,13 @@ class DistillationSettings(StageSettings):
         f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices")
     ) | {"run"}
 
-    tasks: list[TaskName] = setting(list(get_args(TaskName)), "kinds of prompt to distil", min_length=1)
-    intents: str = setting("ontology", "'ontology', a txt/csv/tsv/jsonl/parquet file, or a Hub data set", min_length=1)
+    tasks_file: Annotated[str, AfterValidator(registered)] = setting(
+        "", "YAML file with tasks of your own; '' for none"
+    )
+    tasks: list[Annotated[str, AfterValidator(known_task)]] = setting(
+        list(TASKS), "kinds of prompt to distil", min_length=1
+    )
+    intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
     n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
@@ -131,6 +160,9 @@ class DistillationSettings(StageSettings):
             yield "teacher_request", "should hold chat_template_kwargs alone with teacher='local'"
         if self.max_words < self.min_words:
             yield "max_words", f"should not be less than min_words={self.min_words}"
+        own = add_tasks(self.tasks_file) if self.tasks_file else self.tasks
+        if not set(own) & set(self.tasks):
+            yield "tasks", f"should name a task of tasks_file={self.tasks_file!r}, which holds {', '.join(own)}"
 
 
 class AnnotationSettings(StageSettings):
@@ -193,7 +225,7 @@ class TrainingSettings(SamplingSettings):
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
     rounds: int = setting(0, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
     round_sets: int = setting(400, "sets of 4 prompts that a round asks the student for", ge=10)
-    unseen_lengths: dict[TaskName, list[int]] = setting(
+    unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
     kl_anchor: float = setting(0.05, "weight that keeps a round near the student it started from; 0 for none", ge=0)

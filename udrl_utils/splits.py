@@ -6,17 +6,41 @@ uses the same functions, so that it never reads what a run may test with.
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import lru_cache
 
 from udrl_utils.ontology import noun_heads, plural
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import clean_intent, share, stem, words
+from udrl_utils.tasks import lower_intent, share, stem, words
 
 SPLIT_SEED = 1  # not the seed that chooses a teacher's examples: splits must not differ in them
 HELD_OUT = 0.1  # share of intents that the shipped base never reads: the largest test_fraction of a run that uses it
 ARTICLES = frozenset(("a", "an", "the"))
+LITTLE = frozenset(
+    (
+        "of",
+        "for",
+        "to",
+        "in",
+        "on",
+        "at",
+        "with",
+        "and",
+        "or",
+        "by",
+        "from",
+        "as",
+        "is",
+        "it",
+        "my",
+        "our",
+        "your",
+        "me",
+    )
+)
+SIMILAR = 0.65  # share of the stems of two intents that both have, from which they are of one family
 
 
 def normal_form(text: str) -> str:
@@ -27,7 +51,7 @@ def normal_form(text: str) -> str:
     """
     plain = unicodedata.normalize("NFKC", text).replace("’", "'")
     found = {stem(part) for word in words(plain) for part in word.split("-")}
-    return " ".join(sorted(found - ARTICLES)) or clean_intent(text)
+    return " ".join(sorted(found - ARTICLES)) or lower_intent(text)
 
 
 def split_share(intent: str) -> float:
@@ -56,16 +80,42 @@ def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[d
     The split depends on the intent's normal form and not on the seed: near-duplicates are never split between train
     and test, and a base that was trained earlier has read no test intent. Some rare nouns are held out with every
     intent that mentions one, so that the analysis can ask for things the student has never seen.
+
+    Intents that people bring are often typed in several wordings: a family of those shares the split of its first.
     """
     held_out, test = held_out_nouns(intents, settings), settings.test_fraction
+    brought = bool(settings.pairs) or (settings.intents != "ontology" and settings.teacher != "recorded")
+    first = families(intents) if brought else {intent: intent for intent in intents}
+    named = {first[intent] for intent in intents if mentions(intent, held_out)}
     splits = {}
     for intent in intents:
-        at = split_share(intent)
-        if at < test or mentions(intent, held_out):
+        at = split_share(first[intent])
+        if at < test or first[intent] in named:
             splits[intent] = "test"
         else:
             splits[intent] = "validation" if at < test + settings.validation_fraction else "train"
     return splits, held_out
+
+
+def families(intents: list[str]) -> dict[str, str]:
+    """The first intent of each one's family: an earlier one that is SIMILAR in its stems, without LITTLE words.
+
+    Two similar sets share one of the rarest stems of each, so that few intents need to be compared.
+    """
+    forms = {intent: frozenset(normal_form(intent).split()) for intent in intents}
+    forms = {intent: form - LITTLE or form for intent, form in forms.items()}
+    counts = Counter(stem for form in forms.values() for stem in form)
+    holders: dict[str, list[str]] = defaultdict(list)
+    found = {}
+    for intent, form in forms.items():
+        rarest = sorted(form, key=lambda stem: (counts[stem], stem))[: len(form) - math.ceil(SIMILAR * len(form)) + 1]
+        candidates = (other for stem in rarest for other in holders[stem])
+        similar = (o for o in candidates if len(form & forms[o]) >= SIMILAR * len(form | forms[o]))
+        found[intent] = next(similar, intent)
+        if found[intent] == intent:
+            for stem in rarest:
+                holders[stem].append(intent)
+    return found
 
 
 def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozenset[str]:
@@ -81,4 +131,4 @@ def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozen
         for noun in known
         if len(noun) > 3 and noun.isalpha() and counts[stem(noun)] <= rare and is_reserved(noun, settings.test_fraction)
     }
-    return frozenset(chosen | {plural(noun) for noun in chosen})
+    return frozenset(chosen | {plural(noun) for noun in chosen if stem(noun) == noun or not noun.endswith("s")})

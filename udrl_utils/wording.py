@@ -1,8 +1,8 @@
 """How prompts are worded: relevance and diversity can be had by word salad, these two measures cannot.
 
 In go prompts, the words that a run's teacher used in training, and a causal language model. Out come, per prompt, the
-share of its words that do not exist and its mean log-likelihood per token. Neither knows whether a prompt fits its
-intent, and a model that is the teacher as well finds its own prompts more fluent than others would.
+share of its words that do not exist, whether it is broken, and its mean log-likelihood per token. None of them knows
+whether a prompt fits its intent, and a model that is the teacher as well finds its own prompts more fluent than others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
-from udrl_utils.tasks import words
+from udrl_utils.tasks import degenerate, scripts, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,13 +150,15 @@ def fluency(prompts: Sequence[str], reader: Reader) -> list[float]:
 
 
 def worded(samples: pd.DataFrame, annotated: pd.DataFrame, reader: Reader | None) -> pd.DataFrame:
-    """Samples of systems (system, task, intent, prompt, ...) with columns non_words and, given a reader, fluency.
+    """Samples of systems (system, task, intent, prompt, ...) with non_words, broken and, given a reader, fluency.
 
     Fluency is that of the first prompts of each system and task, spread over all intents, and NaN for others.
     """
     vocabulary = Vocabulary.of(annotated)
     shares = [vocabulary.share(intent, prompt) for intent, prompt in zip(samples.intent, samples.prompt, strict=True)]
-    samples = samples.assign(non_words=shares)
+    known = scripts(" ".join(annotated.intent.unique()))
+    broken = [float(degenerate(p, i, known)) for i, p in zip(samples.intent, samples.prompt, strict=True)]
+    samples = samples.assign(non_words=shares, broken=broken)
     if reader is None:
         return samples
     turn = samples.groupby(["system", "task", "intent"]).cumcount()

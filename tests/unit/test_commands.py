@@ -93,7 +93,7 @@ def test_encoding_and_open_commands() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Command("haiku"), "task='haiku'"),
+        (lambda: CODEC.encode(Command("haiku")), "task='haiku'"),
         (lambda: Command("text_to_image", length=0), "length=0"),
         (lambda: Command("text_to_image", relevance=1.2), "relevance=1.2"),
         (lambda: CODEC.encode(Command("text_to_image", colour=0.5)), "reward 'colour'"),

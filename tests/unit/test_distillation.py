@@ -82,7 +82,7 @@ def test_a_held_out_noun_is_allowed_in_test_prompts_only(smoke: dict) -> None:
     requests = [Request("related_search", intent, 2) for intent in ("koi food", "fish tank")]
     written = [["an axolotl's pond", "koi pellets", "Koi Pellets!"], ["axolotls in a tank"]]
     splits, held_out = {"koi food": "train", "fish tank": "test"}, frozenset({"axolotl"})
-    pairs, counts = kept_pairs(requests, written, splits, "m", resolve(DistillationSettings, smoke), held_out)
+    pairs, counts, _ = kept_pairs(requests, written, splits, "m", resolve(DistillationSettings, smoke), held_out)
     assert pairs.prompt.tolist() == ["koi pellets", "axolotls in a tank"]
     assert counts == {"asked": 4, "missing": 1, "held_out_word": 1, "near_duplicate": 1, "kept": 2}
 
@@ -93,7 +93,7 @@ def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None
     prompts = ["koi food pellets", f"koi food and {shown}", "what do koi eat"]
     for form, kept in (("single", [prompts[0], prompts[2]]), ("list", prompts)):
         settings = resolve(DistillationSettings, smoke | {"teacher_form": form})
-        pairs, counts = kept_pairs([request], [prompts], {request.intent: "train"}, "m", settings, frozenset())
+        pairs, counts, _ = kept_pairs([request], [prompts], {request.intent: "train"}, "m", settings, frozenset())
         assert pairs.prompt.tolist() == kept and counts["from_example"] == 3 - len(kept)
 
 

@@ -67,7 +67,6 @@ def test_the_ready_student_is_trained_as_that_of_the_laptop():
         ({"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
         ({"word_swaps": 2}, "word_swaps=2 should be less than or equal to 1"),
         ({"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
-        ({"unseen_lengths": {"poem": [17]}}, "unseen_lengths='poem' should be 'text_to_image'"),
     ],
     ids=str,
 )

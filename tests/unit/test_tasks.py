@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as checks
 from hypothesis import strategies as st
 
 from udrl_utils.base import held_out as base_never_reads
@@ -16,7 +17,7 @@ from udrl_utils.ontology import ontology, ontology_intents, plural, subjects_of,
 from udrl_utils.pairs import plan
 from udrl_utils.settings import ROOT, DistillationSettings, resolve
 from udrl_utils.splits import HELD_OUT, assign_splits, normal_form
-from udrl_utils.tasks import TASKS, clean_intent, load_data, load_intents, words
+from udrl_utils.tasks import TASKS, clean_intent, load_data, load_intents, lower_intent, words
 from udrl_utils.teachers.replies import (
     Request,
     borrows,
@@ -45,12 +46,12 @@ def test_intents_are_short_clean_and_reproducible(task: str) -> None:
     assert len(set(first)) > 450
     for intent in first:
         assert 1 <= len(intent.split()) <= 20
-        assert "{" not in intent and intent == clean_intent(intent) and intent.count('"') % 2 == 0
+        assert "{" not in intent and intent == lower_intent(intent) and intent.count('"') % 2 == 0
 
 
 def test_quotes_that_belong_to_an_intent_stay() -> None:
-    assert clean_intent('Sign that says "Open Late".') == 'sign that says "open late"'
-    assert [clean_intent(text) for text in ('"koi pond"', "'koi pond'", 'koi pond"')] == ["koi pond"] * 3
+    assert lower_intent('Sign that says "Open Late".') == 'sign that says "open late"'
+    assert [lower_intent(text) for text in ('"koi pond"', "'koi pond'", 'koi pond"')] == ["koi pond"] * 3
 
 
 def test_plurals() -> None:
@@ -92,6 +93,7 @@ CHANGES = (
 )
 
 
+@checks(deadline=None)
 @given(st.sampled_from(INTENTS), st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4))
 def test_near_duplicate_intents_are_in_one_split_and_the_base_reads_no_test_intent(intent: str, changes: list) -> None:
     other = intent
@@ -117,26 +119,13 @@ def test_tasks_take_turns_and_more_intents_begin_with_the_same_ones(smoke: dict)
         plan(resolve(DistillationSettings, smoke | {"teacher": "local", "n_intents": 0}))
 
 
-def test_intents_come_from_files_of_every_kind(smoke: dict, tmp_path) -> None:
-    contents = {
-        "a.txt": "Koi Pond\n\nkoi pond \ntea",
-        "a.csv": "intent\nKoi pond\ntea\n",
-        "a.tsv": 'x\tintent\n1\tkoi "pond\n2\ttea\n',
-    }
-    contents["a.jsonl"] = '{"intent": "koi pond"}\n{"intent": "tea"}\n'
-    for name, text in contents.items():
-        (tmp_path / name).write_text(text)
-        settings = resolve(DistillationSettings, smoke | {"intents": str(tmp_path / name), "n_intents": 0})
-        assert [intent.replace('"', "") for intent in load_intents(settings)] == ["koi pond", "tea"]
-
-
 def test_bad_sources_are_one_line(smoke: dict, tmp_path) -> None:
     (tmp_path / "empty.csv").write_text("intent\n")
     (tmp_path / "other.csv").write_text("query\nkoi\n")
     for name, wanted in (
         ("empty.csv", "holds no intent"),
         ("other.csv", "has no column 'intent'"),
-        ("none.csv", "cannot read"),
+        ("none.csv", "there is no such file"),
     ):
         settings = resolve(DistillationSettings, smoke | {"intents": str(tmp_path / name)})
         with pytest.raises(SettingsError, match=wanted) as caught:
@@ -197,3 +186,4 @@ def test_a_single_reply_is_its_first_line(reply: str, prompt: list[str]) -> None
 @given(st.text(max_size=200))
 def test_cleaning_is_idempotent(text: str) -> None:
     assert clean_intent(clean_intent(text)) == clean_intent(text)
+    assert lower_intent(lower_intent(text)) == lower_intent(text)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from udrl_utils.errors import SettingsError
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import DATA, load_intents
+from udrl_utils.tasks import DATA, load_intents, lower_intent
 from udrl_utils.teachers.replies import Journal, Request
 
 RECORDED = DATA / "recorded"
@@ -56,7 +56,8 @@ def recorded_requests(settings: DistillationSettings) -> list[Request]:
                 f"{len(held)}; 0 takes all, and {OTHERWISE}"
             )
         return held[: settings.n_intents or None]
-    wanted = [Request(tasks[k % len(tasks)], intent, n) for k, intent in enumerate(load_intents(settings))]
+    typed = enumerate(load_intents(settings))
+    wanted = [Request(tasks[k % len(tasks)], lower_intent(intent), n) for k, intent in typed]
     missing = [request for request in wanted if (request.task, request.intent) not in recorded_sets()]
     if missing:
         raise SettingsError(

@@ -20,7 +20,7 @@ from typing import Any
 import json_repair
 from wordfreq import zipf_frequency
 
-from udrl_utils.tasks import TASKS, harmless, share, words
+from udrl_utils.tasks import TASKS, harmless, scripts, share, words
 
 # what a model thinks before it answers: a block, one that is cut off, or one that its chat template has opened
 THOUGHTS = re.compile(
@@ -63,16 +63,28 @@ def single_messages(request: Request, number: int) -> list[dict[str, str]]:
     asked to. The intent decides which examples it is shown, so that no example colours all that a teacher writes.
     """
     task, size = TASKS[request.task], number % len(TASKS[request.task].lengths)
-    chat = [{"role": "system", "content": f"{task.single} Write {task.lengths[size]} words and nothing else."}]
+    chat = [
+        {
+            "role": "system",
+            "content": f"{task.single}{language([request.intent])} Write {task.lengths[size]} words and nothing else.",
+        }
+    ]
     for intent, prompts in shown_examples(request):
         chat += [{"role": "user", "content": intent}, {"role": "assistant", "content": prompts[size]}]
     return [*chat, {"role": "user", "content": harmless(request.intent)}]
 
 
+def language(intents: Sequence[str]) -> str:
+    """What a teacher is told besides where the examples, which are English, are in another script than an intent."""
+    other = scripts(" ".join(intents)).keys() - {"LATIN"}
+    return " Write in the language of the intent, not of the examples." if other else ""
+
+
 def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
     """Examples that a single prompt is asked for with: (intent, its short, middling and long prompt)."""
     chosen = EXAMPLE_SETS[int(share(request.intent, 0) * len(EXAMPLE_SETS))]
-    return [TASKS[request.task].examples[k] for k in chosen]
+    examples = TASKS[request.task].examples
+    return list(dict.fromkeys(examples[k % len(examples)] for k in chosen))
 
 
 def borrows(request: Request, prompt: str) -> bool:
@@ -144,7 +156,9 @@ def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
     """
     several = len(intents) > 1
     form = "a JSON object that has a list of strings for each number" if several else "a JSON list of strings"
-    chat = [{"role": "system", "content": f"{TASKS[task].list} Answer with {form} and nothing else."}]
+    chat = [
+        {"role": "system", "content": f"{TASKS[task].list}{language(intents)} Answer with {form} and nothing else."}
+    ]
     examples = TASKS[task].examples[:2]
     for turn in [examples] if several else [[example] for example in examples]:
         shown, answers = zip(*turn, strict=True)
