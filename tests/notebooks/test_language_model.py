@@ -101,6 +101,7 @@ import sys, time, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.port = sys.argv[1], int(sys.argv[2])
 parameters.n_ctx, parameters.n_parallel = 4096, 2
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # threads that wait for each other spin
 server = xllamacpp.Server(parameters)
 time.sleep(3600)
 """
@@ -120,7 +121,7 @@ def test_a_language_model_teaches_behind_a_server(smoke: dict, outputs: Path, gg
     with serve(gguf) as (address, model):
         named = {"teacher": "openai", "teacher_model": model, "teacher_base_urls": [address], "teacher_form": form}
         size = {"tasks": ["query_rewrite"], "n_intents": 3, "prompts_per_intent": 2, "teacher_concurrency": 2}
-        settings = resolve(DistillationSettings, smoke | named | size)
+        settings = resolve(DistillationSettings, smoke | named | size | {"min_words": 1})
         counts, usage = distil(settings, RunFolder(settings.run).start("01_pairs", settings))
     pairs = read_pairs(RunFolder(settings.run))
     assert counts["asked"] == 6 and len(pairs) >= 1 and made_up(pairs) < 0.2
