@@ -180,7 +180,7 @@ def serve(
 @app.command()
 def page(
     student: Asked = "ready",
-    out: Annotated[Path | None, typer.Option(help="file to write, in place of outputs/<student>.html")] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write, in place of outputs/STUDENT.html")] = None,
 ) -> None:
     """Write one HTML file with the student inside: it answers in any browser, without a server or a network."""
     from udrl_utils.deploy.page import student_page
@@ -232,7 +232,7 @@ def search_eval(
     catalog: Annotated[str, typer.Option(help="icons, an image folder, a table, or a Hub data set")] = "icons",
     judgements: Annotated[str, typer.Option(help="file of (intent, id, grade) for a catalogue of your own")] = "",
     student: Annotated[str, typer.Option(help="ready, or the name or folder of a run")] = "ready",
-    llm: Annotated[list[str] | None, typer.Option(help="local:<model> or openai:<model>@<address>, to compare")] = None,
+    llm: Annotated[list[str] | None, typer.Option(help="local:MODEL or openai:MODEL@ADDRESS, to compare")] = None,
     tune_on: Annotated[tuple[str, str] | None, typer.Option(help="another catalogue and its judgements")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of notebook 06's")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write, in place of outputs/search-eval")] = None,
