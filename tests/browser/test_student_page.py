@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from contextlib import nullcontext as nothing
 from pathlib import Path
@@ -108,6 +109,8 @@ def test_it_reads_text_as_python_does(page, student: Student) -> None:
 
 
 def test_it_is_fast_enough(page, student: Student) -> None:
+    if os.getloadavg()[0] > 2 * os.cpu_count():
+        pytest.skip("other work leaves the page less than half a core")
     answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:20]])
     speeds = [(len(answer["read"]) + len(answer["written"])) / answer["seconds"] for answer in answers]
     assert max(speeds) >= 50, "the best of twenty, since other work may share the machine"
