@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from contextlib import nullcontext as nothing
 from pathlib import Path
@@ -108,9 +109,11 @@ def test_it_reads_text_as_python_does(page, student: Student) -> None:
 
 
 def test_it_is_fast_enough(page, student: Student) -> None:
-    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:10]])
+    if os.getloadavg()[0] > 2 * os.cpu_count():
+        pytest.skip("other work leaves the page less than half a core")
+    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:20]])
     speeds = [(len(answer["read"]) + len(answer["written"])) / answer["seconds"] for answer in answers]
-    assert max(speeds) >= 50, "the best of ten, since other work may share the machine"
+    assert max(speeds) >= 50, "the best of twenty, since other work may share the machine"
 
 
 def test_it_is_used_by_keyboard_alone(page) -> None:
@@ -148,15 +151,18 @@ def test_words_appear_one_after_the_other(page) -> None:
     assert len(seen) > 3 and all(after.startswith(before) for before, after in itertools.pairwise(seen))
 
 
-def test_hostile_intents_are_only_text(page) -> None:
-    page.locator("#count").select_option("1")
-    page.locator("#levers [name=length]").press("Home")
+def test_hostile_prompts_are_shown_as_text(page) -> None:
+    page.evaluate(
+        "() => { window.real = write; write = async (intent, _, __, show) => show(0, intent, {}) ?? 'shown'; }"
+    )
     for text in HOSTILE:
         page.locator("#intent").fill(text[:4000])
         page.locator("#intent").press("Enter")
-        expect(page.locator("#status")).to_contain_text(re.compile("tokens a second|Type an intent"), timeout=30_000)
+        expect(page.locator("#status")).to_have_text(re.compile("shown|Type an intent"))
         assert page.evaluate("window.hacked === undefined"), text
+        assert page.locator(".prompt").first.text_content() == page.locator("#intent").input_value().strip(), text
     assert page.locator("#prompts :is(script, img, iframe, svg, a, form, style, meta, base)").count() == 0
+    page.evaluate("() => { write = window.real; }")
 
 
 def test_an_empty_intent_is_a_sentence(page) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from udrl_utils.deploy.export import PRECISIONS, DeployedStudent, import_ctranslate2
@@ -78,13 +79,9 @@ class Batcher:
             inter_threads=self.workers,
             intra_threads=1,
         )
-        first = [[self.engine.codec.tokens()[0]]]
-        await asyncio.gather(
-            *(
-                self._loop.run_in_executor(self._threads, lambda: self._generator.generate_batch(first, max_length=1))
-                for _ in range(self.workers)
-            )
-        )
+        first, how = [[self.engine.codec.tokens()[0]]], self.engine.options(1.0)  # samples, before any seed is set
+        write = partial(self._generator.generate_batch, first, max_length=1, **how)
+        await asyncio.gather(*(self._loop.run_in_executor(self._threads, write) for _ in range(self.workers)))
         self._forming = asyncio.create_task(self._form_batches())
         self.ready = True
 
@@ -129,9 +126,7 @@ class Batcher:
             job = self._jobs.popleft()
             if job.cancelled:
                 self.waiting -= job.size
-            elif not batch or (
-                job.seed is None and (job.temperature, job.seed) == (batch[0].temperature, batch[0].seed)
-            ):
+            elif not batch or (job.seed is batch[0].seed is None and job.temperature == batch[0].temperature):
                 batch.append(job)
                 room -= job.size
                 self.waiting -= job.size
