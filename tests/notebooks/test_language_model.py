@@ -76,13 +76,15 @@ def serving(*command: str | Path) -> Iterator[str]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "HF_HUB_OFFLINE": "1"}}
     with subprocess.Popen([str(part).replace("{port}", str(port)) for part in command], **quiet) as server:
         try:
-            for _ in range(240):
+            for _ in range(600):
                 assert server.poll() is None, "the server has ended"
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                     break
                 except OSError:
                     time.sleep(0.5)
+            else:
+                pytest.fail("the server does not answer within five minutes")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()
