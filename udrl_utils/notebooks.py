@@ -74,18 +74,11 @@ def check_stages(settings: dict[str, StageSettings], stages: Sequence[str]) -> N
     known = [*sorted(BUILT_IN), *re.findall(r"@reward\(\s*\\?[\"'](\w+)", notebook)]
     for name in scored["rewards"]:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            refuse(
-                "02_annotated",
-                "rewards",
-                name,
-                f"is unknown; {hint}allowed are {', '.join(known)}, or one of notebook 02",
-            )
+            near = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(name, known, 1))
+            refuse("02_annotated", "rewards", name, f"is unknown; {near}allowed are {', '.join(known)}")
     if training["rounds"] and not JUDGED.issubset(scored["rewards"]):
-        refuse(
-            "03_student", "rounds", training["rounds"], f"needs relevance and diversity in rewards={scored['rewards']}"
-        )
+        allowed = f"needs relevance and diversity in rewards={scored['rewards']}"
+        refuse("03_student", "rounds", training["rounds"], allowed)
     if training["base"] == "recorded" and pairs["test_fraction"] > HELD_OUT:
         allowed = f"allows test_fraction up to {HELD_OUT}, since it has read other intents; use base=''"
         refuse("03_student", "base", training["base"], allowed)

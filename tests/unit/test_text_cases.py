@@ -400,7 +400,7 @@ def test_a_task_that_lacks_something_is_one_line(smoke: dict, tmp_path: Path, ch
         ("ablations=[no guidence]", 4, "ablations: 'no guidence' is unknown"),
         ("outside_intents=missing.csv", 4, "cannot read 'missing.csv': there is no such file"),
         ("catalog=missing.csv", 6, "cannot read 'missing.csv': there is no such file"),
-        ("search_tasks=[poem]", 6, "search_tasks='poem' should be 'text_to_image'"),
+        ("judgements=missing.csv", 6, "cannot read 'missing.csv': there is no such file"),
         ("search_command=[commas 1]", 6, "search_command='commas 1' should name one of rewards"),
         ("unseen_lengths={poem: [3]}", 3, "unseen_lengths='poem' should be 'text_to_image'"),
         ("base=./nowhere", 3, "base='./nowhere' is no file or folder"),
