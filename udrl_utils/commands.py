@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from udrl_utils.errors import RunError, UserError
+from udrl_utils.errors import UserError
 from udrl_utils.runs import write_json
 from udrl_utils.tasks import harmless, lower_intent, pieces, scripts
 

@@ -18,28 +18,8 @@ from udrl_utils.tasks import lower_intent, share, stem, words
 SPLIT_SEED = 1  # not the seed that chooses a teacher's examples: splits must not differ in them
 HELD_OUT = 0.1  # share of intents that the shipped base never reads: the largest test_fraction of a run that uses it
 ARTICLES = frozenset(("a", "an", "the"))
-LITTLE = frozenset(
-    (
-        "of",
-        "for",
-        "to",
-        "in",
-        "on",
-        "at",
-        "with",
-        "and",
-        "or",
-        "by",
-        "from",
-        "as",
-        "is",
-        "it",
-        "my",
-        "our",
-        "your",
-        "me",
-    )
-)
+PRONOUNS = ("it", "me", "my", "our", "your")
+LITTLE = frozenset((*PRONOUNS, "of", "for", "to", "in", "on", "at", "with", "and", "or", "by", "from", "as", "is"))
 SIMILAR = 0.65  # share of the stems of two intents that both have, from which they are of one family
 
 

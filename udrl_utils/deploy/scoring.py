@@ -43,10 +43,8 @@ def score(folder: Path, encoder: str, task: str, intent: str, prompts: list[str]
     annotated = annotate(rows, list({"length", *names}), embed)
     embed.forget()
     missing = {name: float("nan") for name in codec.levels if name not in annotated}
-    levels = codec.achieved_levels(annotated.assign(**missing))[
-        [name for name in codec.rewards_of(task) if name != "length"]
-    ]
+    levels = codec.achieved_levels(annotated.assign(**missing)).filter(codec.rewards_of(task))
     return [
         {"length": int(words), **{name: None if value != value else round(value, 3) for name, value in values.items()}}
-        for words, values in zip(annotated.length, levels.to_dict(orient="records"), strict=True)
+        for words, values in zip(annotated.length, levels.to_dict("records"), strict=True)
     ]
