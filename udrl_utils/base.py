@@ -31,14 +31,13 @@ from udrl_utils.student import Student
 from udrl_utils.tasks import clean_intent, harmless, share
 from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import Request
-from udrl_utils.trainer import make_trainer, set_dropout, token_counts
+from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
 from udrl_utils.training_log import TrainingLog, callback
 
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
 ENOUGH = 5_000_000  # tokens that a small GPT-2 reads until it writes English: twenty minutes of two cores
-DROPOUT = 0.15  # each prompt is read many times
 SHOWN_INTENTS = 50  # per task, that travel with the ready student
 
 
@@ -124,7 +123,6 @@ def train_base(
     print(f"{len(train)} prompts, {passes} times", flush=True)
     with TemporaryDirectory() as work:
         model = new_student(settings, tokenizer)
-        set_dropout(model, DROPOUT)
         trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
         trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
         trainer.train()
