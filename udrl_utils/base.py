@@ -28,9 +28,9 @@ from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.splits import HELD_OUT, is_reserved, mentions, normal_form, split_share
 from udrl_utils.student import Student
-from udrl_utils.tasks import clean_intent, harmless, share
 from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import Request
+from udrl_utils.text import clean_intent, harmless, share
 from udrl_utils.trainer import make_trainer, token_counts
 from udrl_utils.training import seen
 from udrl_utils.training_log import TrainingLog, callback

@@ -12,8 +12,8 @@ from udrl_utils.commands import Command
 from udrl_utils.deploy.latency import timed
 from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import interval
+from udrl_utils.filters import reject_reasons
 from udrl_utils.language_models import located
-from udrl_utils.pairs import reject_reasons
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings
 from udrl_utils.student import Student

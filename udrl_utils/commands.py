@@ -16,7 +16,7 @@ import pandas as pd
 
 from udrl_utils.errors import UserError
 from udrl_utils.runs import write_json
-from udrl_utils.tasks import harmless, lower_intent, pieces, scripts
+from udrl_utils.text import harmless, lower_intent, pieces, scripts
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.tasks import clean_intent, closed_up, degenerate, harmless, scripts
+from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, scripts
 
 if TYPE_CHECKING:
     import torch

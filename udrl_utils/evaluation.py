@@ -21,7 +21,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DeploymentSettings, IntervalSettings, MeasuringSettings
 from udrl_utils.student import Student, ready_facts
-from udrl_utils.tasks import clean_intent, share, stems, words
+from udrl_utils.text import clean_intent, share, stems, words
 
 if TYPE_CHECKING:
     from udrl_utils.encoder import Embed

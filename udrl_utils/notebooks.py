@@ -26,7 +26,7 @@ from udrl_utils.rewards import BUILT_IN
 from udrl_utils.runs import RunFolder, workbook
 from udrl_utils.settings import NOTEBOOKS, ROOT, AnalysisSettings, StageSettings, wrong
 from udrl_utils.splits import HELD_OUT
-from udrl_utils.tasks import FORMATS, read_table
+from udrl_utils.tables import FORMATS, read_table
 from udrl_utils.training import JUDGED
 
 INSTALLED = Path(__file__).parent / "data" / "notebooks"  # a wheel holds a copy of the notebooks

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from udrl_utils.tasks import DATA, load_data, lower_intent, words
+from udrl_utils.tasks import DATA, load_data
+from udrl_utils.text import lower_intent, words
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from udrl_utils.runs import RunFolder, outputs_root
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings
 from udrl_utils.student import ready_facts
-from udrl_utils.tasks import TASKS, clean_intent, share
+from udrl_utils.tasks import TASKS
+from udrl_utils.text import clean_intent, share
 
 STEPS = 10  # values of a sweep
 SHIPPED = "ready student"  # its name in the list of runs; a run's name has no space

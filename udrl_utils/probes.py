@@ -22,9 +22,10 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
 from udrl_utils.student import Student
-from udrl_utils.tasks import clean_intent, distinct, read_table
+from udrl_utils.tables import read_table
 from udrl_utils.teachers import Teacher
 from udrl_utils.teachers.replies import Journal, Request
+from udrl_utils.text import clean_intent, distinct
 from udrl_utils.training import is_unseen
 
 if TYPE_CHECKING:

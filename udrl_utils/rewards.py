@@ -42,7 +42,7 @@ from udrl_utils.runs import (
     write_shard,
 )
 from udrl_utils.settings import AnnotationSettings
-from udrl_utils.tasks import count_words, scripts, stem, words
+from udrl_utils.text import count_words, scripts, stem, words
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)

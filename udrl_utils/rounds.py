@@ -19,14 +19,15 @@ import pyarrow
 from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import RunError
-from udrl_utils.pairs import drop_near_duplicates, pair_id, reject_reasons
+from udrl_utils.filters import drop_near_duplicates, reject_reasons
+from udrl_utils.pairs import pair_id
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import STAMP, RunFolder, stamp, write_shard
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student, model_card
-from udrl_utils.tasks import clean_intent
+from udrl_utils.text import clean_intent
 from udrl_utils.trainer import plan_of, set_dropout
 from udrl_utils.training import fit, has_rounds, seen, train_rows
 from udrl_utils.training_log import TrainingLog

@@ -18,7 +18,7 @@ import pandas as pd
 from udrl_utils.commands import CommandCodec
 from udrl_utils.runs import digest, stamp
 from udrl_utils.settings import TrainingSettings
-from udrl_utils.tasks import clean_intent, harmless, share, stem, words
+from udrl_utils.text import clean_intent, harmless, share, stem, words
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from udrl_utils.errors import SettingsError
 from udrl_utils.secret import Addresses, Baselines, RequestFields, Secret
-from udrl_utils.tasks import NAMED, TASKS, add_tasks
+from udrl_utils.tables import NAMED
+from udrl_utils.tasks import TASKS, add_tasks
 
 # Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

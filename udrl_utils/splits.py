@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from udrl_utils.ontology import noun_heads, plural
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import lower_intent, share, stem, words
+from udrl_utils.text import lower_intent, share, stem, words
 
 SPLIT_SEED = 1  # not the seed that chooses a teacher's examples: splits must not differ in them
 HELD_OUT = 0.1  # share of intents that the shipped base never reads: the largest test_fraction of a run that uses it

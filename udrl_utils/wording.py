@@ -19,7 +19,7 @@ import pandas as pd
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
-from udrl_utils.tasks import degenerate, scripts, words
+from udrl_utils.text import degenerate, scripts, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

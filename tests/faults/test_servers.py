@@ -14,7 +14,8 @@ from faults.servers import BAD_ANSWERS, BatchServer, ScriptedServer, bad_answer,
 
 from udrl_utils import pairs
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs, reject_reasons
+from udrl_utils.filters import reject_reasons
+from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import SETTINGS, DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, batch, server

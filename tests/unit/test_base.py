@@ -24,7 +24,8 @@ from udrl_utils.runs import RunFolder, write_json
 from udrl_utils.settings import ROOT, AnnotationSettings, DistillationSettings, ProbeSettings, TrainingSettings, resolve
 from udrl_utils.splits import assign_splits, split_share
 from udrl_utils.student import Student
-from udrl_utils.tasks import TASKS, words
+from udrl_utils.tasks import TASKS
+from udrl_utils.text import words
 
 PRESETS = ROOT / "notebooks" / "presets"
 LAPTOP = yaml.safe_load((PRESETS / "laptop.yaml").read_text())

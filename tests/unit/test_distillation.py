@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from udrl_utils import pairs
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.pairs import distil, drop_near_duplicates, kept_pairs, read_pairs, reject_reasons
+from udrl_utils.filters import drop_near_duplicates, reject_reasons
+from udrl_utils.pairs import distil, kept_pairs, read_pairs
 from udrl_utils.runs import RunFolder, shards_of
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, resolve
 from udrl_utils.teachers import make_teacher

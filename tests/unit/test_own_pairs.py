@@ -22,7 +22,7 @@ from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
-from udrl_utils.tasks import words
+from udrl_utils.text import words
 from udrl_utils.trainer import make_room, schedule, token_counts, tokenized
 from udrl_utils.training import fit_codec
 

@@ -17,7 +17,8 @@ from udrl_utils.ontology import ontology, ontology_intents, plural, subjects_of,
 from udrl_utils.pairs import plan
 from udrl_utils.settings import ROOT, DistillationSettings, resolve
 from udrl_utils.splits import HELD_OUT, assign_splits, normal_form
-from udrl_utils.tasks import TASKS, clean_intent, load_data, load_intents, lower_intent, words
+from udrl_utils.tables import load_intents
+from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers.replies import (
     Request,
     borrows,
@@ -28,6 +29,7 @@ from udrl_utils.teachers.replies import (
     single_messages,
     split_reply,
 )
+from udrl_utils.text import clean_intent, lower_intent, words
 
 
 def test_the_ontology_is_broad() -> None:

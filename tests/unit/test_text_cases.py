@@ -20,16 +20,19 @@ from udrl_utils import cli, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.engine import Engine, WordLists
 from udrl_utils.errors import SettingsError
+from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.pairs import distil, dropped_prompts, given_pairs, read_pairs, reject_reasons
+from udrl_utils.pairs import distil, dropped_prompts, given_pairs, read_pairs
 from udrl_utils.rewards import REWARDS, annotate, annotate_run, outside_names
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, TrainingSettings, resolve
 from udrl_utils.splits import assign_splits, held_out_nouns
 from udrl_utils.student import Student
-from udrl_utils.tasks import TASKS, clean_intent, count_words, degenerate, load_intents, read_table
+from udrl_utils.tables import load_intents, read_table
+from udrl_utils.tasks import TASKS
 from udrl_utils.teachers.replies import Request, single_messages
+from udrl_utils.text import clean_intent, count_words, degenerate
 
 KOI = "intent\nKoi pond\ntea for two\n"
 

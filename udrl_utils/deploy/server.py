@@ -50,7 +50,7 @@ from udrl_utils.deploy.protocol import (
     usage,
 )
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.tasks import clean_intent
+from udrl_utils.text import clean_intent
 
 
 class Server:

@@ -22,7 +22,8 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.search import icons
 from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
 from udrl_utils.settings import SearchSettings
-from udrl_utils.tasks import read_table, share
+from udrl_utils.tables import read_table
+from udrl_utils.text import share
 
 COLUMNS = ["id", "title", "keywords", "image"]
 KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1

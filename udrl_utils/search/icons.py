@@ -17,7 +17,7 @@ import yaml
 
 from udrl_utils.errors import extra
 from udrl_utils.search.images import clean_keywords
-from udrl_utils.tasks import share
+from udrl_utils.text import share
 
 SIZE = 192  # pixels of a picture's height
 

@@ -22,7 +22,7 @@ from PIL import Image
 from udrl_utils.figures import style
 from udrl_utils.search.images import BadImage, Describer, open_image
 from udrl_utils.search.retrieval import PromptSearch
-from udrl_utils.tasks import clean_intent
+from udrl_utils.text import clean_intent
 from udrl_utils.views import sentence, template, visible
 
 SHOWN = 12  # items on the widget's page

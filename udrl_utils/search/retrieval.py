@@ -23,8 +23,8 @@ from udrl_utils.engine import Engine
 from udrl_utils.errors import extra
 from udrl_utils.search.catalogue import texts_of
 from udrl_utils.settings import SearchSettings
-from udrl_utils.tasks import distinct, stem, words
 from udrl_utils.teachers import Journal, Request, Teacher
+from udrl_utils.text import distinct, stem, words
 
 EXACT = 200_000  # items up to which every item is compared; a larger index looks at the nearest tenth of its cells
 DEPTH = 200  # items of a ranked list

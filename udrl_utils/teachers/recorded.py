@@ -15,8 +15,10 @@ import pandas as pd
 
 from udrl_utils.errors import SettingsError
 from udrl_utils.settings import DistillationSettings
-from udrl_utils.tasks import DATA, load_intents, lower_intent
+from udrl_utils.tables import load_intents
+from udrl_utils.tasks import DATA
 from udrl_utils.teachers.replies import Journal, Request
+from udrl_utils.text import lower_intent
 
 RECORDED = DATA / "recorded"
 OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai) writes for any intent"

@@ -20,7 +20,8 @@ from typing import Any
 import json_repair
 from wordfreq import zipf_frequency
 
-from udrl_utils.tasks import TASKS, harmless, scripts, share, words
+from udrl_utils.tasks import TASKS
+from udrl_utils.text import harmless, scripts, share, words
 
 # what a model thinks before it answers: a block, one that is cut off, or one that its chat template has opened
 THOUGHTS = re.compile(
