@@ -23,7 +23,7 @@ RunFolder("shared").lock()
 print("held", flush=True)
 time.sleep(60)
 """
-KILLS = 8
+KILLS = 6
 SEED = 3
 
 
@@ -48,11 +48,12 @@ def kill_all(process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_kills_change_nothing(smoke_run: Path, tmp_path: Path) -> None:
-    rng, stages = random.Random(SEED), []
+    rng, stages, made_before = random.Random(SEED), [], RunFolder(smoke_run).read()["stages"]
+    usual = sum(stage["seconds"] for stage in list(made_before.values())[:3])  # on this machine, however busy it is
     for _ in range(KILLS):
         process = start_run(tmp_path)
         try:
-            process.communicate(timeout=rng.uniform(1, 25))
+            process.communicate(timeout=usual * rng.uniform(0.05, 0.7))
         except subprocess.TimeoutExpired:
             kill_all(process)
         made = tmp_path / "smoke" / "run.json"
