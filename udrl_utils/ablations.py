@@ -193,28 +193,30 @@ def obedience(samples: pd.DataFrame, settings: IntervalSettings) -> dict[str, di
     """How well each model obeys: {reward: {model: {spearman, low, high}}}, of length `within_1` too.
 
     Spearman's correlation of commanded and achieved, with its 95% bootstrap interval; sets are resampled, since the
-    prompts of one set depend on each other. Where all prompts achieve the same, no command is obeyed: 0.
+    prompts of one set depend on each other. Ranks are those within a task: tasks that usually get longer prompts are
+    asked for longer ones too, which a model without commands would seem to obey. Where all prompts achieve the same,
+    no command is obeyed: 0.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for (name, model), rows in samples.groupby(["reward", "model"], sort=False):
         asked = f"asked_{name}"
         rows = rows.dropna(subset=[name])
-        found.setdefault(name, {})[model] = spearman_interval(rows[["set", asked, name]].to_numpy(float), settings)
+        ranks = rows.groupby("task")[[asked, name]].rank(pct=True)
+        found.setdefault(name, {})[model] = spearman_interval(ranks.assign(set=rows.set).to_numpy(float), settings)
         if name == "length":
             found[name][model]["within_1"] = float(((rows[asked] - rows[name]).abs() <= 1).mean())
     return found
 
 
 def spearman_interval(rows: Any, settings: IntervalSettings) -> dict[str, float]:
-    """Spearman's correlation with its 95% interval, of an array with columns set, commanded and achieved."""
+    """Spearman's correlation with its 95% interval, of an array with columns commanded, achieved and set."""
 
     def spearman(part: Any) -> float:
-        ranks = pd.DataFrame(part[:, 1:]).rank().to_numpy()
+        ranks = pd.DataFrame(part[:, :2]).rank().to_numpy()
         return float(np.corrcoef(ranks.T)[0, 1]) if np.ptp(ranks, axis=0).all() else 0.0
 
-    order = np.argsort(rows[:, 0], kind="stable")
-    rows = rows[order]
-    sets = np.split(rows, np.unique(rows[:, 0], return_index=True)[1][1:])
+    rows = rows[np.argsort(rows[:, 2], kind="stable")]
+    sets = np.split(rows, np.unique(rows[:, 2], return_index=True)[1][1:])
     draws = np.random.default_rng(settings.seed).integers(0, len(sets), (settings.bootstrap_samples, len(sets)))
     low, high = np.percentile([spearman(np.concatenate([sets[k] for k in draw])) for draw in draws], [2.5, 97.5])
     return {"spearman": spearman(rows), "low": float(low), "high": float(high)}

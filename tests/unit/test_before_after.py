@@ -56,7 +56,7 @@ def test_the_interval_is_wider_where_prompts_of_a_set_depend_on_each_other() -> 
     asked = np.repeat(rng.random(30), 8)
     achieved = asked + np.repeat(rng.normal(0, 0.5, 30), 8)
     together, apart = (
-        ablations.spearman_interval(np.column_stack([sets, asked, achieved]), INTERVALS)
+        ablations.spearman_interval(np.column_stack([asked, achieved, sets]), INTERVALS)
         for sets in (np.arange(240) // 8, np.arange(240))
     )
     assert together["spearman"] == apart["spearman"]
