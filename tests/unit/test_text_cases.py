@@ -6,6 +6,7 @@ A case that was reported in public names the report.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import warnings
@@ -37,6 +38,13 @@ from udrl_utils.text import clean_intent, count_words, degenerate
 KOI = "intent\nKoi pond\ntea for two\n"
 
 
+def sheet(intents: list[str]) -> bytes:
+    """A spreadsheet with a column of intents."""
+    content = io.BytesIO()
+    pd.DataFrame({"intent": intents}).to_excel(content, index=False)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -60,6 +68,7 @@ KOI = "intent\nKoi pond\ntea for two\n"
         ("a.jsonl", b'{"intent": "Koi pond", "x": [1]}\nnull\n{"intent": "tea for two"}\n'),  # .../datasets/issues/7059
         ("a.jsonl", b'{"intent": "Koi pond"}\n{"other": 1}\n{"intent": "tea for two"}'),  # .../datasets/issues/7169
         ("a.JSONL.GZ", gzip.compress(b'"Koi pond"\n"tea for two"\n')),  # github.com/OpenRLHF/OpenRLHF/pull/1283
+        ("a.XLSX", sheet(["Koi pond", "", "tea for two"])),
         ("a.txt", "\ufeffKoi pond\n\nkoi pond\n🦊🦊\nKoi pond \ntea for two".encode()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
