@@ -14,6 +14,7 @@ from udrl_utils import settings
 PRESETS = settings.ROOT / "notebooks" / "presets"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a module stay in one process, and those that read the smoke run too; these take longest and go first."""
 
