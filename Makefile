@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ablations llm corpus bench docs test lint format lab clean
+.PHONY: help install run ablations llm corpus bench docs test tests-of-a-run other-tests lint format lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,8 +37,14 @@ corpus: install  ## record the teacher anew, then the base and the ready student
 bench: install  ## training and decoding beside what one would use instead, after make run
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
-test: lint  ## lint, then all tests, a process per core
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadgroup
+test: lint  ## lint, then all tests in two processes: those that read a run of the smoke preset, and the others
+	OMP_NUM_THREADS=1 $(MAKE) -j2 tests-of-a-run other-tests
+
+tests-of-a-run: install
+	$(BIN)/pytest -m reads_run
+
+other-tests: install
+	$(BIN)/pytest -m 'not reads_run'
 
 lint: install  ## ruff (rules and format, notebooks too), the direction of imports, types
 	$(BIN)/ruff check

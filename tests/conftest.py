@@ -14,16 +14,12 @@ from udrl_utils import settings
 PRESETS = settings.ROOT / "notebooks" / "presets"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a module stay in one process, and those that read the smoke run too; these take longest and go first."""
-
-    def group(item: pytest.Item) -> str:
-        return "smoke run" if "smoke_run" in item.fixturenames else item.path.name
-
+    """Mark the tests that read the smoke run: one process runs them all, since the run is made once and some change it."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: (group(item) != "smoke run", item.get_closest_marker("slow") is None))
+        if "smoke_run" in item.fixturenames:
+            item.add_marker(pytest.mark.reads_run)
 
 
 @pytest.fixture
