@@ -16,7 +16,7 @@ PRESETS = settings.ROOT / "notebooks" / "presets"
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that read the smoke run: one process runs them all, since the run is made once and some change it."""
+    """Mark the tests that read the smoke run: it is made once and some change it, so one process runs them all."""
     for item in items:
         if "smoke_run" in item.fixturenames:
             item.add_marker(pytest.mark.reads_run)

@@ -24,7 +24,7 @@ def test_a_stamp_changes_with_every_setting_that_changes_a_result_and_with_no_ot
 def test_what_says_how_a_stage_is_made_is_marked() -> None:
     marked = set().union(*(kind.HOW for kind in SETTINGS.values()))
     named = {name for kind in SETTINGS.values() for name in kind.model_fields}
-    ways = ("_concurrency", "_timeout", "_budget", "_prices", "_base_urls", "_repo")
+    ways = ("_concurrency", "_timeout", "_budget", "_prices", "_base_urls", "_repo", "_batch")
     sampling = {"temperature", "min_p", "guidance"}  # saved by 03, and each later stage has its own
     assert {name for name in named if name.endswith(ways)} | {"run", "report_to"} | sampling == marked
 
