@@ -50,7 +50,7 @@ from udrl_utils.deploy.protocol import (
     usage,
 )
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.text import clean_intent
+from udrl_utils.text import clean_intent, words
 
 
 class Server:
@@ -104,8 +104,8 @@ class Server:
         """A job that writes `n` prompts for each intent. Raises: Refused."""
         prefixes = []
         for intent in intents:
-            if not clean_intent(intent):
-                raise Refused(400, f"{param}: the intent {intent!r:.80} is empty", param)
+            if not words(clean_intent(intent)):
+                raise Refused(400, f"{param}: the intent {intent!r:.80} is empty: it has no letter or digit", param)
             with warnings.catch_warnings(record=True) as cut:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
