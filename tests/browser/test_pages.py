@@ -34,7 +34,7 @@ def test_a_page_shows_its_figures_offline_and_runs_nothing(chromium, pages: Path
     figures = page.locator("img")
     assert figures.count() >= 1
     for figure in figures.all():
-        assert figure.evaluate("image => image.complete && image.naturalWidth > 100")
+        assert figure.evaluate("image => image.complete && image.naturalWidth > 40")
     assert page.evaluate("window.hacked === undefined") and not dialogs
     assert page.url.endswith(f"{name}.html")
     assert page.locator("iframe, form, base, meta[http-equiv=refresh], plaintext").count() == 0

@@ -78,7 +78,7 @@ def test_what_the_cards_say_is_what_a_recomputation_gives(page, smoke_run: Path)
     assert re.search("3 prompts per command|beyond what was trained", press(page, "Generate", "One command"))
     shown = cards(page)
     assert len(shown) == 3
-    table = shown[["prompt"]].assign(task="text_to_template", intent="birthday party for dinosaurs", set=0)
+    table = shown[["prompt"]].assign(task="text_to_template", intent="Birthday party for dinosaurs!", set=0)
     embed = Encoder(RunFolder(smoke_run).settings(AnnotationSettings).encoder)
     again = annotate(table, ["length", "relevance", "diversity"], embed)
     for row, said in zip(again.itertuples(), shown.itertuples(), strict=True):

@@ -22,7 +22,7 @@ from PIL import Image
 from udrl_utils.figures import style
 from udrl_utils.search.images import BadImage, Describer, open_image
 from udrl_utils.search.retrieval import PromptSearch
-from udrl_utils.text import clean_intent
+from udrl_utils.text import clean_intent, words
 from udrl_utils.views import sentence, template, visible
 
 SHOWN = 12  # items on the widget's page
@@ -88,7 +88,7 @@ class SearchPanel:
     def page(self, intent: str, variety: float = 0.0, **asked: Any) -> str:
         """Results of an intent under a command, as HTML; a request for one where the intent is empty."""
         intent = clean_intent(intent)
-        if not intent:
+        if not words(intent):
             return sentence("Type an intent, or choose an image.")
         ranked, prompts = self.finder.find([intent], 1 - variety / 2, **asked)
         [usable] = self.finder.usable([intent], prompts)
