@@ -83,7 +83,8 @@ def test_a_stream_is_what_a_whole_reply_is(client: OpenAI, n: int) -> None:
 def test_the_async_sdk_streams(server: Served) -> None:
     async def ask() -> list[str]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-            stream = await client.completions.create(model=MODEL, prompt="koi pond", stream=True)
+            long = {"command": {"length": 12}}
+            stream = await client.completions.create(model=MODEL, prompt="koi pond", stream=True, extra_body=long)
             return [chunk.choices[0].text async for chunk in stream]
 
     assert len(asyncio.run(ask())) > 2

@@ -132,7 +132,8 @@ def gains(results: pd.DataFrame, settings: SearchSettings) -> pd.DataFrame:
         against = next(name for name in RETRIEVERS if system.startswith(name))
         ours, theirs = (tables[name][metric].dropna().to_numpy() for name in (system, against))
         if len(ours):
-            p = 1.0 if np.allclose(ours, theirs) else float(ttest_rel(ours, theirs).pvalue)
+            known = len(ours) > 1 and not np.allclose(ours, theirs)  # one search alone proves nothing
+            p = float(ttest_rel(ours, theirs).pvalue) if known else 1.0
             found = {**interval(ours - theirs, settings), "p": p}
             rows.append({"system": system, "against": against, "metric": metric, **found})
     table = pd.DataFrame(rows)
