@@ -25,7 +25,7 @@ from udrl_utils.student import Student
 from udrl_utils.tables import read_table
 from udrl_utils.teachers import Teacher
 from udrl_utils.teachers.replies import Journal, Request
-from udrl_utils.text import clean_intent, distinct
+from udrl_utils.text import clean_intent, lower_intent
 from udrl_utils.training import is_unseen
 
 if TYPE_CHECKING:
@@ -192,7 +192,8 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
     if not settings.outside_intents:
         return []
     table = read_table(settings.outside_intents, [settings.outside_column])
-    pool = sorted(filter(None, distinct(map(clean_intent, table[settings.outside_column]))))
+    typed = map(clean_intent, reversed(table[settings.outside_column].tolist()))
+    pool = sorted({lower_intent(intent): intent for intent in typed if intent}.values())  # the first of equal ones
     return [pool[place] for place in np.random.default_rng(settings.seed).permutation(len(pool))[:count]]
 
 

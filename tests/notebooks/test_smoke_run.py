@@ -215,25 +215,25 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     copy = tmp_path / "run"
     shutil.copytree(smoke_run, copy)
     run = RunFolder(copy)
-    settings, rounds = run.settings(TrainingSettings), copy / "03_student" / "rounds"
-    whole = {file: (rounds / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
-    write_json(rounds / STAMP, training.student_stamp(settings, run))
-    shutil.rmtree(rounds / "1")
+    settings, home = run.settings(TrainingSettings), copy / "03_student" / "rounds"
+    whole = {file: (home / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
+    write_json(home / STAMP, training.student_stamp(settings, run))
+    shutil.rmtree(home / "1")
 
     def dies(*_, **__) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "fit", dies)
+    monkeypatch.setattr(rounds, "fit", dies)
     assert train_student(settings, run).entries, "the student of round 0 is not trained again"
     with pytest.raises(KeyboardInterrupt):
         rounds.train_rounds(settings, run)
     assert Student.load(copy / "03_student"), "the last good student stays loadable"
-    written = (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns
+    written = (home / "1" / "hindsight.parquet").stat().st_mtime_ns
     monkeypatch.undo()
     rounds.train_rounds(settings, run)
-    assert (rounds / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
-    assert {file: (rounds / file).read_bytes() for file in whole} == whole
-    assert not (rounds / STAMP).exists()
+    assert (home / "1" / "hindsight.parquet").stat().st_mtime_ns == written, "what was asked is not asked again"
+    assert {file: (home / file).read_bytes() for file in whole} == whole
+    assert not (home / STAMP).exists()
 
 
 def test_a_second_round_learns_from_the_first_too(
@@ -242,7 +242,7 @@ def test_a_second_round_learns_from_the_first_too(
     copy = tmp_path / "run"
     shutil.copytree(smoke_run, copy)
     run, volumes = RunFolder(copy), itertools.count(1)
-    monkeypatch.setattr(training, "front_volume", lambda _: float(next(volumes)))  # each round gains
+    monkeypatch.setattr(rounds, "front_volume", lambda _: float(next(volumes)))  # each round gains
     settings = run.settings(TrainingSettings).model_copy(update={"rounds": 2})
     assert rounds.train_rounds(settings, run)["round"].unique().tolist() == [0, 1, 2]
     written = [pd.read_parquet(copy / "03_student" / "rounds" / str(k) / "hindsight.parquet") for k in (1, 2)]
@@ -335,7 +335,7 @@ def test_intents_from_outside_are_put_to_the_student_and_to_a_model(smoke_run: P
     rewards, encoder = run.settings(AnnotationSettings).rewards, Encoder(run.settings(AnnotationSettings).encoder)
     sampler = Sampler(Student.load(smoke_run / "03_student"), rewards, encoder, **settings.sampling())
     intents = probes.read_outside(settings)
-    assert sorted(intents) == ["a red bicycle", "moonlit harbour", "owls on a wire"]
+    assert sorted(intents) == ["A red bicycle.", "moonlit harbour", "owls on a wire"]
     found = probes.outside_intents(sampler, intents, {"parrot": Parrot()}, settings, run)
     assert found["intents"] == 2 and found["reference"] == "parrot"
     model, student = (found["relevance"][name]["mean"] for name in ("parrot", "student_best"))
