@@ -23,11 +23,11 @@ import nbformat
 import torch
 
 from udrl_utils import figures
-from udrl_utils.cli import read_settings
 from udrl_utils.commands import CommandCodec
 from udrl_utils.deploy import latency
 from udrl_utils.deploy.export import import_ctranslate2, write_ctranslate2
 from udrl_utils.machine import device_and_dtype, environment, seed_everything
+from udrl_utils.presets import read_settings
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder, write_json

@@ -48,7 +48,7 @@ class Served:
 def served(folder: Path, keys: str = "", **options: Any) -> Iterator[Served]:
     """A server of an exported student; it ends with the block."""
     asked = json.dumps({"folder": str(folder), "name": "ready", "port": 0, **options})
-    command = [sys.executable, "-m", "udrl_utils.deploy.server", asked]
+    command = [sys.executable, "-m", "udrl_utils.deploy.app", asked]
     environment = {**os.environ, "UDRL_API_KEYS": keys, "MALLOC_ARENA_MAX": "2"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:

@@ -11,32 +11,26 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pandas as pd
 import typer
-import yaml
 from typer.core import TyperGroup
 
 from udrl_utils.errors import SettingsError, UserError, extra
 from udrl_utils.gpt2 import BASE
 from udrl_utils.language_models import PACKED, fetch
-from udrl_utils.notebooks import check_stages, execute, minutes, new_workbook, notebooks_folder
-from udrl_utils.runs import RunFolder, outputs_root, workbook, write_json
+from udrl_utils.notebooks import execute, minutes, new_workbook
+from udrl_utils.presets import check_stages, parameters_page, read_preset, read_settings, stages_between
+from udrl_utils.runs import RunFolder, outputs_root, workbook
 from udrl_utils.settings import (
-    DEFAULTS,
-    SETTINGS,
-    STAGES,
     AnalysisSettings,
-    AnnotationSettings,
     DistillationSettings,
     SearchSettings,
-    StageSettings,
     TrainingSettings,
-    parameters_page,
     resolve,
 )
-from udrl_utils.student import READY, Student, ready_facts
+from udrl_utils.student import READY, Student, find_student
 from udrl_utils.teachers.recorded import RECORDED
 
 RunName = Annotated[str, typer.Argument(help="name or folder of a run")]
@@ -174,7 +168,7 @@ def serve(
     options |= {"share_port": share_port, "queue": queue, "deadline": deadline, "threads": threads}
     # a process of its own, in which PyTorch is not loaded; it keeps this one's number and signals
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory creeps up under load
-    os.execv(sys.executable, [sys.executable, "-m", "udrl_utils.deploy.server", json.dumps(options)])
+    os.execv(sys.executable, [sys.executable, "-m", "udrl_utils.deploy.app", json.dumps(options)])
 
 
 @app.command()
@@ -185,11 +179,8 @@ def page(
     """Write one HTML file with the student inside: it answers in any browser, without a server or a network."""
     from udrl_utils.deploy.page import student_page
 
-    folder = Path(student)
-    if student != "ready" and not (folder / "commands.json").exists():
-        folder = run_folder(student) / "03_student"
-    name = student if student == "ready" else run_folder(student).name
-    made = student_page(Student.load("ready" if student == "ready" else folder), name)
+    folder, name, _ = find_student(student)
+    made = student_page(Student.load(folder), name)
     out = out or outputs_root() / f"{name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(made, encoding="utf-8")
@@ -231,7 +222,7 @@ def ready(
 def search_eval(
     catalog: Annotated[str, typer.Option(help="icons, an image folder, a table, or a Hub data set")] = "icons",
     judgements: Annotated[str, typer.Option(help="file of (intent, id, grade) for a catalogue of your own")] = "",
-    student: Annotated[str, typer.Option(help="ready, or the name or folder of a run")] = "ready",
+    student: Annotated[str, typer.Option(help="ready, a run, or a student's folder")] = "ready",
     llm: Annotated[list[str] | None, typer.Option(help="local:MODEL or openai:MODEL@ADDRESS, to compare")] = None,
     tune_on: Annotated[tuple[str, str] | None, typer.Option(help="another catalogue and its judgements")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of notebook 06's")] = None,
@@ -242,103 +233,19 @@ def search_eval(
     With --tune-on, weights and threshold are tuned on the other catalogue for each writer, and used here unchanged.
     """
     from udrl_utils.baselines import baselines_of
-    from udrl_utils.encoder import Encoder
-    from udrl_utils.search import measures
-    from udrl_utils.search.catalogue import Judged, judged_searches, load_catalogue, vectors_of
-    from udrl_utils.search.retrieval import Prompts, PromptSearch, Search, Space, llm_prompts
+    from udrl_utils.search_eval import search_eval as evaluate
 
     given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
-    settings, home = read_settings("laptop", given)["06_search"], out or outputs_root() / "search-eval"
-    assert isinstance(settings, SearchSettings)
-    folder = None if student == "ready" else run_folder(student)
-    writer = Student.load(folder / "03_student" if folder else "ready")
-    embed = Encoder(folder.settings(AnnotationSettings).encoder if folder else ready_facts()["encoder"])
+    settings = cast(SearchSettings, read_settings("laptop", given)["06_search"])
     llms = baselines_of(resolve(AnalysisSettings, {"baselines": llm or []}), DistillationSettings())
-
-    def prepared(name: str, asked: SearchSettings) -> tuple[PromptSearch, list[Judged], dict[str, list[Prompts]]]:
-        items, _ = load_catalogue(asked, home / name)
-        judged = judged_searches(asked, items)
-        if not judged:
-            raise SettingsError(f"parameter judgements={asked.judgements!r} should name the judged searches")
-        finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, asked)
-        intents, kept = (
-            [one.text for one in judged],
-            {who: home / f"{name}-{who.replace('/', '_')}.jsonl" for who in llms},
-        )
-        asked_of = {who: llm_prompts(llms[who], intents, asked.search_prompts, kept[who]) for who in llms}
-        return finder, judged, {**asked_of, "student": finder.write(intents)}
-
-    finder, judged, prompts = prepared("catalogue", settings)
-    under = dict.fromkeys(prompts, settings)
-    if tune_on:
-        other = settings.model_copy(update={"catalog": tune_on[0], "judgements": tune_on[1]})
-        another, known, theirs = prepared("tuning", other)
-        under = {who: measures.tune(another, known, theirs[who]) for who in prompts}
-    tuned = {who: {name: getattr(found, name) for name in measures.TUNED} for who, found in under.items()}
-    intents = [one.text for one in judged]
-    queries = {
-        who: PromptSearch(finder.search, writer, under[who]).queries(intents, texts) for who, texts in prompts.items()
-    }
-    results, covered = measures.compare(finder.search, judged, queries)
-    gained, groups = measures.gains(results, settings), measures.grouped(results)
-    found = {name: measures.means(rows, settings) for name, rows in groups.items()}
-    metrics = {"weights": tuned, "search": found, "gains": gained.to_dict("records"), "coverage": covered}
-    write_json(home / "metrics.json", metrics)
-    results.to_parquet(home / "results.parquet", index=False)
-    show_table("Weights", pd.DataFrame(tuned))
-    for name, rows in groups.items():
-        means = pd.DataFrame(rows.groupby("system", sort=False)[measures.METRICS].mean()).assign(coverage=covered)
-        show_table(f"{rows.intent.nunique()} searches, {name}", means.dropna(axis=1).round(3))
-    show_table("Gains on the retriever alone, with 95% intervals and corrected p", measures.gains_table(gained))
+    other = settings.model_copy(update=dict(zip(("catalog", "judgements"), tune_on, strict=True))) if tune_on else None
+    for title, table in evaluate(settings, student, llms, out or outputs_root() / "search-eval", other).items():
+        show_table(title, table)
 
 
 def show_size(what: str, folder: Path) -> None:
     """Print a folder of files with its size."""
     typer.echo(f"{what}: {folder}, {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
-
-
-def stages_between(first: int, last: int) -> tuple[str, ...]:
-    """Stages of notebooks first to last, counted from 1. Raises: SettingsError."""
-    for option, number in (("from", first), ("to", last)):
-        if not 1 <= number <= len(STAGES):
-            raise SettingsError(f"parameter {option}={number} is not the number of a notebook, 1 to {len(STAGES)}")
-    if last < first:
-        raise SettingsError(f"parameter to={last} comes before from={first}")
-    return STAGES[first - 1 : last]
-
-
-def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, StageSettings]:
-    """Settings of every stage: defaults, a preset, `key=value` changes, a run name. Raises: SettingsError."""
-    values = DEFAULTS | read_preset(preset)
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise SettingsError(f"parameter set={change!r} is not of the form key=value")
-        values[key] = read_yaml(text, f"parameter {key}={text!r}") if text else ""
-    if name is not None:
-        values["run"] = name
-    return {stage: resolve(cls, values) for stage, cls in SETTINGS.items()}
-
-
-def read_preset(preset: str) -> dict[str, Any]:
-    """Values of a preset, by name or path. Raises: SettingsError."""
-    presets = notebooks_folder() / "presets"
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
-        raise SettingsError(f"parameter preset={preset!r} is neither one of {known} nor the path of a YAML file")
-    values = read_yaml(path.read_text(encoding="utf-8"), f"preset {preset}")
-    if not isinstance(values, dict):
-        raise SettingsError(f"preset {preset} does not hold lines of the form key: value")
-    return {str(key): value for key, value in values.items()}
-
-
-def read_yaml(text: str, what: str) -> Any:
-    """Parsed YAML. Raises: SettingsError, one line."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{what} is not YAML ({' '.join(str(error).split())})") from None
 
 
 def run_folder(run: str) -> RunFolder:

@@ -108,11 +108,9 @@ class CommandCodec:
             for name in levels:
                 values = rows[name].dropna()
                 if values.nunique() < 2:
-                    why = (
-                        f"it is the same for all pairs, {values.iloc[0]:.3g}"
-                        if len(values)
-                        else NO_VALUE.get(name, "no pair has a value")
-                    )
+                    why = NO_VALUE.get(name, "no pair has a value")
+                    if len(values):
+                        why = f"it is the same for all pairs, {values.iloc[0]:.3g}"
                     print(f"{name} is not commanded for {task}: {why}", flush=True)
                     continue
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()

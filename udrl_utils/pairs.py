@@ -234,9 +234,9 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
         raise SettingsError(f"{source}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}")
     table = table.assign(intent=table.intent.map(clean_intent), prompt=table.prompt.map(lambda p: " ".join(p.split())))
     asked, intended = table.task.isin(settings.tasks), table.intent.map(words).astype(bool)
-    left_out = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
-    if any(left_out.values()):
-        print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in left_out.items() if n)}", flush=True)
+    without = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
+    if any(without.values()):
+        print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in without.items() if n)}", flush=True)
     table = table[asked & intended]
     if table.empty:
         raise SettingsError(f"{source} holds no pair of the tasks {', '.join(settings.tasks)} that has an intent")

@@ -114,10 +114,12 @@ def kept(pairs: pd.DataFrame, embed: Embed) -> Any:
 
     Upper and lower case count the same. Names are known by their capitals, and negations in English only.
     """
-    return [
-        np.mean([has(f" {' '.join(words(prompt))} ") for has in to_keep(intent)] or [True])
-        for intent, prompt in zip(pairs.intent, pairs.prompt, strict=True)
-    ]
+    return [share_kept(intent, prompt) for intent, prompt in zip(pairs.intent, pairs.prompt, strict=True)]
+
+
+def share_kept(intent: str, prompt: str) -> float:
+    """Share of what a prompt must keep of an intent that it keeps, 0..1."""
+    return float(np.mean([has(f" {' '.join(words(prompt))} ") for has in to_keep(intent)] or [True]))
 
 
 @lru_cache(maxsize=10_000)

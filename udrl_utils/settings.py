@@ -7,22 +7,17 @@ error of one line. Nothing here knows what a stage does.
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
-from udrl_utils.secret import Addresses, Baselines, RequestFields, Secret
+from udrl_utils.fields import Addresses, Baselines, RequestFields, Secret, TaskName, TasksFile, known_task
 from udrl_utils.tables import NAMED
 from udrl_utils.tasks import TASKS, add_tasks
-
-# Nothing here asks a model hub unless the user names a hub id, and no library sends usage pings by default.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = {
@@ -42,21 +37,6 @@ SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; wha
 def builds_on(stage: str) -> tuple[str, ...]:
     """Stages that must be finished before this one: those before it, up to the student."""
     return STAGES[: min(STAGES.index(stage), 3)]
-
-
-def known_task(name: str) -> str:
-    """A task of the package or of tasks_file. Raises: ValueError for another name."""
-    if name not in TASKS:
-        *others, last = map(repr, TASKS)
-        raise ValueError(f"should be {', '.join(others)} or {last}")
-    return name
-
-
-def registered(file: str) -> str:
-    """The name of a file of tasks, which are known from now on. Raises: SettingsError when it cannot be read."""
-    if file:
-        add_tasks(file)
-    return file
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -98,12 +78,11 @@ class StageSettings(BaseModel):
 
     def check_tasks(self) -> None:
         """Check the tasks that are named, once those of the run are known. Raises: SettingsError."""
-        for parameter in ("unseen_lengths",):
-            for name in getattr(self, parameter, ()):
-                try:
-                    known_task(name)
-                except ValueError as error:
-                    raise wrong(type(self), parameter, name, str(error)) from None
+        for name in getattr(self, "unseen_lengths", ()):
+            try:
+                known_task(name)
+            except ValueError as error:
+                raise wrong(type(self), "unseen_lengths", name, str(error)) from None
 
     def needs(self, stage: str) -> tuple[str, ...]:
         """Stages of the run that must be finished before this one."""
@@ -118,16 +97,11 @@ class StageSettings(BaseModel):
 class DistillationSettings(StageSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
-    HOW = frozenset(
-        f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices")
-    ) | {"run"}
+    HOW = frozenset(f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices"))
+    HOW |= {"run"}
 
-    tasks_file: Annotated[str, AfterValidator(registered)] = setting(
-        "", "YAML file with tasks of your own; '' for none"
-    )
-    tasks: list[Annotated[str, AfterValidator(known_task)]] = setting(
-        list(TASKS), "kinds of prompt to distil", min_length=1
-    )
+    tasks_file: TasksFile = setting("", "YAML file with tasks of your own; '' for none")
+    tasks: list[TaskName] = setting(list(TASKS), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
     n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
@@ -169,10 +143,8 @@ class DistillationSettings(StageSettings):
 class AnnotationSettings(StageSettings):
     """02: the rewards that every pair is scored with."""
 
-    HOW = frozenset(f"judge_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget")) | {
-        "run",
-        "data_repo",
-    }
+    HOW = frozenset(f"judge_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget"))
+    HOW |= {"run", "data_repo"}
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)
@@ -375,20 +347,3 @@ def resolve(cls: type[S], given: dict[str, Any]) -> S:
         raise wrong(cls, name, getattr(settings, name), allowed)
     settings._given = dict(given)
     return settings
-
-
-def parameters_page() -> str:
-    """docs/parameters.md: every parameter by notebook, with its default and what it means."""
-    lines = [
-        "# Parameters",
-        "",
-        "A preset in `notebooks/presets` holds what differs from these defaults; `laptop` takes them as they are.",
-        "`udrl run --set name=value` changes one, and so does `papermill -p name value`. `make docs` makes this page.",
-    ]
-    shown: set[str] = set()
-    for stage, cls in SETTINGS.items():
-        lines += ["", f"## {stage}", "", "| parameter | default | meaning |", "|---|---|---|"]
-        fields = {name: field for name, field in cls.model_fields.items() if name not in shown}
-        lines += [f"| `{k}` | `{json.dumps(field.default)}` | {field.description} |" for k, field in fields.items()]
-        shown |= fields.keys()
-    return "\n".join(lines) + "\n"

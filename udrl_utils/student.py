@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Draw, Engine, Sampling, write
 from udrl_utils.errors import RunError
 from udrl_utils.machine import device_and_dtype, side_by_side
+from udrl_utils.runs import RunFolder
+from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import DATA
 
 if TYPE_CHECKING:
@@ -26,6 +28,30 @@ READY = DATA / "ready"  # the student that the package ships
 def ready_facts() -> dict[str, Any]:
     """Facts of the shipped student: the `encoder` of its rewards, and test `intents` by task."""
     return json.loads((READY / "ready.json").read_text(encoding="utf-8"))
+
+
+class Found(NamedTuple):
+    """A student that was named: its folder, its name, and the encoder of its rewards, "" where nothing tells it."""
+
+    folder: Path
+    name: str
+    encoder: str
+
+
+def find_student(student: str) -> Found:
+    """The student that is meant by "ready", by the name or folder of a run, or by its own folder.
+
+    Raises: RunError when there is none.
+    """
+    folder = Path(student)
+    if student == "ready":
+        return Found(READY, "ready", ready_facts()["encoder"])
+    if (folder / "commands.json").exists():
+        return Found(folder, folder.resolve().name, "")
+    run = RunFolder(folder if (folder / "run.json").exists() else student)
+    if not (run / "03_student" / "commands.json").exists():
+        raise RunError(f"student={student!r} is neither ready, nor a run with 03_student, nor a student's folder")
+    return Found(run / "03_student", run.name, run.settings(AnnotationSettings).encoder)
 
 
 class Student(Engine):

@@ -7,7 +7,7 @@ knows what a round asks for.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,18 +54,10 @@ def is_unseen(tasks: pd.Series, lengths: pd.Series, settings: TrainingSettings) 
 def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | None = None) -> CommandCodec:
     """The codec of a run, fitted on the rows that it is trained on, `train_rows` where none are given.
 
-    Raises: SettingsError when rounds are asked for and the rewards that they are judged by were not scored, or the
-    shipped base has read intents that the run tests with.
+    Raises: SettingsError as `check_start` does.
     """
-    tested = run.settings(DistillationSettings).test_fraction
-    if settings.base == "recorded" and tested > HELD_OUT:
-        raise SettingsError(
-            f"parameter base='recorded' has read intents that test_fraction={tested} holds out; at most {HELD_OUT} "
-            "is allowed with it, any with base=''"
-        )
     rewards = run.settings(AnnotationSettings).rewards
-    if settings.rounds and not JUDGED.issubset(rewards):
-        raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
+    check_start(settings, rewards, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train_rows(settings, run) if train is None else train, rewards, settings.bins)
     if settings.rounds and not has_rounds(settings, codec):
         print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
@@ -73,6 +65,21 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | 
     return replace(
         codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
     )
+
+
+def check_start(settings: TrainingSettings, rewards: Sequence[str], test_fraction: float) -> None:
+    """Check what training needs of the stages before it.
+
+    Raises: SettingsError when rounds are asked for and the rewards that they are judged by are not scored, or the
+    shipped base has read intents that the run tests with.
+    """
+    if settings.base == "recorded" and test_fraction > HELD_OUT:
+        raise SettingsError(
+            f"parameter base='recorded' has read intents that test_fraction={test_fraction} holds out; at most "
+            f"{HELD_OUT} is allowed with it, any with base=''"
+        )
+    if settings.rounds and not JUDGED.issubset(rewards):
+        raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
 
 
 def has_rounds(settings: TrainingSettings, codec: CommandCodec) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from udrl_utils import cli
+from udrl_utils import cli, presets
 from udrl_utils.runs import outputs_root, write_json
 from udrl_utils.settings import NOTEBOOKS, ROOT, STAGES
 
@@ -71,7 +71,7 @@ def test_changes_are_read_as_yaml():
         "teacher_base_urls=[http://host:1/v1]",
         "base=",
     ]
-    settings = cli.read_settings("laptop", changes, "b")
+    settings = presets.read_settings("laptop", changes, "b")
     training, distillation = settings["03_student"], settings["01_pairs"]
     assert (training.run, training.epochs, training.learning_rate, training.base) == ("b", 5, 2e-5, "")
     assert (distillation.tasks, distillation.teacher_base_urls) == (["related_search"], ["http://host:1/v1"])
@@ -79,7 +79,7 @@ def test_changes_are_read_as_yaml():
 
 @pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 4), (2, 2)])
 def test_stages_between(first, last):
-    assert cli.stages_between(first, last) == STAGES[first - 1 : last]
+    assert presets.stages_between(first, last) == STAGES[first - 1 : last]
 
 
 def mean(value: float) -> dict[str, float]:

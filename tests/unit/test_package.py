@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from udrl_utils.machine import environment
-from udrl_utils.settings import ROOT, parameters_page
+from udrl_utils.presets import parameters_page
+from udrl_utils.settings import ROOT
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from udrl_utils.cli import app
 from udrl_utils.commands import Command
-from udrl_utils.deploy import server as serving
+from udrl_utils.deploy import app as serving
 from udrl_utils.deploy.export import DeployedStudent, to_serve
 from udrl_utils.errors import RunError
 from udrl_utils.settings import ROOT

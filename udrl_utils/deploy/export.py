@@ -17,8 +17,8 @@ from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.errors import RunError, extra
 from udrl_utils.runs import RunFolder, digest, outputs_root
-from udrl_utils.settings import AnnotationSettings, DeploymentSettings
-from udrl_utils.student import READY, Student, ready_facts
+from udrl_utils.settings import DeploymentSettings
+from udrl_utils.student import Student, find_student
 
 # What CTranslate2 calls each precision: how weights are stored, and what they are computed in.
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
@@ -151,25 +151,18 @@ def load_engine(run: RunFolder, engine: str, student: str = "") -> Engine:
 
 
 def to_serve(student: str) -> tuple[Path, str, str]:
-    """The 8-bit export of "ready", a run, or a folder with a student or an export; its name, and its rewards' encoder.
+    """The 8-bit export of a student (`find_student`) or of an exported folder; its name, and its rewards' encoder.
 
-    What was not exported yet, or was trained again since, is exported to `outputs/.served`. The encoder is "" where a
-    folder does not tell it. Raises: RunError when there is no student.
+    What notebook 07 did not export since it was trained is exported to `outputs/.served`. Raises: RunError when there
+    is no student.
     """
-    source, name, encoder = Path(student), Path(student).resolve().name, ""
-    if (source / "engine.json").exists():
-        return source, name, encoder
-    if student == "ready":
-        source, name, encoder = READY, "ready", ready_facts()["encoder"]
-    elif not (source / "commands.json").exists():
-        run = RunFolder(source if (source / "run.json").exists() else student)
-        source, name = run / "03_student", run.name
-        if not (source / "commands.json").exists():
-            raise RunError(f"student={student!r} is neither ready, nor a run with 03_student, nor a student's folder")
-        encoder = run.settings(AnnotationSettings).encoder
+    if (Path(student) / "engine.json").exists():
+        return Path(student), Path(student).resolve().name, ""
+    source, name, encoder = find_student(student)
+    if (source.parent / "run.json").exists():
         with suppress(RunError):
-            load_engine(run, "int8")
-            return run / "07_deployment" / "int8", name, encoder
+            load_engine(RunFolder(source.parent), "int8")
+            return source.parent / "07_deployment" / "int8", name, encoder
     key = digest([digest(file) for file in sorted(source.glob("*.*"))])
     folder = outputs_root() / ".served" / key
     if not (folder / "engine.json").exists():

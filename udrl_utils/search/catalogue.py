@@ -56,7 +56,6 @@ def load_catalogue(settings: SearchSettings, folder: Path) -> tuple[pd.DataFrame
 
 
 def as_table(rows: Iterable[Row]) -> pd.DataFrame:
-    """Items as a table with COLUMNS."""
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

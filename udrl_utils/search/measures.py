@@ -134,16 +134,16 @@ def gains(results: pd.DataFrame, settings: SearchSettings) -> pd.DataFrame:
         if len(ours):
             known = len(ours) > 1 and not np.allclose(ours, theirs)  # one search alone proves nothing
             p = float(ttest_rel(ours, theirs).pvalue) if known else 1.0
-            found = {**interval(ours - theirs, settings), "p": p}
-            rows.append({"system": system, "against": against, "metric": metric, **found})
+            found = interval(ours - theirs, settings)
+            rows.append({"system": system, "against": against, "metric": metric, **found, "p": p})
     table = pd.DataFrame(rows)
     table["p"] = table.groupby("metric").p.transform(false_discovery_control)
     return table.sort_values(["metric", "system"], ignore_index=True)
 
 
-def gains_table(gained: pd.DataFrame, metrics: Sequence[str] = ("ndcg_10", "recall_50")) -> pd.DataFrame:
+def gains_table(gained: pd.DataFrame) -> pd.DataFrame:
     """One row per system: what it gains on which retriever, with 95% intervals and corrected p."""
-    rows = gained[gained.metric.isin(metrics)]
+    rows = gained[gained.metric.isin(("ndcg_10", "recall_50"))]
     texts = [f"{written(row, '+.3f')} p={row['p']:.2f}" for row in rows.to_dict("records")]
     return rows.assign(text=texts).pivot(index=["against", "system"], columns="metric", values="text")
 

@@ -21,6 +21,7 @@ from udrl_utils.commands import Command
 from udrl_utils.encoder import Embed
 from udrl_utils.engine import Engine
 from udrl_utils.errors import extra
+from udrl_utils.rewards import share_kept
 from udrl_utils.search.catalogue import texts_of
 from udrl_utils.settings import SearchSettings
 from udrl_utils.teachers import Journal, Request, Teacher
@@ -141,8 +142,8 @@ class Search:
     def rankings(self, lexical: Sequence[Query], dense: Sequence[Query]) -> dict[str, Ranked]:
         """Places by retriever, 'BM25', 'dense' and 'hybrid'; the hybrid fuses BM25 and every space."""
         by_words, by_vectors = self.words.nearest(lexical), [space.nearest(dense) for space in self.spaces]
-        hybrid = [fuse(rows) for rows in zip(by_words, *by_vectors, strict=True)]
-        return {"BM25": by_words, "dense": by_vectors[0], "hybrid": hybrid}
+        fused = map(fuse, zip(by_words, *by_vectors, strict=True))
+        return {"BM25": by_words, "dense": by_vectors[0], "hybrid": list(fused)}
 
 
 def llm_prompts(teacher: Teacher, intents: Sequence[str], n: int, replies: Path) -> list[Prompts]:
@@ -202,11 +203,11 @@ class PromptSearch:
         return [{task: [p for p in ps if fits(intent, p)] for task, ps in own.items()} for intent, own in pairs]
 
     def faithful(self, intent: str, prompt: str) -> bool:
-        """Whether a prompt keeps the intent's names and numbers, and each of its words exists in English or here."""
+        """Whether a prompt keeps what it must (`kept`, and unknown words: names), and all its words exist."""
         own, written = set(words(intent)), set(words(prompt))
-        names = {word for word in own if not zipf_frequency(word, "en") or any(map(str.isdigit, word))}
+        names = {word for word in own if not zipf_frequency(word, "en")}
         exists = lambda word: zipf_frequency(word, "en") or stem(word) in self.search.words.known  # noqa: E731
-        return names <= written and all(map(exists, written - own))
+        return names <= written and share_kept(intent, prompt) == 1 and all(map(exists, written - own))
 
     def rank(self, intents: Sequence[str], prompts: Sequence[Prompts], keep: float = 1.0) -> Ranked:
         """Places per intent by the hybrid of both retrievers; below 1, `keep` re-ranks the first page (`diversify`)."""

@@ -1,4 +1,4 @@
-"""Secrets in settings: addresses, fields of requests and baselines that hold a key or a password are refused.
+"""Types of settings that check themselves: names of tasks, and what must hold no secret.
 
 In go values of settings; out come the same values, which may be stored and shown. An error never shows a secret.
 """
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
+
+from udrl_utils.tasks import TASKS, add_tasks
 
 KEYS = "keys come from the environment variable OPENAI_API_KEY"
 SECRET_NAME = r"(^|[._-])key$|api.?key|authori[sz]ation|password|secret|bearer|(^|[._-]|access|auth)token$"
@@ -50,6 +52,23 @@ def without_secrets_in(baselines: list[str]) -> list[str]:
     return baselines
 
 
+def known_task(name: str) -> str:
+    """A task of the package or of tasks_file. Raises: ValueError for another name."""
+    if name not in TASKS:
+        *others, last = map(repr, TASKS)
+        raise ValueError(f"should be {', '.join(others)} or {last}")
+    return name
+
+
+def registered(file: str) -> str:
+    """The name of a file of tasks, which are known from now on. Raises: SettingsError when it cannot be read."""
+    if file:
+        add_tasks(file)
+    return file
+
+
+TaskName = Annotated[str, AfterValidator(known_task)]
+TasksFile = Annotated[str, AfterValidator(registered)]
 Addresses = Annotated[list[str], AfterValidator(without_secrets)]
 RequestFields = Annotated[dict[str, Any], AfterValidator(without_keys)]
 Baselines = Annotated[list[str], AfterValidator(without_secrets_in)]
