@@ -49,12 +49,13 @@ def items(folder: Path, limit: int) -> list[dict[str, Any]]:
     with extra("search", "parameter catalog='icons'"):
         import resvg_py
     folder.mkdir(parents=True, exist_ok=True)
-    names = list(icons())[: limit or None]
-    pictures = {name: folder / f"{name}.png" for name in names}
+    pictures = {name: folder / f"{name}.png" for name in list(icons())[: limit or None]}
     for name, file in pictures.items():
         drawing = icons()[name]["svgs"]["classic"]["solid"]["raw"]
         file.write_bytes(resvg_py.svg_to_bytes(drawing, height=SIZE, background="white", skip_system_fonts=True))
-    return [{"id": n, "title": icons()[n]["label"], "keywords": halves(n)[0], "image": pictures[n]} for n in names]
+    return [
+        {"id": n, "title": icons()[n]["label"], "keywords": halves(n)[0], "image": file} for n, file in pictures.items()
+    ]
 
 
 def judgements(ids: Collection[str]) -> dict[str, dict[str, int]]:

@@ -15,8 +15,7 @@ from PIL.ExifTags import Base
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff")}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-MAX_PIXELS = 64_000_000
-MAX_BYTES = 64_000_000
+MAX_PIXELS = MAX_BYTES = 64_000_000
 MAX_TEXT = 300  # characters of a title; longer ones are cut
 MAX_KEYWORDS = 40
 INTENT_WORDS = 20  # words of an intent that comes from an image, at most
