@@ -53,9 +53,7 @@ def items(folder: Path, limit: int) -> list[dict[str, Any]]:
     for name, file in pictures.items():
         drawing = icons()[name]["svgs"]["classic"]["solid"]["raw"]
         file.write_bytes(resvg_py.svg_to_bytes(drawing, height=SIZE, background="white", skip_system_fonts=True))
-    return [
-        {"id": n, "title": icons()[n]["label"], "keywords": halves(n)[0], "image": file} for n, file in pictures.items()
-    ]
+    return [{"id": n, "title": icons()[n]["label"], "keywords": halves(n)[0], "image": f} for n, f in pictures.items()]
 
 
 def judgements(ids: Collection[str]) -> dict[str, dict[str, int]]:
