@@ -80,7 +80,7 @@ def baselines(search: Search, intents: Sequence[str]) -> dict[str, Ranked]:
     first = search.rankings(alone, alone)
     lexical, dense = [], []
     for intent, by_words, by_vectors in zip(intents, first["BM25"], first["dense"], strict=True):
-        held = Counter(term for place in by_words[: READ[0]] for term in set(search.words.tokens(search.texts[place])))
+        held = Counter(t for p in by_words[: READ[0]] for t in dict.fromkeys(search.words.tokens(search.texts[p])))
         share = FEEDBACK[0] * len(search.words.tokens(intent)) / TERMS
         lexical.append({**{term: share for term, _ in held.most_common(TERMS)}, intent: 1.0})
         nearest = [search.texts[place] for place in by_vectors[: READ[1]]]
