@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, scripts, words
+from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, is_empty, scripts
 
 if TYPE_CHECKING:
     import torch
@@ -219,8 +219,8 @@ class Engine:
 
     def _checked(self, intents: Sequence[str], commands: Sequence[Command], strict: bool) -> list[Command]:
         for intent in intents:
-            if not words(clean_intent(intent)):
-                raise CommandError(f"intent={intent!r} is empty: it has no letter or digit")
+            if is_empty(intent):
+                raise CommandError(f"intent={intent!r} is empty: it has no letter, digit or emoji")
         found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
         unread = {script for intent in intents for script in scripts(intent)} - {"LATIN", *self.codec.scripts}
         if unread:

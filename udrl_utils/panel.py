@@ -28,7 +28,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, ProbeSettings
 from udrl_utils.student import ready_facts
 from udrl_utils.tasks import TASKS
-from udrl_utils.text import clean_intent, share, words
+from udrl_utils.text import clean_intent, is_empty, share
 
 STEPS = 10  # values of a sweep
 SHIPPED = "ready student"  # its name in the list of runs; a run's name has no space
@@ -93,7 +93,7 @@ class Prober:
         Raises: CommandError when the intent is empty or the command asks for a reward that the student does not know.
         """
         intent = clean_intent(intent)
-        if not words(intent):
+        if is_empty(intent):
             raise CommandError("the intent is empty: type a few words, such as koi pond, or choose a test intent")
         command, note = self.codec.feasible(command)
         sampler = self.sampler.of(self.sampler.student, **sampling)

@@ -50,6 +50,11 @@ def harmless(text: str) -> str:
     return regex.sub(r"<(?=[|/a-zA-Z<])|\[(?=/?INST\])", r"\g<0> ", text)
 
 
+def is_empty(intent: str) -> bool:
+    """Whether an intent asks for nothing: it holds no letter, digit or emoji."""
+    return not regex.search(r"[\p{L}\p{N}\p{So}]", intent)
+
+
 def words(text: str) -> list[str]:
     """Lower-case words of a text, without punctuation; in scripts without spaces, each character is a word."""
     return WORD.findall(text.lower())

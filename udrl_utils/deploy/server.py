@@ -35,7 +35,7 @@ from udrl_utils.deploy.protocol import (
     usage,
 )
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.text import clean_intent, words
+from udrl_utils.text import clean_intent, is_empty
 
 
 class Server:
@@ -89,8 +89,9 @@ class Server:
         """A job that writes `n` prompts for each intent. Raises: Refused."""
         prefixes = []
         for intent in intents:
-            if not words(clean_intent(intent)):
-                raise Refused(400, f"{param}: the intent {intent!r:.80} is empty: it has no letter or digit", param)
+            if is_empty(intent):
+                line = f"{param}: the intent {intent!r:.80} is empty: it has no letter, digit or emoji"
+                raise Refused(400, line, param)
             with warnings.catch_warnings(record=True) as cut:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
