@@ -31,7 +31,7 @@ corpus: install  ## record the teacher anew, then the base and the ready student
 	$(BIN)/udrl llm qwen2.5-coder-1.5b
 	$(BIN)/udrl run --preset record --to 1 $(ARGS)
 	$(BIN)/udrl record record
-	$(BIN)/udrl base
+	$(BIN)/udrl base $(addprefix --glosses ,$(wildcard /usr/share/wordnet))
 	$(BIN)/udrl ready
 
 bench: install  ## training and decoding beside what one would use instead, after make run

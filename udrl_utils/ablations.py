@@ -25,7 +25,7 @@ from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import PROMPTS_PER_SET, returns, train_rounds
+from udrl_utils.rounds import PASSES, PROMPTS_PER_SET, train_rounds
 from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, TrainingSettings
@@ -34,17 +34,18 @@ from udrl_utils.training import student_stamp, train_student
 
 MEASURING = {"ablation_rows", "analysis_intents", "samples_per_intent"}  # what a measured trial depends on besides
 INTENTS = 8  # test intents per task that a variant is measured on
-PER_SET = 3 * PROMPTS_PER_SET  # training rows that a set of a round stands for: its prompts, and twice as many pairs
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs: training settings, how sampling goes, the share of the pairs, and what is done to them."""
+    """What differs: training settings, how sampling goes, the share of the pairs, what is done to them, and whether as
+    many rows are passed over as a round would take."""
 
     training: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
     change: Callable[[pd.DataFrame, AnnotationSettings], pd.DataFrame] = lambda rows, _: rows
+    more: bool = False
 
 
 def shuffled(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFrame:
@@ -57,9 +58,9 @@ def shuffled(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFrame
 
 
 def best_fifth(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFrame:
-    """The fifth of the pairs of highest return: cloning of the best, without commands."""
-    codec = CommandCodec.fit(rows, annotation.rewards, 10)
-    return rows.loc[returns(rows, codec).nlargest(len(rows) // 5).index].sort_index()
+    """The fifth of the pairs with the highest mean level: cloning of the best, without commands."""
+    levels = CommandCodec.fit(rows, annotation.rewards, 10).achieved_levels(rows)
+    return rows.loc[levels.mean(axis=1).nlargest(len(rows) // 5).index].sort_index()
 
 
 VARIANTS = {
@@ -80,7 +81,7 @@ VARIANTS = {
     "half of the pairs": Variant(share=0.5),
     "an eighth of the pairs": Variant(share=0.125),
     "one round": Variant({"rounds": 1}),
-    "one round, no anchor": Variant({"rounds": 1, "kl_anchor": 0.0}),
+    "more passes in place of a round": Variant(more=True),
     "two rounds": Variant({"rounds": 2}),
 }
 
@@ -121,7 +122,7 @@ def measure(settings: AnalysisSettings, run: RunFolder, name: str, seed: int) ->
     home = RunFolder(folder_of(run, name, seed))
     file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
     variant = VARIANTS[name]
-    differs = [variant.training, variant.sampling, variant.share]
+    differs = [variant.training, variant.sampling, variant.share, variant.more]
     now = student_stamp(run.settings(TrainingSettings), run)
     now["read"] |= {"the variant": digest(differs), "the parameters of the analysis": digest(measuring)}
     renew(home.path, now)
@@ -147,9 +148,9 @@ def try_out(
     pd.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
     training = run.settings(TrainingSettings)
     training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
-    sets = min(training.round_sets, budget // (4 * PER_SET))
-    rest = budget - training.rounds * sets * PER_SET
-    training = training.model_copy(update={"round_sets": sets, "epochs": rest / len(train)})
+    prompts = PROMPTS_PER_SET * training.round_sets
+    passes = budget / len(train) + (PASSES * (1 + prompts / len(train)) if variant.more else 0)
+    training = training.model_copy(update={"epochs": passes})
     train_student(training, home)
     train_rounds(training, home)
     student = Student.load(home / "03_student")

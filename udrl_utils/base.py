@@ -2,11 +2,14 @@
 
 The base is a small GPT-2 with a tokenizer of its own. It reads `intent <|prompt|> prompt <|end|>` and nothing else:
 no task, no command, no length to come. Words that an intent and its prompt share are swapped anew in every pass, so
-that it learns to copy. `udrl base` makes it, and `udrl ready` the student, from the recording alone.
+that it learns to copy. Before that it may read a dictionary, which knows far more words than a small recording does.
+`udrl base` makes it, and `udrl ready` the student.
 """
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -38,6 +41,8 @@ from udrl_utils.training_log import TrainingLog, callback
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
 ENOUGH = 5_000_000  # tokens that a small GPT-2 reads until it writes English: twenty minutes of two cores
+GLOSS_WORDS = range(2, 31)  # words of a definition or an example that is read
+PROMPTS_COUNT = 6  # times that recorded texts count beside a dictionary when the vocabulary is made
 SHOWN_INTENTS = 50  # per task, that travel with the ready student
 
 
@@ -96,6 +101,30 @@ def one_pass(
     return rows
 
 
+def read_glosses(folder: Path) -> list[dict[str, str]]:
+    """Prompt/completion rows of WordNet: a word and its definition, or an example; none with a held-out noun.
+
+    `folder`: its data files (data.noun, ...; Debian's package wordnet-base puts them into /usr/share/wordnet).
+    Raises: SettingsError where there are none.
+    """
+    files = sorted(folder.glob("data.*"))
+    if not files:
+        raise SettingsError(f"parameter glosses='{folder}' holds no data.noun and other data files of WordNet")
+    rows, rng = [], random.Random(0)
+    for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line[0] != " "):
+        synset, gloss = line.split(" | ", 1)
+        fields = synset.split()
+        names = [
+            re.sub(r"\(.*", "", name).replace("_", " ").lower() for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+        ]
+        definition, *_ = gloss.split('; "')
+        for text in (definition.strip().lower(), *map(str.lower, re.findall(r'"([^"]+)"', gloss))):
+            word = rng.choice(names)
+            if len(text.split()) in GLOSS_WORDS and not (held_out(word) or names_held_out(text)):
+                rows.append({"prompt": f"{harmless(word)}{END_OF_PREFIX}", "completion": harmless(text)})
+    return rows
+
+
 def train_base(
     distillation: DistillationSettings,
     training: TrainingSettings,
@@ -103,11 +132,13 @@ def train_base(
     out: Path,
     command: str,
     folder: Path = RECORDED,
+    glosses: Path | None = None,
 ) -> None:
     """Train a base from scratch, in the shape of the settings, on what is recorded in the folder.
 
-    It is saved to `out` in float16, with its tokenizer and a card that names the `command` which makes it.
-    Raises: SettingsError as `corpus` does.
+    With `glosses`, WordNet's folder, it reads those once before. It is saved to `out` in float16, with its tokenizer
+    and a card that names the `command` which makes it.
+    Raises: SettingsError as `corpus` and `read_glosses` do.
     """
     import torch
     from datasets import Dataset, concatenate_datasets
@@ -116,21 +147,27 @@ def train_base(
     seed_everything(settings.seed)
     pairs = corpus(distillation, settings, folder)
     train, held = pairs[pairs.split == "train"], pairs[pairs.split == "validation"]
-    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, [END_OF_PREFIX])
+    dictionary = read_glosses(glosses) if glosses else []
+    texts = [*train.intent, *train.prompt] * PROMPTS_COUNT + [text for row in dictionary for text in row.values()]
+    tokenizer = train_tokenizer(texts, settings.vocab_size, [END_OF_PREFIX])
     passes = passes or enough_passes(train.prompt, tokenizer)
     rows = [Dataset.from_list(one_pass(train, number, settings, tokenizer)) for number in range(passes)]
     watched = Dataset.from_list(one_pass(held, 0, settings.model_copy(update={"word_swaps": 0})))
-    print(f"{len(train)} prompts, {passes} times", flush=True)
-    with TemporaryDirectory() as work:
-        model = new_student(settings, tokenizer)
-        trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
-        trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
-        trainer.train()
-        loss = trainer.evaluate()["eval_loss"]
+    print(f"{len(dictionary)} glosses; {len(train)} prompts, {passes} times", flush=True)
+    courses = {"glosses": Dataset.from_list(dictionary)} if dictionary else {}
+    model = new_student(settings, tokenizer)
+    for course, data in {**courses, "prompts": concatenate_datasets(rows)}.items():
+        with TemporaryDirectory() as work:
+            trainer = make_trainer(model, tokenizer, settings, Path(work), data, watched)
+            trainer.add_callback(callback(TrainingLog(course, held.head(0)), None))
+            trainer.train()
+            loss = trainer.evaluate()["eval_loss"]
+        settings = settings.model_copy(update={"learning_rate": settings.learning_rate / 2})
     tokens = sum(token_counts(trainer.train_dataset)[0])
     trainer.model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    facts = {
+    first = {"Read first": f"{len(dictionary)} definitions and examples of WordNet 3.0, once"} if dictionary else {}
+    facts = first | {
         "Read": f"{len(train)} prompts that {recorded_name(folder)} wrote for {train.intent.nunique()} intents",
         "Passes": f"{passes} of {tokens // passes} tokens each, words swapped anew in each",
         "Shape": f"GPT-2, {settings.n_layer} layers x {settings.n_embd}, {settings.n_head} heads, {len(tokenizer)} "
@@ -186,7 +223,7 @@ def ship_student(run: RunFolder, out: Path, command: str) -> None:
         "Trained on": f"{len(train)} pairs of {train.intent.nunique()} intents, written by "
         f"{', '.join(sorted(train.teacher.unique()))}",
         "Started from": f"`base: {training.base}`" if training.base else "scratch",
-        "Passes": f"{training.epochs:g}, and at most {training.rounds} rounds",
+        "Passes": f"{training.epochs:g}, then {training.rounds} rounds of {training.round_sets} sets",
         "Seed": training.seed,
         "Time": f"{seconds / 60:.1f} minutes on {environment()['machine']}",
         "Made by": f"`{command}`",

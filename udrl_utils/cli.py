@@ -190,6 +190,7 @@ def page(
 @app.command()
 def base(
     passes: Annotated[int | None, typer.Option(help="passes over the recorded prompts, else by their number")] = None,
+    glosses: Annotated[Path | None, typer.Option(help="folder of WordNet's data files, to be read first")] = None,
     out: Out = None,
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:
@@ -200,8 +201,9 @@ def base(
         raise SettingsError(f"parameter passes={passes} should be at least 1")
     values = read_preset(preset)
     pairs, training = resolve(DistillationSettings, values), resolve(TrainingSettings, values)
-    command = f"udrl base --preset {preset}" + (f" --passes {passes}" if passes else "")
-    train_base(pairs, training, passes, out or BASE, command)
+    options = {"passes": passes, "glosses": glosses}
+    command = f"udrl base --preset {preset}" + "".join(f" --{name} {value}" for name, value in options.items() if value)
+    train_base(pairs, training, passes, out or BASE, command, glosses=glosses)
     show_size("base", out or BASE)
 
 

@@ -111,21 +111,6 @@ def loss_curves(log: pd.DataFrame) -> Figure:
     return figure
 
 
-def rounds(history: pd.DataFrame) -> Figure:
-    """The front of each round on validation intents, per task: relevance against set diversity, teacher = 1."""
-    figure, axes = panels(max(1, history.task.nunique()), sharey=True)
-    means = {"relevance": "mean", "diversity": "mean"}
-    points = history.groupby(["task", "round", "command"], sort=False, as_index=False).agg(means)
-    for axis, (task, rows) in zip(axes, points.groupby("task"), strict=True):
-        seaborn.lineplot(
-            rows, x="diversity", y="relevance", hue="round", palette="viridis", marker="o", sort=False, ax=axis
-        )
-        axis.axhline(1, color="gray", linewidth=1, linestyle="--")
-        axis.axvline(1, color="gray", linewidth=1, linestyle="--")
-        axis.set(xlabel="set diversity [teacher = 1]", ylabel="relevance [teacher = 1]", title=task)
-    return figure
-
-
 def edge(probes: pd.DataFrame) -> Figure:
     """Share of samples that did what was asked at the edge of the data; diamonds: the share among train pairs."""
     figure, (axis,) = panels(1, width=8, height=0.5 * len(probes) + 1.2)
@@ -187,6 +172,7 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
     looks = {
         "base": {"label": "before: the base that training starts from", "color": "0.45", "marker": "s"},
         "student": {"label": "after: the student, trained on commands", "color": blue, "marker": "o"},
+        "novice": {"label": "the student before its rounds", "color": "0.2", "marker": "v"},
         "shuffled": {"label": "a student trained on shuffled commands", "color": orange, "marker": "^"},
         "plain": {"label": "plain SFT on the same pairs, without commands", "color": "0.45", "marker": "s"},
     }

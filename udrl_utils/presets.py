@@ -101,7 +101,7 @@ def check_stages(settings: dict[str, StageSettings], stages: Sequence[str]) -> N
             near = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(name, known, 1))
             refuse("02_annotated", "rewards", name, f"is unknown; {near}allowed are {', '.join(known)}")
     if "03_student" in stages:
-        check_start(cast(TrainingSettings, settings["03_student"]), scored["rewards"], pairs["test_fraction"])
+        check_start(cast(TrainingSettings, settings["03_student"]), pairs["test_fraction"])
     for text in analysis["baselines"]:
         if not FORM.fullmatch(text):
             refuse("04_analysis", "baselines", text, "should be local:<model> or openai:<model>@<http address>")

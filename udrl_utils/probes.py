@@ -1,12 +1,10 @@
 """Probes beyond calibration: likelihood without sampling, several commands at once, the edge of the data.
 
-A student and annotated pairs go in; tables and metrics come out. Intents from outside and the gain of rounds are
-measured here, too.
+A student and annotated pairs go in; tables and metrics come out. Intents from outside are measured here, too.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from udrl_utils.commands import Command
 from udrl_utils.evaluation import calibration_metrics, interval, ratio_interval, sample_calibration, without_levels
 from udrl_utils.pairs import extra_teacher
 from udrl_utils.rewards import annotate
-from udrl_utils.rounds import PATH, hypervolume, measure_front
 from udrl_utils.runs import RunFolder
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, MeasuringSettings, TrainingSettings
@@ -146,42 +143,6 @@ def edge_of_the_data(
             {"probe": f"{name} above the 99th percentile", "asked": "level 1", "achieved": above, "train": 0.01}
         )
     return pd.DataFrame(rows)
-
-
-def round_fronts(
-    sampler: Sampler, annotated: pd.DataFrame, folder: Path, intents: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fronts on test intents of the student before any round and of the last one."""
-    test = annotated[annotated.split == "test"]
-    students = Student.load(folder / "rounds" / "0"), sampler.student
-    before, after = (measure_front(sampler.of(s), test, PATH, intents, n=6) for s in students)
-    return before, after
-
-
-def front_gain(before: pd.DataFrame, after: pd.DataFrame, settings: AnalysisSettings) -> dict[str, float]:
-    """Hypervolume that the front of `after` gains over that of `before`: mean over tasks, resampled in pairs."""
-    rng, axes = np.random.default_rng(settings.seed), ["relevance", "diversity"]
-    cubes = [
-        [
-            rows.pivot(index="command", columns="intent", values=axes).to_numpy().reshape(rows.command.nunique(), 2, -1)
-            for _, rows in front.groupby("task")
-        ]
-        for front in (before, after)
-    ]
-
-    def volume(cube: Any, draw: Any) -> float:
-        return hypervolume(list(map(tuple, np.nanmean(cube[:, :, draw], axis=2))))
-
-    gains = []
-    for turn in range(settings.bootstrap_samples + 1):
-        # the first turn takes all intents as they are
-        draws = [
-            rng.integers(0, cube.shape[2], cube.shape[2]) if turn else np.arange(cube.shape[2]) for cube in cubes[0]
-        ]
-        first, second = (np.mean([volume(c, d) for c, d in zip(side, draws, strict=True)]) for side in cubes)
-        gains.append(second - first)
-    low, high = np.percentile(gains[1:], [2.5, 97.5])
-    return {"mean": float(gains[0]), "low": float(low), "high": float(high)}
 
 
 def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:

@@ -1,15 +1,14 @@
-"""Rounds of upside-down RL: ask for a little more than the best seen, and learn from what was really achieved.
+"""Rounds of upside-down RL: the student is asked, and learns from what it really achieved.
 
-A round asks the student itself for prompts for train intents, scores them, and relabels each with the rewards that
-it achieved (hindsight): whatever was asked for, "this prompt got that" is true. The buffer holds the teacher's
-pairs and the best of what rounds added (Srivastava et al., arXiv 1912.02877, algorithm 1).
+A round asks the student itself for prompts for train intents, under commands of all kinds. It scores them, and relabels
+each with the rewards that it achieved (hindsight): whatever was asked for, "this prompt got that" is true. The student
+then learns from the teacher's pairs and from all that rounds added (Srivastava et al., arXiv 1912.02877, algorithm 1).
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +28,13 @@ from udrl_utils.settings import AnnotationSettings, DistillationSettings, Traini
 from udrl_utils.student import Student, model_card
 from udrl_utils.text import clean_intent
 from udrl_utils.trainer import plan_of, set_dropout
-from udrl_utils.training import fit, has_rounds, seen, train_rows
+from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
 
 # Short prompts stay nearer to their intent and farther from each other, which is why lengths are among them.
 GRID = {"length": (None, 6, 8, 10), "relevance": (None, 0.45), "diversity": (0.75, 0.85)}
-BEST = 0.05  # share of a task's pairs, by return, that exploratory commands start from
 PROMPTS_PER_SET = 4
-PATH = {"diversity": (0.05, 0.35, 0.55, 0.65, 0.75, 0.85, 0.95)}
+PASSES = 2  # over the teacher's pairs and those in hindsight, in each round
 
 
 def measure_front(
@@ -79,65 +77,19 @@ def best_commands(measured: pd.DataFrame) -> tuple[dict[str, dict[str, float]], 
     return best, table.reset_index(drop=True)
 
 
-def hypervolume(points: list[tuple[float, float]]) -> float:
-    """Area that points (both to be maximised) dominate, from the origin; negative coordinates dominate nothing."""
-    area, reached = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):
-        if x > 0 and y > reached:
-            area += x * (y - reached)
-            reached = y
-    return area
-
-
-def front_volume(front: pd.DataFrame) -> float:
-    """Hypervolume of a measured front: mean over tasks."""
-    points = front.groupby(["task", "command"])[["relevance", "diversity"]].mean()
-    areas = [hypervolume(list(rows.itertuples(index=False, name=None))) for _, rows in points.groupby("task")]
-    return sum(areas) / len(areas)
-
-
-def returns(rows: pd.DataFrame, codec: CommandCodec) -> pd.Series:
-    """Return of each row: mean quantile level of its rewards, length aside, for which more is not better."""
-    return codec.achieved_levels(rows).mean(axis=1).fillna(0.0)
-
-
-def exploratory_commands(buffer: pd.DataFrame, codec: CommandCodec, task: str, rng: random.Random) -> Iterator[Command]:
-    """Endless commands a little beyond the best of a task: levels between their mean and one standard deviation above
-    it, lengths as the best have them."""
-    rows = buffer[buffer.task == task]
-    levels = codec.achieved_levels(rows)
-    best = levels.mean(axis=1).nlargest(max(2, int(len(rows) * BEST))).index
-    means, spreads = levels.loc[best].mean(), levels.loc[best].std().fillna(0)
-    lengths = rows.loc[best, "length"].astype(int).tolist() if "length" in codec.rewards else [None]
-    while True:
-        asked = {name: min(1.0, means[name] + rng.random() * spreads[name]) for name in codec.edges[task]}
-        yield codec.feasible(Command(task, length=rng.choice(lengths), **asked))[0]
-
-
-def practice_commands(buffer: pd.DataFrame, codec: CommandCodec, task: str, rng: random.Random) -> Iterator[Command]:
-    """Endless commands that ask for what some pair of the task achieved, in some of the rewards."""
-    rows = buffer[buffer.task == task].dropna(subset=list(codec.edges[task]))
-    known = codec.rewards_of(task)
-    levels = codec.achieved_levels(rows).to_dict("records")
-    lengths = rows.length.astype(int).tolist() if "length" in codec.rewards else []
-    while True:
-        place = rng.randrange(len(rows))
-        names = [name for name in known if rng.random() < 0.5] or [rng.choice(known)]
-        asked = {name: levels[place][name] for name in names if name != "length"}
-        yield Command(task, length=lengths[place] if "length" in names else None, **asked)
-
-
-def round_requests(buffer: pd.DataFrame, codec: CommandCodec, sets: int, seed: int) -> list[tuple[str, Command]]:
-    """`sets` train intents with a command each: exploratory and practice commands in turn."""
+def round_requests(train: pd.DataFrame, codec: CommandCodec, sets: int, seed: int) -> list[tuple[str, Command]]:
+    """`sets` train intents with a command each: some of the rewards, at any level, and lengths that pairs of the task
+    have; in place of an infeasible command the nearest feasible one."""
     rng = random.Random(f"round {seed}")
-    pools = {task: sorted(rows.intent.unique()) for task, rows in buffer.groupby("task")}
-    streams = {
-        task: [kind(buffer, codec, task, rng) for kind in (exploratory_commands, practice_commands)] for task in pools
-    }
+    intents = {task: sorted(rows.intent.unique()) for task, rows in train.groupby("task")}
+    lengths = {task: rows.length.astype(int).tolist() for task, rows in train.groupby("task")}
     requests = []
-    for k in range(sets):
-        task = rng.choice(list(pools))
-        requests.append((rng.choice(pools[task]), next(streams[task][k % 2])))
+    for _ in range(sets):
+        task = rng.choice(list(intents))
+        known = codec.rewards_of(task)
+        names = rng.sample(known, rng.randint(min(1, len(known)), len(known)))
+        asked = {name: rng.choice(lengths[task]) if name == "length" else rng.random() for name in names}
+        requests.append((rng.choice(intents[task]), codec.feasible(Command(task, **asked))[0]))
     return requests
 
 
@@ -167,45 +119,26 @@ def write_hindsight(rows: pd.DataFrame, file: Path) -> None:
     write_shard(file, pyarrow.Table.from_pandas(rows, preserve_index=False))
 
 
-def bounded(hindsight: pd.DataFrame, codec: CommandCodec, size: int) -> pd.DataFrame:
-    """The `size` rows of highest return; all of them where there are fewer."""
-    return hindsight.loc[returns(hindsight, codec).nlargest(size).index].sort_index()
-
-
-def train_rounds(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
-    """Take the run's student through its rounds; stops, and keeps the last student, when the front gains no more.
+def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
+    """Take the run's student through its rounds.
 
     Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
-    Returns one row per command of the front and student: round, task, command, relevance, diversity (ratios to the
-    teacher on validation intents), hypervolume, kept.
     """
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
     folder, processes = run / "03_student", PartialState()
-    if not has_rounds(settings, CommandCodec.load(folder)):
-        return pd.DataFrame()
     train, held = train_rows(settings, run), read_annotated(run, "validation")
-    student = Student.load(folder / "rounds" / "0")
-    sampler, fronts, best = run_sampler(settings, run, student), [], 0.0
-    for number in range(settings.rounds + 1):
-        if number:
-            with processes.main_process_first():
-                if processes.is_main_process:
-                    ask_round(settings, run, number, sampler.of(student), train)
-            student = learn_round(settings, run, number, train, held)
-        front = measure_front(sampler.of(student), held, PATH)
-        (volume,) = broadcast_object_list([front_volume(front)])  # all processes must come to the same conclusion
-        fronts.append(front.assign(round=number, hypervolume=volume, kept=volume > best))
-        print(f"round {number}: hypervolume of the validation front {volume:.3f}", flush=True)
-        if volume <= best:
-            break
-        best = volume
-        if processes.is_main_process:
-            student.save(folder)
+    student = Student.load(folder)
+    sampler = run_sampler(settings, run, student)
+    for number in range(1, settings.rounds + 1):
+        with processes.main_process_first():
+            if processes.is_main_process:
+                ask_round(settings, run, number, sampler.of(student), train)
+        student = learn_round(settings, run, number, train, held)
+    if processes.is_main_process:
+        student.save(folder)
     processes.wait_for_everyone()
     end_rounds(run)
-    return pd.concat(fronts, ignore_index=True)
 
 
 def ask_round(
@@ -215,8 +148,7 @@ def ask_round(
     file = run / "03_student" / "rounds" / str(number) / "hindsight.parquet"
     if not file.exists():
         print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-        buffer = pd.concat([train, *earlier_rounds(run, number)], ignore_index=True)
-        requests = round_requests(buffer, sampler.student.codec, settings.round_sets, settings.seed + number)
+        requests = round_requests(train, sampler.student.codec, settings.round_sets, settings.seed + number)
         samples = sampler.sample(requests, PROMPTS_PER_SET)
         write_hindsight(hindsight_rows(samples, run.settings(DistillationSettings), number), file)
     return pd.read_parquet(file)
@@ -231,7 +163,7 @@ def earlier_rounds(run: RunFolder, number: int) -> list[pd.DataFrame]:
 def learn_round(
     settings: TrainingSettings, run: RunFolder, number: int, train: pd.DataFrame, held: pd.DataFrame
 ) -> Student:
-    """The student of a round: that of the round before, trained on all hindsight and twice as many teacher's pairs.
+    """The student of a round: that of the round before, trained on the teacher's pairs and on all hindsight.
 
     It is not trained again where it is there already.
     """
@@ -242,21 +174,17 @@ def learn_round(
     if (home / "commands.json").exists():
         return Student.load(home)
     student = Student.load(before)
-    hindsight = pd.concat(earlier_rounds(run, number + 1), ignore_index=True)
-    hindsight = bounded(hindsight, student.codec, len(train) // 2)
-    kept = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
+    rows = pd.concat([train, *(seen(past, settings) for past in earlier_rounds(run, number + 1))], ignore_index=True)
     rate = plan_of(settings, train, student.tokenizer).learning_rate
-    brief = settings.model_copy(update={"epochs": 1, "learning_rate": rate / 2})
+    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": rate / 2})
     with PartialState().main_process_first():
-        rows = pd.concat([seen(hindsight, settings), kept])
         data = [
             command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")
             for table in (rows, held)
         ]
     set_dropout(student.model, 0.0)
-    anchor = Student.load(before).model if settings.kl_anchor else None
     now = stamp(brief, [before / "model.safetensors"], rows=rows)
-    fit(student, brief, home, *data, TrainingLog(f"round {number}", held), now, anchor)
+    fit(student, brief, home, *data, TrainingLog(f"round {number}", held), now)
     return Student.load(home)
 
 

@@ -191,17 +191,16 @@ class TrainingSettings(SamplingSettings):
     n_embd: int = setting(192, "width, from scratch only", ge=32, le=4096)
     n_positions: int = setting(256, "context [tokens]; more where the longest pair needs it", ge=64, le=4096)
     copy_init: bool = setting(True, "start from scratch with a copying circuit in the first two layers")
-    epochs: float = setting(6, "passes over the train split; 0 for what suits the number of pairs", ge=0, le=1000)
+    epochs: float = setting(3, "passes over the train split; 0 for what suits the number of pairs", ge=0, le=1000)
     batch_size: int = setting(8, "pairs per optimiser step", ge=1)
     learning_rate: float = setting(0.001, "peak learning rate; 0 for what suits the number of pairs", ge=0, lt=1)
     horizon: int = setting(1, "words between two notes of the length still to come; 0 for no notes", ge=0)
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
-    rounds: int = setting(0, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
-    round_sets: int = setting(400, "sets of 4 prompts that a round asks the student for", ge=10)
+    rounds: int = setting(1, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
+    round_sets: int = setting(2000, "sets of 4 prompts that a round asks the student for", ge=10)
     unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
-    kl_anchor: float = setting(0.05, "weight that keeps a round near the student it started from; 0 for none", ge=0)
     model_repo: str = setting("", "Hub repository to upload the student to; '' for none")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "where losses are also reported: none, tensorboard, wandb, trackio"
@@ -234,7 +233,7 @@ class AnalysisSettings(SamplingSettings, MeasuringSettings):
     outside_intents: str = setting("", "file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = setting("intent", "column of the outside intents", min_length=1)
     ablations: list[str] = setting([], "variants to train and compare: all, or such as 'no guidance'; [] for none")
-    ablation_rows: int = setting(6000, "training rows that each variant gets", ge=100)
+    ablation_rows: int = setting(6000, "rows that each variant is trained on before any round", ge=100)
     ablation_seeds: int = setting(3, "seeds that each variant is trained with", ge=1)
 
 

@@ -141,22 +141,18 @@ class AlikeLengths:
 def trainer_class() -> type:
     """The trainer's class; made in a function because importing TRL takes seconds."""
     import torch
-    from torch.nn.functional import cross_entropy, kl_div
+    from torch.nn.functional import cross_entropy
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
     class UDRLTrainer(SFTTrainer):
-        """TRL's SFTTrainer with three departures.
+        """TRL's SFTTrainer with two departures.
 
         Speed: logits are computed for completion tokens only, without TRL's per-token metrics, and rows of similar
         length share a batch, which needs little padding.
         Weight: the loss is cross entropy summed over completion tokens, divided by what a batch has on average.
         Divided by its own tokens, a token of a short batch would weigh several times one of a long batch.
-        Anchor: `weight` times KL(anchor || model) is added, so that a round does not forget the student it started
-        from (as in Quark, arXiv 2205.13636).
         """
-
-        anchor, weight = None, 0.0
 
         def __init__(self, model: Any, **options: Any):
             if device_and_dtype()[0] == "cpu":
@@ -173,11 +169,6 @@ def trainer_class() -> type:
             with self.accelerator.autocast():  # Accelerate itself casts in the model's forward call only
                 logits = self._logits(model, ids, mask, wanted)
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
-            if self.weight and model.training:
-                with torch.no_grad(), self.accelerator.autocast():
-                    before = self._logits(self.anchor, ids, mask, wanted)
-                now, before = logits.float().log_softmax(-1), before.float().log_softmax(-1)
-                total = total + self.weight * kl_div(now, before, reduction="sum", log_target=True)
             if model.training:
                 share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
                 loss = total / (len(ids) * self.usual_tokens * share)
@@ -218,20 +209,16 @@ def make_trainer(
     output: Path,
     train: Dataset,
     held: Dataset,
-    anchor: Any = None,
 ) -> Any:
-    """The trainer of a model on prompt/completion rows, with `held` to watch it on and an `anchor` to stay near."""
+    """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
     longest = model.config.max_position_embeddings
-    trainer = trainer_class()(
+    return trainer_class()(
         model=model,
         args=trainer_config(settings, output, len(train)),
         train_dataset=tokenized(train, tokenizer, longest),
         eval_dataset=tokenized(held, tokenizer, longest),
         processing_class=tokenizer,
     )
-    if anchor is not None:
-        trainer.anchor, trainer.weight = anchor.eval(), settings.kl_anchor
-    return trainer
 
 
 def tokenized(rows: Dataset, tokenizer: Any, longest: int) -> Dataset:

@@ -7,7 +7,7 @@ knows what a round asks for.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,6 @@ from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student
 from udrl_utils.trainer import make_room, make_trainer, set_dropout, untrained
 from udrl_utils.training_log import TrainingLog, callback
-
-JUDGED = {"relevance", "diversity"}  # rewards that rounds are judged by
 
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
@@ -57,34 +55,21 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | 
     Raises: SettingsError as `check_start` does.
     """
     rewards = run.settings(AnnotationSettings).rewards
-    check_start(settings, rewards, run.settings(DistillationSettings).test_fraction)
+    check_start(settings, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train_rows(settings, run) if train is None else train, rewards, settings.bins)
-    if settings.rounds and not has_rounds(settings, codec):
-        print(f"no rounds: only {', '.join(codec.rewards)} can be commanded, and rounds are judged by diversity too")
     sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
     return replace(
         codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
     )
 
 
-def check_start(settings: TrainingSettings, rewards: Sequence[str], test_fraction: float) -> None:
-    """Check what training needs of the stages before it.
-
-    Raises: SettingsError when rounds are asked for and the rewards that they are judged by are not scored, or the
-    shipped base has read intents that the run tests with.
-    """
+def check_start(settings: TrainingSettings, test_fraction: float) -> None:
+    """Raises: SettingsError when the shipped base has read intents that the run tests with."""
     if settings.base == "recorded" and test_fraction > HELD_OUT:
         raise SettingsError(
             f"parameter base='recorded' has read intents that test_fraction={test_fraction} holds out; at most "
             f"{HELD_OUT} is allowed with it, any with base=''"
         )
-    if settings.rounds and not JUDGED.issubset(rewards):
-        raise SettingsError(f"parameter rounds={settings.rounds} needs relevance and diversity in rewards={rewards}")
-
-
-def has_rounds(settings: TrainingSettings, codec: CommandCodec) -> bool:
-    """Whether a student is taken through rounds: not where no task is commanded diversity."""
-    return settings.rounds > 0 and JUDGED.issubset(codec.rewards)
 
 
 def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = True) -> TrainingLog:
@@ -129,7 +114,7 @@ def start_rounds(settings: TrainingSettings, run: RunFolder, student: Student, l
     """Forget earlier rounds, and keep a trained student as that of round 0 if there are to be any."""
     rounds = run / "03_student" / "rounds"
     shutil.rmtree(rounds, ignore_errors=True)
-    if has_rounds(settings, student.codec):
+    if settings.rounds:
         student.save(rounds / "0")
         log.save(rounds / "0" / "training_log.json")
         write_json(rounds / STAMP, student_stamp(settings, run))  # until the rounds are finished
@@ -169,13 +154,12 @@ def fit(
     held: Any,
     log: TrainingLog,
     now: Stamp,
-    anchor: Any = None,
 ) -> None:
     """Train a student on prompt/completion rows and save it; goes on from a checkpoint with the same stamp."""
     from accelerate import PartialState
 
     processes, work = PartialState(), folder / "checkpoints"
-    trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held, anchor)
+    trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held)
     trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
     with processes.main_process_first():
         checkpoint = last_checkpoint(work, now)

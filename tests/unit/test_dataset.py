@@ -127,7 +127,7 @@ def test_batches_hold_alike_lengths_and_every_row_once_an_epoch() -> None:
 def trainer_of(settings: TrainingSettings, tmp_path):
     """A trainer on short and long prompts, batch by batch of alike lengths, and its batches."""
 
-    def made(anchor: bool = False, **changes: float):
+    def made(**changes: float):
         import torch
 
         rows = pd.concat([PAIRS.head(8).assign(prompt="a heron", length=2), PAIRS.head(8)], ignore_index=True)
@@ -135,10 +135,10 @@ def trainer_of(settings: TrainingSettings, tmp_path):
         tokenizer = train_tokenizer([*rows.intent, *rows.prompt], 400, CODEC.tokens())
         data = command_pairs(rows, CODEC, plain)
         torch.manual_seed(0)
-        models = [new_student(plain, tokenizer) for _ in range(2)]
+        model = new_student(plain, tokenizer)
         with warnings.catch_warnings():
             warnings.simplefilter("error", FutureWarning)
-            trainer = make_trainer(models[0], tokenizer, plain, tmp_path, data, data, models[1] if anchor else None)
+            trainer = make_trainer(model, tokenizer, plain, tmp_path, data, data)
         return trainer, [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
 
     return made
@@ -182,25 +182,13 @@ def test_the_model_computes_in_the_number_format_of_the_machine(trainer_of, monk
     import torch
 
     monkeypatch.setattr("udrl_utils.trainer.device_and_dtype", lambda: ("cpu", torch.bfloat16, "as a test wants it"))
-    trainer, batches = trainer_of(anchor=True, kl_anchor=1.0)
+    trainer, batches = trainer_of()
     formats = set()
-    for model in (trainer.model, trainer.anchor):
-        block = model.transformer.h[0]
-        for layer in (block.attn.c_attn, block.mlp.c_fc):
-            layer.register_forward_hook(lambda _layer, _inputs, output: formats.add(output.dtype))
+    block = trainer.model.transformer.h[0]
+    for layer in (block.attn.c_attn, block.mlp.c_fc):
+        layer.register_forward_hook(lambda _layer, _inputs, output: formats.add(output.dtype))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batches[0])
     loss.backward()
     assert formats == {torch.bfloat16} and loss.dtype == torch.float32
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}, "weights keep all their digits"
-
-
-def test_an_anchor_costs_what_the_models_differ_by(trainer_of) -> None:
-    trainer, batches = trainer_of(anchor=True, kl_anchor=2.0)
-    trainer.model.train()
-    away = float(trainer.compute_loss(trainer.model, batches[0]))
-    trainer.anchor.load_state_dict(trainer.model.state_dict())
-    same = float(trainer.compute_loss(trainer.model, batches[0]))
-    trainer.weight = 0
-    without = float(trainer.compute_loss(trainer.model, batches[0]))
-    assert away > same == pytest.approx(without, rel=1e-4)

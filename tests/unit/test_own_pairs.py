@@ -17,14 +17,12 @@ from udrl_utils.evaluation import test_intents as intents_of_test_split
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
 from udrl_utils.pairs import distil, given_pairs, read_pairs
 from udrl_utils.rewards import annotate
-from udrl_utils.rounds import train_rounds
 from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
 from udrl_utils.text import words
 from udrl_utils.trainer import make_room, schedule, token_counts, tokenized
-from udrl_utils.training import fit_codec
 
 NOUNS = ("heron", "otter", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
 FILLER = ("quiet", "light", "falls", "over", "the", "old", "harbor", "while", "boats", "drift", "and", "bells", "ring")
@@ -304,19 +302,6 @@ def test_a_task_without_sets_is_not_commanded_diversity(capsys) -> None:
     assert codec.complete(singles_and_sets()).task.unique().tolist() == ["text_to_image"]
     levels = codec.achieved_levels(singles_and_sets())
     assert levels.diversity.isna().sum() == 60 and levels.relevance.notna().all()
-
-
-def test_without_any_sets_there_are_no_rounds(smoke: dict, tmp_path, capsys) -> None:
-    run = RunFolder(tmp_path / "run")
-    (run / "02_annotated").mkdir(parents=True)
-    annotated([9, 20], each=1).to_parquet(run / "02_annotated" / "part-00000.parquet")
-    settings = resolve(TrainingSettings, smoke | {"rounds": 2})
-    run.settings = lambda cls: resolve(cls, smoke)
-    codec = fit_codec(settings, run)
-    assert "no rounds: only length, relevance can be commanded" in capsys.readouterr().out
-    (run / "03_student").mkdir()
-    codec.save(run / "03_student")
-    assert train_rounds(settings, run).empty
 
 
 def test_test_intents_of_a_task_without_sets_are_taken_all_the_same(smoke: dict) -> None:

@@ -1,9 +1,6 @@
-"""Rounds: what they ask for, what they learn from, and the front that they are judged by."""
+"""Rounds: what they ask for and learn from; the best command."""
 
 from __future__ import annotations
-
-import itertools
-import random
 
 import numpy as np
 import pandas as pd
@@ -14,15 +11,7 @@ from hypothesis import strategies as st
 from udrl_utils import evaluation
 from udrl_utils.commands import SUPPORT, Command, CommandCodec, CommandError
 from udrl_utils.errors import RunError
-from udrl_utils.rounds import (
-    best_commands,
-    bounded,
-    exploratory_commands,
-    hindsight_rows,
-    hypervolume,
-    practice_commands,
-    returns,
-)
+from udrl_utils.rounds import best_commands, hindsight_rows, round_requests
 from udrl_utils.settings import DistillationSettings, resolve
 
 NAMES = ["length", "relevance", "diversity"]
@@ -74,18 +63,15 @@ def test_an_unknown_reward_is_refused_whatever_is_strict() -> None:
         CODEC.feasible(Command("text_to_image", wit=0.5))
 
 
-def test_exploratory_commands_ask_for_more_than_most_pairs_got() -> None:
-    commands = list(itertools.islice(exploratory_commands(ROWS, CODEC, "text_to_image", random.Random(0)), 50))
-    asked = pd.DataFrame([command.levels for command in commands]).mean(axis=1)
-    assert asked.mean() > returns(ROWS, CODEC).quantile(0.8)
+def test_a_round_asks_for_train_intents_under_commands_of_all_kinds() -> None:
+    requests = round_requests(ROWS, CODEC, 200, seed=1)
+    commands = [command for _, command in requests]
+    assert {intent for intent, _ in requests} == set(ROWS.intent)
+    assert len({(c.length is not None, *sorted(c.levels)) for c in commands}) == 2**3 - 1
     assert all(CODEC.feasible(command)[1] == "" for command in commands)
-
-
-def test_practice_commands_ask_for_what_was_achieved_in_every_combination() -> None:
-    commands = list(itertools.islice(practice_commands(ROWS, CODEC, "text_to_image", random.Random(0)), 200))
-    kinds = {(c.length is not None, *sorted(c.levels)) for c in commands}
-    assert len(kinds) == 2**3 - 1
-    assert all(CODEC.feasible(command)[1] == "" for command in commands)
+    levels = pd.Series([c.levels["relevance"] for c in commands if "relevance" in c.levels])
+    assert levels.min() < 0.1 and levels.max() > 0.9, "low levels are practised too"
+    assert requests == round_requests(ROWS, CODEC, 200, seed=1) != round_requests(ROWS, CODEC, 200, seed=2)
 
 
 def samples() -> pd.DataFrame:
@@ -104,25 +90,6 @@ def test_hindsight_says_what_was_achieved_and_is_filtered_like_a_teacher(smoke: 
 def test_a_round_that_filtering_emptied_is_one_clear_line(smoke: dict) -> None:
     with pytest.raises(RunError, match="round 3 wrote 4 prompts and filtering left none"):
         hindsight_rows(samples().assign(prompt="koi 1"), resolve(DistillationSettings, smoke), 3)
-
-
-def test_the_buffer_keeps_the_highest_returns() -> None:
-    kept = bounded(ROWS, CODEC, 100)
-    assert len(kept) == 100 and len(bounded(ROWS, CODEC, 10_000)) == len(ROWS)
-    assert returns(kept, CODEC).min() >= returns(ROWS.drop(kept.index), CODEC).max()
-
-
-def test_hypervolume_by_hand() -> None:
-    assert hypervolume([(1, 1)]) == 1
-    assert hypervolume([(2, 1), (1, 2)]) == 3
-    assert hypervolume([(2, 1), (1, 2), (0.5, 0.5), (-3, 9)]) == 3
-    assert hypervolume([]) == 0
-
-
-@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), max_size=8), st.tuples(st.floats(0, 2), st.floats(0, 2)))
-def test_a_further_point_never_shrinks_the_front(points: list, further: tuple) -> None:
-    assert hypervolume([*points, further]) >= hypervolume(points) - 1e-12
-    assert hypervolume([*points, further]) >= further[0] * further[1] - 1e-12
 
 
 def test_the_best_command_is_the_one_whose_smaller_ratio_is_highest() -> None:

@@ -407,7 +407,6 @@ def test_a_task_that_lacks_something_is_one_line(smoke: dict, tmp_path: Path, ch
     ("change", "last", "told"),
     [
         ("rewards=[lenght]", 4, "rewards='lenght' is unknown; did you mean length?"),
-        ("rewards=[length]", 4, "rounds=1 needs relevance and diversity"),
         ("baselines=[gpt4]", 4, "baselines='gpt4' should be local:<model> or openai:"),
         ("ablations=[no guidence]", 4, "ablations: 'no guidence' is unknown"),
         ("outside_intents=missing.csv", 4, "cannot read 'missing.csv': there is no such file"),
