@@ -2,7 +2,7 @@
 
 The base is a small GPT-2 with a tokenizer of its own. It reads `intent <|prompt|> prompt <|end|>` and nothing else:
 no task, no command, no length to come. Words that an intent and its prompt share are swapped anew in every pass, so
-that it learns to copy. Before that it may read a dictionary, which knows far more words than a small recording does.
+that it learns to copy. Among them it may read a dictionary, which knows far more words than a small recording does.
 `udrl base` makes it, and `udrl ready` the student.
 """
 
@@ -41,7 +41,7 @@ from udrl_utils.training_log import TrainingLog, callback
 # In place of what a preset says, which is meant for a model that has read before.
 FROM_SCRATCH = {"base": "", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3}
 ENOUGH = 5_000_000  # tokens that a small GPT-2 reads until it writes English: twenty minutes of two cores
-GLOSS_WORDS = range(2, 31)  # words of a definition or an example that is read
+GLOSS_WORDS = range(2, 31)  # words of a definition that is read
 PROMPTS_COUNT = 6  # times that recorded texts count beside a dictionary when the vocabulary is made
 SHOWN_INTENTS = 50  # per task, that travel with the ready student
 
@@ -102,7 +102,7 @@ def one_pass(
 
 
 def read_glosses(folder: Path) -> list[dict[str, str]]:
-    """Prompt/completion rows of WordNet: a word and its definition, or an example; none with a held-out noun.
+    """Prompt/completion rows of WordNet: a word and its definition; none with a held-out noun.
 
     `folder`: its data files (data.noun, ...; Debian's package wordnet-base puts them into /usr/share/wordnet).
     Raises: SettingsError where there are none.
@@ -117,11 +117,9 @@ def read_glosses(folder: Path) -> list[dict[str, str]]:
         names = [
             re.sub(r"\(.*", "", name).replace("_", " ").lower() for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
         ]
-        definition, *_ = gloss.split('; "')
-        for text in (definition.strip().lower(), *map(str.lower, re.findall(r'"([^"]+)"', gloss))):
-            word = rng.choice(names)
-            if len(text.split()) in GLOSS_WORDS and not (held_out(word) or names_held_out(text)):
-                rows.append({"prompt": f"{harmless(word)}{END_OF_PREFIX}", "completion": harmless(text)})
+        word, definition = rng.choice(names), gloss.split('; "')[0].strip().lower()
+        if len(definition.split()) in GLOSS_WORDS and not (held_out(word) or names_held_out(definition)):
+            rows.append({"prompt": f"{harmless(word)}{END_OF_PREFIX}", "completion": harmless(definition)})
     return rows
 
 
@@ -136,8 +134,8 @@ def train_base(
 ) -> None:
     """Train a base from scratch, in the shape of the settings, on what is recorded in the folder.
 
-    With `glosses`, WordNet's folder, it reads those once before. It is saved to `out` in float16, with its tokenizer
-    and a card that names the `command` which makes it.
+    With `glosses`, WordNet's folder, it reads those once among them. It is saved to `out` in float16, with its
+    tokenizer and a card that names the `command` which makes it.
     Raises: SettingsError as `corpus` and `read_glosses` do.
     """
     import torch
@@ -154,22 +152,21 @@ def train_base(
     rows = [Dataset.from_list(one_pass(train, number, settings, tokenizer)) for number in range(passes)]
     watched = Dataset.from_list(one_pass(held, 0, settings.model_copy(update={"word_swaps": 0})))
     print(f"{len(dictionary)} glosses; {len(train)} prompts, {passes} times", flush=True)
-    courses = {"glosses": Dataset.from_list(dictionary)} if dictionary else {}
-    model = new_student(settings, tokenizer)
-    for course, data in {**courses, "prompts": concatenate_datasets(rows)}.items():
-        with TemporaryDirectory() as work:
-            trainer = make_trainer(model, tokenizer, settings, Path(work), data, watched)
-            trainer.add_callback(callback(TrainingLog(course, held.head(0)), None))
-            trainer.train()
-            loss = trainer.evaluate()["eval_loss"]
-        settings = settings.model_copy(update={"learning_rate": settings.learning_rate / 2})
+    read = concatenate_datasets([*rows, *([Dataset.from_list(dictionary)] if dictionary else [])])
+    with TemporaryDirectory() as work:
+        model = new_student(settings, tokenizer)
+        trainer = make_trainer(model, tokenizer, settings, Path(work), read, watched)
+        trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
+        trainer.train()
+        loss = trainer.evaluate()["eval_loss"]
     tokens = sum(token_counts(trainer.train_dataset)[0])
     trainer.model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    first = {"Read first": f"{len(dictionary)} definitions and examples of WordNet 3.0, once"} if dictionary else {}
-    facts = first | {
+    facts = {
         "Read": f"{len(train)} prompts that {recorded_name(folder)} wrote for {train.intent.nunique()} intents",
-        "Passes": f"{passes} of {tokens // passes} tokens each, words swapped anew in each",
+        "Passes": f"{passes}, words swapped anew in each",
+        "Among them": f"{len(dictionary)} definitions of WordNet 3.0, once" if dictionary else "nothing else",
+        "Tokens": f"{tokens} in all",
         "Shape": f"GPT-2, {settings.n_layer} layers x {settings.n_embd}, {settings.n_head} heads, {len(tokenizer)} "
         f"tokens, {trainer.model.num_parameters() / 1e6:.1f}M parameters, stored in float16",
         "Loss": f"{loss:.3f} nats a token of the prompts of {held.intent.nunique()} intents that it never read",

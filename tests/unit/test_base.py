@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from udrl_utils import base, cli, gpt2
 from udrl_utils import student as students
-from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass
+from udrl_utils.base import HELD_OUT, corpus, held_out, held_out_words, names_held_out, one_pass, read_glosses
 from udrl_utils.cli import app
 from udrl_utils.commands import END_OF_PREFIX, Command, CommandCodec
 from udrl_utils.errors import RunError, SettingsError
@@ -89,6 +89,21 @@ def test_every_pass_swaps_other_words_and_the_same_pass_the_same(recording: Path
     assert [row["completion"] for row in plain] == pairs.prompt.tolist()
 
 
+def test_a_dictionary_is_read_without_held_out_nouns(tmp_path: Path) -> None:
+    noun = min(held_out_words())
+    koi, old = [word for word in ("koi", "carp", "heron", "pond", "meadow", "kettle") if not held_out(word)][:2]
+    lines = [
+        "  1 This software and database is being provided to you",
+        f'00001 04 n 01 {koi} 0 001 @ 00002 n 0000 | kept in ponds; "she fed them all"; "two of them"',
+        f"00002 04 n 01 {noun} 0 000 | something held out",
+        f"00003 04 n 01 hat 0 000 | a hat for a {noun}",
+        f"00004 00 a 01 {old}(p) 0 000 | having lived long",
+    ]
+    (tmp_path / "data.noun").write_text("\n".join(lines))
+    rows = [(row["prompt"].removesuffix(END_OF_PREFIX), row["completion"]) for row in read_glosses(tmp_path)]
+    assert rows == [(koi, "kept in ponds"), (old, "having lived long")]
+
+
 def test_a_model_that_cannot_take_more_tokens_is_one_line() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -102,7 +117,7 @@ def test_a_model_that_cannot_take_more_tokens_is_one_line() -> None:
 
 def test_a_base_is_made_by_one_command(small_base: Path) -> None:
     card = (small_base / "README.md").read_text()
-    for part in ("that templates wrote", "- Passes: 1 of ", "nats a token", " --passes 1`", "2 layers x 32"):
+    for part in ("that templates wrote", "- Passes: 1, ", "nats a token", " --passes 1`", "2 layers x 32"):
         assert part in card, part
     special = [t for t in AutoTokenizer.from_pretrained(small_base).get_vocab() if t.startswith("<|")]
     assert sorted(special) == [END, END_OF_PREFIX]
@@ -113,6 +128,7 @@ def test_a_base_is_made_by_one_command(small_base: Path) -> None:
     [
         (("base", "--passes", "0"), "passes=0 should be at least 1"),
         (("base", "--preset", "huge"), "preset='huge' is neither"),
+        (("base", "--glosses", "nowhere"), "glosses='nowhere' holds no data.noun"),
         (("ready", "--preset", "huge"), "preset='huge' is neither"),
     ],
 )
