@@ -148,7 +148,7 @@ def try_out(
     pd.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
     training = run.settings(TrainingSettings)
     training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
-    prompts = PROMPTS_PER_SET * training.round_sets
+    prompts = PROMPTS_PER_SET * min(training.round_sets, len(train) // 2)
     passes = budget / len(train) + (PASSES * (1 + prompts / len(train)) if variant.more else 0)
     training = training.model_copy(update={"epochs": passes})
     train_student(training, home)

@@ -78,13 +78,13 @@ def best_commands(measured: pd.DataFrame) -> tuple[dict[str, dict[str, float]], 
 
 
 def round_requests(train: pd.DataFrame, codec: CommandCodec, sets: int, seed: int) -> list[tuple[str, Command]]:
-    """`sets` train intents with a command each: some of the rewards, at any level, and lengths that pairs of the task
-    have; in place of an infeasible command the nearest feasible one."""
+    """`sets` train intents with a command each, at most one for two pairs: some of the rewards, at any level, and
+    lengths that pairs of the task have; in place of an infeasible command the nearest feasible one."""
     rng = random.Random(f"round {seed}")
     intents = {task: sorted(rows.intent.unique()) for task, rows in train.groupby("task")}
     lengths = {task: rows.length.astype(int).tolist() for task, rows in train.groupby("task")}
     requests = []
-    for _ in range(sets):
+    for _ in range(min(sets, len(train) // 2)):
         task = rng.choice(list(intents))
         known = codec.rewards_of(task)
         names = rng.sample(known, rng.randint(min(1, len(known)), len(known)))
@@ -163,7 +163,8 @@ def earlier_rounds(run: RunFolder, number: int) -> list[pd.DataFrame]:
 def learn_round(
     settings: TrainingSettings, run: RunFolder, number: int, train: pd.DataFrame, held: pd.DataFrame
 ) -> Student:
-    """The student of a round: that of the round before, trained on the teacher's pairs and on all hindsight.
+    """The student of a round: that of the round before, trained on all hindsight and at most twice as many pairs of
+    the teacher.
 
     It is not trained again where it is there already.
     """
@@ -174,7 +175,9 @@ def learn_round(
     if (home / "commands.json").exists():
         return Student.load(home)
     student = Student.load(before)
-    rows = pd.concat([train, *(seen(past, settings) for past in earlier_rounds(run, number + 1))], ignore_index=True)
+    hindsight = seen(pd.concat(earlier_rounds(run, number + 1), ignore_index=True), settings)
+    known = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
+    rows = pd.concat([hindsight, known], ignore_index=True)
     rate = plan_of(settings, train, student.tokenizer).learning_rate
     brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": rate / 2})
     with PartialState().main_process_first():
