@@ -39,16 +39,11 @@ SHOWN = 3  # prompts that are shown for each reason why some were dropped
 SWAPPED = (20, 3)  # a median intent of more words, and more times the words of a prompt, suggests swapped columns
 
 
-def ask_teacher(run: RunFolder, requests: Sequence[Request], replies: Path) -> list[list[str]]:
-    """What the teacher of a finished run writes for more requests, unfiltered; its replies are kept in a journal.
-
-    Raises: RunError when the requests of all notebooks together would exceed teacher_budget.
-    """
-    return extra_teacher(run).write(requests, Journal(replies))
-
-
 def extra_teacher(run: RunFolder) -> Teacher:
-    """The teacher of a finished run, for later notebooks, with what is left of its teacher_budget."""
+    """The teacher of a finished run, for later notebooks, with what is left of its teacher_budget.
+
+    Its `write` raises RunError when the requests of all notebooks together would exceed that budget.
+    """
     settings = run.settings(DistillationSettings)
     return make_teacher(settings, budget_of(run, settings))
 

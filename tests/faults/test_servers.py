@@ -15,7 +15,7 @@ from faults.servers import BAD_ANSWERS, BatchServer, ScriptedServer, bad_answer,
 from udrl_utils import pairs
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.filters import reject_reasons
-from udrl_utils.pairs import ask_teacher, cost, distil, read_pairs
+from udrl_utils.pairs import cost, distil, extra_teacher, read_pairs
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import SETTINGS, DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, batch, server
@@ -410,9 +410,9 @@ def test_later_notebooks_share_the_budget_of_the_teacher(smoke: dict) -> None:
         distil(settings, run)
         run.finish("01_pairs", settings)
         file = run / "06_search" / "_teacher.jsonl"
-        assert len(ask_teacher(run, REQUESTS[:3], file)) == 3
+        assert len(extra_teacher(run).write(REQUESTS[:3], Journal(file))) == 3
         with pytest.raises(RunError, match="raise teacher_budget"):
-            ask_teacher(run, REQUESTS[:5], file)
+            extra_teacher(run).write(REQUESTS[:5], Journal(file))
     assert len(server_.bodies) == 10
 
 
