@@ -46,7 +46,7 @@ def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset)
 
 def test_the_ready_student_has_the_shape_and_the_pairs_of_the_laptop():
     ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
-    assert ready.keys() <= {"run", "shard_size", "plain_sft", "epochs", "rounds"}
+    assert ready.keys() <= {"run", "shard_size", "rounds"}
 
 
 @pytest.mark.parametrize(
