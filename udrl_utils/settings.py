@@ -166,8 +166,8 @@ class AnnotationSettings(StageSettings):
 class SamplingSettings(StageSettings):
     """How the student samples: saved with it by notebook 03, and changed for a single stage by 04 and 05."""
 
-    temperature: float = setting(1.1, "sampling temperature of the student", gt=0, le=2)
-    min_p: float = setting(0.02, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
+    temperature: float = setting(0.8, "sampling temperature of the student", gt=0, le=2)
+    min_p: float = setting(0.05, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     guidance: float = setting(2.0, "how strongly levels are followed; 1 as it was learned", ge=0, le=10)
 
     def sampling(self) -> dict[str, Any]:
