@@ -220,7 +220,7 @@ def ship_student(run: RunFolder, out: Path, command: str) -> None:
         "Trained on": f"{len(train)} pairs of {train.intent.nunique()} intents, written by "
         f"{', '.join(sorted(train.teacher.unique()))}",
         "Started from": f"`base: {training.base}`" if training.base else "scratch",
-        "Passes": f"{training.epochs:g}, then {training.rounds} rounds of {training.round_sets} sets",
+        "Passes": f"{training.epochs:g}, rounds: {training.rounds} of at most {training.round_sets} sets",
         "Seed": training.seed,
         "Time": f"{seconds / 60:.1f} minutes on {environment()['machine']}",
         "Made by": f"`{command}`",

@@ -126,9 +126,11 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
     """
     from accelerate import PartialState
 
+    if not settings.rounds:
+        return
     folder, processes = run / "03_student", PartialState()
     train, held = train_rows(settings, run), read_annotated(run, "validation")
-    student = Student.load(folder)
+    student = Student.load(folder / "rounds" / "0")
     sampler = run_sampler(settings, run, student)
     for number in range(1, settings.rounds + 1):
         with processes.main_process_first():
