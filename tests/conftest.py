@@ -66,7 +66,7 @@ def small_base(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (home / "small.yaml").write_text(yaml.safe_dump(small))
     asked = ["base", "--passes", "1", "--preset", str(home / "small.yaml"), "--out", str(home / "base")]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train_base, "__defaults__", (recording,))
+        patched.setattr(train_base, "__defaults__", (recording, None))
         done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0 and "validation loss" in done.output and " MB" in done.output, done.output
     return home / "base"
