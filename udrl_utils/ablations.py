@@ -25,7 +25,7 @@ from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
-from udrl_utils.rounds import PASSES, PROMPTS_PER_SET, train_rounds
+from udrl_utils.rounds import PASSES, PROMPTS_PER_SET, round_size, train_rounds
 from udrl_utils.runs import RunFolder, digest, renew, write_json
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnalysisSettings, AnnotationSettings, IntervalSettings, TrainingSettings
@@ -148,7 +148,7 @@ def try_out(
     pd.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
     training = run.settings(TrainingSettings)
     training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
-    prompts = PROMPTS_PER_SET * min(training.round_sets, len(train) // 2)
+    prompts = PROMPTS_PER_SET * round_size(training, train)
     passes = budget / len(train) + (PASSES * (1 + prompts / len(train)) if variant.more else 0)
     training = training.model_copy(update={"epochs": passes})
     train_student(training, home)

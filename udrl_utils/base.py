@@ -2,7 +2,7 @@
 
 The base is a small GPT-2 with a tokenizer of its own. It reads `intent <|prompt|> prompt <|end|>` and nothing else:
 no task, no command, no length to come. Words that an intent and its prompt share are swapped anew in every pass, so
-that it learns to copy. Among them it may read a dictionary, which knows far more words than a small recording does.
+that it learns to copy. A dictionary may be mixed in: it holds far more words than a small recording does.
 `udrl base` makes it, and `udrl ready` the student.
 """
 
@@ -134,8 +134,8 @@ def train_base(
 ) -> None:
     """Train a base from scratch, in the shape of the settings, on what is recorded in the folder.
 
-    With `glosses`, WordNet's folder, it reads those once among them. It is saved to `out` in float16, with its
-    tokenizer and a card that names the `command` which makes it.
+    With `glosses`, the folder of WordNet, its definitions are mixed in once. The base is saved to `out` in float16,
+    with its tokenizer and a card that names the `command` which makes it.
     Raises: SettingsError as `corpus` and `read_glosses` do.
     """
     import torch
@@ -151,11 +151,12 @@ def train_base(
     passes = passes or enough_passes(train.prompt, tokenizer)
     rows = [Dataset.from_list(one_pass(train, number, settings, tokenizer)) for number in range(passes)]
     watched = Dataset.from_list(one_pass(held, 0, settings.model_copy(update={"word_swaps": 0})))
-    print(f"{len(dictionary)} glosses; {len(train)} prompts, {passes} times", flush=True)
-    read = concatenate_datasets([*rows, *([Dataset.from_list(dictionary)] if dictionary else [])])
+    print(f"{len(train)} prompts, {passes} times; {len(dictionary)} definitions", flush=True)
+    if dictionary:
+        rows.append(Dataset.from_list(dictionary))
     with TemporaryDirectory() as work:
         model = new_student(settings, tokenizer)
-        trainer = make_trainer(model, tokenizer, settings, Path(work), read, watched)
+        trainer = make_trainer(model, tokenizer, settings, Path(work), concatenate_datasets(rows), watched)
         trainer.add_callback(callback(TrainingLog("base", held.head(0)), None))
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
@@ -165,7 +166,9 @@ def train_base(
     facts = {
         "Read": f"{len(train)} prompts that {recorded_name(folder)} wrote for {train.intent.nunique()} intents",
         "Passes": f"{passes}, words swapped anew in each",
-        "Among them": f"{len(dictionary)} definitions of WordNet 3.0, once" if dictionary else "nothing else",
+        "Mixed in": f"{len(dictionary)} definitions of WordNet (Princeton University), once"
+        if dictionary
+        else "nothing",
         "Tokens": f"{tokens} in all",
         "Shape": f"GPT-2, {settings.n_layer} layers x {settings.n_embd}, {settings.n_head} heads, {len(tokenizer)} "
         f"tokens, {trainer.model.num_parameters() / 1e6:.1f}M parameters, stored in float16",
@@ -193,8 +196,8 @@ pipeline_tag: text-generation
 A small GPT-2 that knows how prompts for search and recommendation read, and no command. A run with `base: recorded`
 starts from it and teaches it commands. It reads `intent <|prompt|> prompt <|end|>`: no task, no command, no length.
 
-Never in it, nor in its tokenizer's text: intents that a run may test with (up to `test_fraction` {HELD_OUT}), nouns
-that a run may hold out, and the lengths that `unseen_lengths` keeps back.
+Never in it, nor in its tokenizer's text: intents that a run may test with (up to `test_fraction` {HELD_OUT}), and nouns
+that a run may hold out. No prompt has a length that `unseen_lengths` keeps back from its task.
 
 """
 

@@ -190,7 +190,7 @@ def page(
 @app.command()
 def base(
     passes: Annotated[int | None, typer.Option(help="passes over the recorded prompts, else by their number")] = None,
-    glosses: Annotated[Path | None, typer.Option(help="folder of WordNet's data files, to be read among them")] = None,
+    glosses: Annotated[Path | None, typer.Option(help="folder of WordNet, whose definitions are mixed in")] = None,
     out: Out = None,
     preset: Annotated[str, typer.Option(help="preset with the filters, the shape and the seed")] = "laptop",
 ) -> None:

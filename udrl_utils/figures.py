@@ -191,7 +191,7 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, legend=False, ax=axis, **looks[model])
         first = next(iter(found))
         before, after = (f"{found[model]['spearman'] + 0:.2f}" for model in (first, "student"))
-        how = "before" if first == "base" else "without"
+        how = "without" if first == "plain" else "before"
         axis.set(xlabel=f"asked for [{unit}]", ylabel=f"written [{'words' if name == 'length' else '0 to 1'}]")
         axis.set(xlim=(0, top), ylim=(0, top), title=f"{name.capitalize()}: agreement {before} {how}, {after} after")
     handles, names = axes[0].get_legend_handles_labels()

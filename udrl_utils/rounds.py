@@ -77,14 +77,22 @@ def best_commands(measured: pd.DataFrame) -> tuple[dict[str, dict[str, float]], 
     return best, table.reset_index(drop=True)
 
 
+def round_size(settings: TrainingSettings, train: pd.DataFrame) -> int:
+    """Sets that a round asks for: `round_sets`, at most half as many as there are pairs."""
+    return min(settings.round_sets, len(train) // 2)
+
+
 def round_requests(train: pd.DataFrame, codec: CommandCodec, sets: int, seed: int) -> list[tuple[str, Command]]:
-    """`sets` train intents with a command each, at most one for two pairs: some of the rewards, at any level, and
-    lengths that pairs of the task have; in place of an infeasible command the nearest feasible one."""
+    """What a round asks for: `sets` train intents, each with a command.
+
+    A command asks for some of the rewards: any level, and a length that a pair of its task has. An infeasible one is
+    moved to the nearest feasible one.
+    """
     rng = random.Random(f"round {seed}")
     intents = {task: sorted(rows.intent.unique()) for task, rows in train.groupby("task")}
     lengths = {task: rows.length.astype(int).tolist() for task, rows in train.groupby("task")}
     requests = []
-    for _ in range(min(sets, len(train) // 2)):
+    for _ in range(sets):
         task = rng.choice(list(intents))
         known = codec.rewards_of(task)
         names = rng.sample(known, rng.randint(min(1, len(known)), len(known)))
@@ -143,17 +151,15 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
     end_rounds(run)
 
 
-def ask_round(
-    settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler, train: pd.DataFrame
-) -> pd.DataFrame:
-    """Pairs in hindsight of a round: sampled, scored, relabelled; kept in its folder, so that it is asked once."""
+def ask_round(settings: TrainingSettings, run: RunFolder, number: int, sampler: Sampler, train: pd.DataFrame) -> None:
+    """Keep a round's pairs in hindsight in its folder: sampled, scored, relabelled; a round is asked once."""
     file = run / "03_student" / "rounds" / str(number) / "hindsight.parquet"
-    if not file.exists():
-        print(f"round {number}: asking for {settings.round_sets} sets on train intents", flush=True)
-        requests = round_requests(train, sampler.student.codec, settings.round_sets, settings.seed + number)
-        samples = sampler.sample(requests, PROMPTS_PER_SET)
-        write_hindsight(hindsight_rows(samples, run.settings(DistillationSettings), number), file)
-    return pd.read_parquet(file)
+    if file.exists():
+        return
+    requests = round_requests(train, sampler.student.codec, round_size(settings, train), settings.seed + number)
+    print(f"round {number}: asking for {len(requests)} sets on train intents", flush=True)
+    samples = sampler.sample(requests, PROMPTS_PER_SET)
+    write_hindsight(hindsight_rows(samples, run.settings(DistillationSettings), number), file)
 
 
 def earlier_rounds(run: RunFolder, number: int) -> list[pd.DataFrame]:

@@ -197,7 +197,7 @@ class TrainingSettings(SamplingSettings):
     horizon: int = setting(1, "words between two notes of the length still to come; 0 for no notes", ge=0)
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
     rounds: int = setting(1, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
-    round_sets: int = setting(2000, "sets of 4 prompts that a round asks for, at most one for two pairs", ge=10)
+    round_sets: int = setting(2000, "sets of 4 prompts that a round asks for; at most half as many as pairs", ge=10)
     unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )

@@ -16,7 +16,7 @@ from udrl_utils.settings import AnalysisSettings, AnnotationSettings
 from udrl_utils.student import Student
 
 
-def test_variants_train_on_equal_rows_and_leave_the_run_alone(smoke_run: Path, tmp_path: Path) -> None:
+def test_variants_are_small_runs_and_leave_the_run_alone(smoke_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(smoke_run, copy)
     run = RunFolder(copy)
