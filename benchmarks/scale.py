@@ -83,7 +83,8 @@ def rows_stage(pairs: int) -> int:
 
     settings = resolve(TrainingSettings, values(pairs))
     run = RunFolder(settings.run).start("03_student", settings)
-    codec, train = fit_codec(settings, run), train_rows(settings, run)
+    train = train_rows(settings, run)
+    codec = fit_codec(settings, run, train)
     model, tokenizer = pretrained_student(settings.base, codec, settings.n_positions)
     data = command_pairs(train, codec, settings, tokenizer, folder=run / "03_student" / "rows")
     del train

@@ -21,7 +21,7 @@ import pandas as pd
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import SettingsError
-from udrl_utils.evaluation import calibration_metrics, sample_calibration, test_intents
+from udrl_utils.evaluation import calibration_metrics, resamples, sample_calibration, test_intents
 from udrl_utils.gpt2 import pretrained_student
 from udrl_utils.machine import device_and_dtype, pool, quietly, seed_everything, shares
 from udrl_utils.rewards import load_rewards, read_annotated
@@ -218,6 +218,6 @@ def spearman_interval(rows: Any, settings: IntervalSettings) -> dict[str, float]
 
     rows = rows[np.argsort(rows[:, 2], kind="stable")]
     sets = np.split(rows, np.unique(rows[:, 2], return_index=True)[1][1:])
-    draws = np.random.default_rng(settings.seed).integers(0, len(sets), (settings.bootstrap_samples, len(sets)))
+    draws = resamples(len(sets), settings)
     low, high = np.percentile([spearman(np.concatenate([sets[k] for k in draw])) for draw in draws], [2.5, 97.5])
     return {"spearman": spearman(rows), "low": float(low), "high": float(high)}

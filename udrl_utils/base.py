@@ -49,8 +49,8 @@ SHOWN_INTENTS = 50  # per task, that travel with the ready student
 @cache
 def held_out_words() -> frozenset[str]:
     """Nouns that the base never reads, with their plurals: at least those that any run holds out."""
-    nouns = {noun for noun in noun_heads() if is_reserved(noun, HELD_OUT)}
-    return frozenset(nouns | {plural(noun) for noun in nouns})
+    nouns = [noun for noun in noun_heads() if is_reserved(noun, HELD_OUT)]
+    return frozenset([*nouns, *map(plural, nouns)])
 
 
 def held_out(intent: str) -> bool:
@@ -112,12 +112,11 @@ def read_glosses(folder: Path) -> list[dict[str, str]]:
         raise SettingsError(f"parameter glosses='{folder}' holds no data.noun and other data files of WordNet")
     rows, rng = [], random.Random(0)
     for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line[0] != " "):
-        synset, gloss = line.split(" | ", 1)
+        synset, gloss = line.lower().split(" | ", 1)
         fields = synset.split()
-        names = [
-            re.sub(r"\(.*", "", name).replace("_", " ").lower() for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-        ]
-        word, definition = rng.choice(names), gloss.split('; "')[0].strip().lower()
+        names = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+        word = re.sub(r"\(.*", "", rng.choice(names)).replace("_", " ")
+        definition = gloss.split('; "')[0].strip()
         if len(definition.split()) in GLOSS_WORDS and not (held_out(word) or names_held_out(definition)):
             rows.append({"prompt": f"{harmless(word)}{END_OF_PREFIX}", "completion": harmless(definition)})
     return rows
@@ -163,12 +162,11 @@ def train_base(
     tokens = sum(token_counts(trainer.train_dataset)[0])
     trainer.model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    mixed_in = f"{len(dictionary)} definitions of WordNet (Princeton University), once" if dictionary else "nothing"
     facts = {
         "Read": f"{len(train)} prompts that {recorded_name(folder)} wrote for {train.intent.nunique()} intents",
         "Passes": f"{passes}, words swapped anew in each",
-        "Mixed in": f"{len(dictionary)} definitions of WordNet (Princeton University), once"
-        if dictionary
-        else "nothing",
+        "Mixed in": mixed_in,
         "Tokens": f"{tokens} in all",
         "Shape": f"GPT-2, {settings.n_layer} layers x {settings.n_embd}, {settings.n_head} heads, {len(tokenizer)} "
         f"tokens, {trainer.model.num_parameters() / 1e6:.1f}M parameters, stored in float16",

@@ -7,7 +7,7 @@ a tokenizer: a command is text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,8 +23,6 @@ LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which
 USUAL = (0.02, 0.98)  # quantiles of the train split's lengths, between which a length is usual
 RARE = 0.01  # share of the train intents up to which capitals, or a script, count as not learned
 SUPPORT = 3  # train pairs at or next to a combination that make it feasible
-
-NO_VALUE = {"diversity": "each of its intents has one prompt, and diversity compares the prompts of an intent"}
 
 
 class CommandError(UserError):
@@ -67,6 +65,12 @@ class Command:
         return repr(self) < repr(other)
 
 
+def usual_scripts(texts: Iterable[str]) -> list[str]:
+    """Scripts that more than the share RARE of the letters of texts are in, the most frequent first."""
+    letters = scripts(" ".join(texts))
+    return [script for script, n in letters.most_common() if n > RARE * letters.total()]
+
+
 @dataclass(frozen=True)
 class CommandCodec:
     """Rewards <-> command tokens, fitted on the train split: exact for length, quantile levels for other rewards.
@@ -98,8 +102,7 @@ class CommandCodec:
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
         """Fit on annotated pairs of the train split (columns task and one per reward).
 
-        A reward without two different values among a task's pairs is not commanded for that task, and a line says so:
-        diversity has nothing to compare where each intent has one prompt.
+        A reward without two different values among a task's pairs is not commanded for that task, and a line says so.
         """
         levels = [name for name in rewards if name != "length"]
         edges: dict[str, dict[str, list[float]]] = {}
@@ -108,20 +111,23 @@ class CommandCodec:
             for name in levels:
                 values = rows[name].dropna()
                 if values.nunique() < 2:
-                    why = NO_VALUE.get(name, "no pair has a value")
                     if len(values):
                         why = f"it is the same for all pairs, {values.iloc[0]:.3g}"
+                    elif name == "diversity":
+                        why = "each of its intents has one prompt, and diversity compares the prompts of an intent"
+                    else:
+                        why = "no pair has a value"
                     print(f"{name} is not commanded for {task}: {why}", flush=True)
                     continue
                 edges[task][name] = np.quantile(values, np.linspace(0, 1, bins + 1), method="higher").tolist()
-        longest = int(annotated.length.max()) if "length" in rewards else 0
-        usual = annotated.groupby("task").length.quantile(list(USUAL)).round().astype(int) if longest else None
-        lengths = {task: usual[task].tolist() for task in edges} if longest else {}
+        longest, lengths = 0, {}
+        if "length" in rewards:
+            longest = int(annotated.length.max())
+            usual = annotated.groupby("task").length.quantile(list(USUAL)).round().astype(int)
+            lengths = {task: usual[task].tolist() for task in edges}
         intents = annotated.get("intent", pd.Series(dtype=str)).drop_duplicates()
         cased = bool((intents != intents.str.lower()).mean() > RARE)
-        letters = scripts(" ".join(intents))
-        known = [script for script, n in letters.most_common() if n > RARE * letters.total()]
-        codec = cls(bins, longest, edges, lengths=lengths, cased=cased, scripts=known or ["LATIN"])
+        codec = cls(bins, longest, edges, lengths=lengths, cased=cased, scripts=usual_scripts(intents) or ["LATIN"])
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pd.DataFrame) -> list[list[int]]:
@@ -192,20 +198,18 @@ class CommandCodec:
         Raises: CommandError with strict=True when the command itself is not supported, naming the range.
         """
         self.check(command)
-        length, levels = command.length, dict(command.levels)
-        if length is not None:
+        task, length, levels = command.task, command.length, dict(command.levels)
+        if length:
             length = min(length, self.longest)
-        names = [name for name in self.edges[command.task] if name in levels]
-        bins = [self.bin_of_level(command.task, name, levels[name]) for name in names]
-        cell = ([] if length is None else [length // LENGTH_BAND]) + bins
-        found = self._nearest_cell(command.task, names, length is not None, cell) if names else cell
-        if found != cell:
-            if length is not None:
-                first = found[0] * LENGTH_BAND
+        cell = {"length": length // LENGTH_BAND} if length else {}
+        cell |= {name: self.bin_of_level(task, name, levels[name]) for name in self.edges[task] if name in levels}
+        for name, place in (self._nearest_cell(task, cell) if levels else cell).items():
+            if name == "length":
+                first = place * LENGTH_BAND
                 length = min(max(length, first, 1), first + LENGTH_BAND - 1, self.longest)
-            moved = zip(names, found[len(found) - len(names) :], bins, strict=True)
-            levels |= {name: self.level_of(new) for name, new, old in moved if new != old}
-        nearest = Command(command.task, length, **levels)
+            elif place != cell[name]:
+                levels[name] = self.level_of(place)
+        nearest = Command(task, length, **levels)
         if nearest == command:
             return command, ""
         what = f"{command!r} is beyond what was trained (lengths 1 to {self.longest})"
@@ -213,30 +217,33 @@ class CommandCodec:
             raise CommandError(f"{what}; the nearest is {nearest!r}")
         return nearest, f"{what}; asked for {nearest!r} instead"
 
-    def _nearest_cell(self, task: str, names: list[str], banded: bool, cell: list[int]) -> list[int]:
+    def _nearest_cell(self, task: str, cell: dict[str, int]) -> dict[str, int]:
         """The nearest combination with support; one level bin counts as much as one length band."""
         table = np.array(self.joint.get(task, ()))
         if not len(table):
             return cell
-        columns = [0] * banded + [1 + list(self.edges[task]).index(name) for name in names]
-        cells, place = np.unique(table[:, columns], axis=0, return_inverse=True)
+        columns = ["length", *self.edges[task]]
+        cells, place = np.unique(table[:, [columns.index(name) for name in cell]], axis=0, return_inverse=True)
         counts = np.bincount(place.ravel(), weights=table[:, -1])
-        apart = np.abs(cells - cell)
+        apart = np.abs(cells - list(cell.values()))
         if counts[apart.max(1) <= 1].sum() >= SUPPORT:
             return cell
         support = (np.abs(cells[:, None] - cells).max(-1) <= 1) @ counts
         distances = np.where(support >= SUPPORT, apart.sum(1), np.inf)
-        return cells[distances.argmin()].tolist() if np.isfinite(distances).any() else cell
+        if np.isinf(distances).all():
+            return cell
+        return dict(zip(cell, cells[distances.argmin()].tolist(), strict=True))
 
     def check(self, command: Command) -> None:
         """Raises: CommandError for a task or a reward that the student does not know."""
         if command.task not in self.edges:
             raise CommandError(f"task={command.task!r} was not trained; this student knows {', '.join(self.edges)}")
-        for name in [*["length"] * (command.length is not None), *command.levels]:
+        trained = self.rewards_of(command.task)
+        for name in command.asked:
             if name not in self.rewards:
                 raise CommandError(f"reward {name!r} is unknown to this student, which knows {', '.join(self.rewards)}")
-            if name not in self.rewards_of(command.task):
-                known = ", ".join(self.rewards_of(command.task))
+            if name not in trained:
+                known = ", ".join(trained)
                 raise CommandError(f"reward {name!r} was not trained for task={command.task!r}, which knows {known}")
 
     def encode(self, command: Command) -> str:
@@ -255,10 +262,9 @@ class CommandCodec:
         `left_open` holds the names of those rewards for each pair.
         """
         bins, lengths = self.bins_of(rows).to_dict("records"), rows.length if self.longest else [0] * len(rows)
+        left_open = left_open or [frozenset()] * len(rows)
         written = []
-        for task, length, levels, without in zip(
-            rows.task, lengths, bins, left_open or [frozenset()] * len(rows), strict=True
-        ):
+        for task, length, levels, without in zip(rows.task, lengths, bins, left_open, strict=True):
             kept = {name: int(k) for name, k in levels.items() if name not in without and k == k}
             written.append(self._write(task, None if "length" in without else int(length), kept))
         return written
@@ -280,9 +286,10 @@ class CommandCodec:
         return "".join(written)
 
     def _write(self, task: str, length: int | None, bins: dict[str, int]) -> str:
-        values = ({"length": length} if length else {}) | {name: bins[name] for name in self.levels if name in bins}
         if self.form == "none":
-            values = {}
+            return f"<|task:{task}|>"
+        values = {"length": length} if length else {}
+        values |= {name: bins[name] for name in self.levels if name in bins}
         if self.form == "text":
             return f"<|task:{task}|>" + "".join(f" {name} {value}" for name, value in values.items()) + " "
         return f"<|task:{task}|>" + "".join(f"<|{name}:{value}|>" for name, value in values.items())

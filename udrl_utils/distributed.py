@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from udrl_utils.rounds import find_best_commands, train_rounds
+from udrl_utils.rounds import find_best_commands, run_sampler, train_rounds
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import TrainingSettings
+from udrl_utils.student import Student
 from udrl_utils.training import train_student
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     if not arguments.plain:
         train_rounds(settings, run)
         if PartialState().is_main_process:
-            find_best_commands(settings, run)
+            find_best_commands(run, run_sampler(settings, run, Student.load(run / "03_student")))
 
 
 if __name__ == "__main__":

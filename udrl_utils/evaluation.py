@@ -26,20 +26,28 @@ from udrl_utils.text import clean_intent, share, stems, words
 if TYPE_CHECKING:
     from udrl_utils.encoder import Embed
 
+INTENTS_PER_LENGTH = 4
+PROMPT_METRICS = ("relevance", "diversity", "non_words", "broken", "fluency")  # a set's are the means of its prompts'
+SET_METRICS = (*PROMPT_METRICS, "words", "overlap", "self_bleu", "distinct_2", "vendi")
+
+
+def resamples(count: int, settings: IntervalSettings) -> np.ndarray:
+    """Places 0 to count - 1 drawn with replacement, shape (bootstrap_samples, count)."""
+    return np.random.default_rng(settings.seed).integers(0, count, (settings.bootstrap_samples, count))
+
 
 def interval(values: Sequence[float], settings: IntervalSettings) -> dict[str, float]:
     """Mean with its 95% bootstrap interval (percentiles of resampled means); NaN where there are no values."""
     values = np.asarray(values, dtype=float)
     if not len(values):
         return dict.fromkeys(("mean", "low", "high"), float("nan"))
-    draws = np.random.default_rng(settings.seed).integers(0, len(values), (settings.bootstrap_samples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(values[resamples(len(values), settings)].mean(axis=1), [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def ratio_interval(ours: np.ndarray, theirs: np.ndarray, settings: IntervalSettings) -> dict[str, float]:
     """Ratio of two means with its 95% bootstrap interval, entries resampled in pairs."""
-    draws = np.random.default_rng(settings.seed).integers(0, len(ours), (settings.bootstrap_samples, len(ours)))
+    draws = resamples(len(ours), settings)
     low, high = np.percentile(np.nanmean(ours[draws], axis=1) / np.nanmean(theirs[draws], axis=1), [2.5, 97.5])
     return {"mean": float(np.nanmean(ours) / np.nanmean(theirs)), "low": float(low), "high": float(high)}
 
@@ -47,13 +55,6 @@ def ratio_interval(ours: np.ndarray, theirs: np.ndarray, settings: IntervalSetti
 def written(value: dict[str, float], form: str = ".3g") -> str:
     """A mean with its interval, such as 0.51 [0.48, 0.53]."""
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
-
-
-INTENTS_PER_LENGTH = 4
-SET_METRICS = (
-    *("relevance", "diversity", "non_words", "broken", "fluency"),
-    *("words", "overlap", "self_bleu", "distinct_2", "vendi"),
-)
 
 
 def test_intents(annotated: pd.DataFrame, settings: MeasuringSettings) -> dict[str, list[str]]:
@@ -111,16 +112,12 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings
             if name not in codec.rewards_of(task):
                 continue
             if name == "length":
-                turns = [
-                    (pool[(k * INTENTS_PER_LENGTH + i) % len(pool)], length)
-                    for k, length in enumerate(codec.usual_lengths(task))
-                    for i in range(INTENTS_PER_LENGTH)
-                ]
-                requests += [(intent, Command(task, length=length)) for intent, length in turns]
+                lengths = np.repeat(codec.usual_lengths(task), INTENTS_PER_LENGTH).tolist()
+                asked = [(pool[k % len(pool)], length) for k, length in enumerate(lengths)]
             else:
-                levels = [codec.level_of(i) for i in range(codec.bins)]
                 chosen = pool[: max(2, len(pool) // 3)] if n > 1 else pool
-                requests += [(intent, Command(task, **{name: level})) for level in levels for intent in chosen]
+                asked = [(intent, codec.level_of(k)) for k in range(codec.bins) for intent in chosen]
+            requests += [(intent, Command(task, **{name: value})) for intent, value in asked]
         tables.append(sampler.sample(requests, n, reward=name))
         print(f"calibration of {name}: {len(tables[-1])} prompts", flush=True)
     return pd.concat(tables, ignore_index=True)
@@ -128,13 +125,11 @@ def sample_calibration(sampler: Sampler, intents: dict[str, list[str]], settings
 
 def calibration_metrics(samples: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, Any]]]:
     """Commanded against achieved, per task and over all: {task: {reward: {spearman, ...}}}."""
-    metrics: dict[str, dict[str, dict[str, Any]]] = {}
-    for task in [*samples.task.unique(), "all"]:
-        rows = samples if task == "all" else samples[samples.task == task]
-        metrics[task] = {
-            name: _calibration(group, name, settings) for name, group in rows.groupby("reward", sort=False)
-        }
-    return metrics
+    parts = dict(list(samples.groupby("task", sort=False))) | {"all": samples}
+    return {
+        task: {name: _calibration(group, name, settings) for name, group in rows.groupby("reward", sort=False)}
+        for task, rows in parts.items()
+    }
 
 
 def without_levels(calibration: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -198,9 +193,8 @@ def sample_systems(
 
 def _cut(table: pd.DataFrame, sizes: pd.Series) -> pd.DataFrame:
     """The first prompts of each set, as many as `sizes` gives for the intent."""
-    keys = ["task", "intent"]
-    wanted = table[keys].merge(sizes.rename("size").reset_index(), on=keys, how="left")["size"].to_numpy()
-    return table[table.groupby(keys, sort=False).cumcount().to_numpy() < wanted]
+    wanted = sizes.reindex(pd.MultiIndex.from_frame(table[["task", "intent"]])).to_numpy()
+    return table[table.groupby(["task", "intent"], sort=False).cumcount() < wanted]
 
 
 def nearest_copies(train: pd.DataFrame, keys: list[tuple[str, str]], embed: Embed) -> pd.DataFrame:
@@ -221,18 +215,20 @@ def set_metrics(samples: pd.DataFrame, embed: Embed) -> pd.DataFrame:
     Of columns non_words, broken and fluency too, where the samples have them.
     """
     vectors, rows = embed(samples.prompt), []
-    per_prompt = ["relevance", "diversity", *(name for name in ("non_words", "broken", "fluency") if name in samples)]
-    for key, index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
+    per_prompt = [name for name in PROMPT_METRICS if name in samples]
+    for (system, task, intent), index in samples.groupby(["system", "task", "intent"], sort=False).indices.items():
         prompts = samples.prompt.iloc[index].tolist()
-        means = samples.iloc[index][per_prompt].mean().to_dict()
-        values = {
-            "words": sum(len(prompt.split()) for prompt in prompts) / len(prompts),
-            "overlap": overlap(key[2], prompts),
-            "self_bleu": self_bleu(prompts),
-            "distinct_2": distinct_2(prompts),
-            "vendi": vendi(vectors[index]),
-        }
-        rows.append({**dict(zip(("system", "task", "intent"), key, strict=True)), **means, **values})
+        rows.append(
+            {"system": system, "task": task, "intent": intent}
+            | samples.iloc[index][per_prompt].mean().to_dict()
+            | {
+                "words": sum(len(prompt.split()) for prompt in prompts) / len(prompts),
+                "overlap": overlap(intent, prompts),
+                "self_bleu": self_bleu(prompts),
+                "distinct_2": distinct_2(prompts),
+                "vendi": vendi(vectors[index]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -282,13 +278,15 @@ def system_metrics(sets: pd.DataFrame, settings: MeasuringSettings) -> dict[str,
 
 def relative_to_teacher(sets: pd.DataFrame, settings: MeasuringSettings) -> dict[str, dict[str, dict[str, float]]]:
     """Ratio of means to the teacher's, intents resampled in pairs: {system: {metric: {mean, low, high}}}."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for metric in ("relevance", "diversity"):
-        table = sets.pivot(index=["task", "intent"], columns="system", values=metric)
-        for system in sets.system.unique():
-            ratio = ratio_interval(table[system].to_numpy(), table["teacher"].to_numpy(), settings)
-            result.setdefault(system, {})[metric] = ratio
-    return result
+    metrics = ("relevance", "diversity")
+    tables = {metric: sets.pivot(index=["task", "intent"], columns="system", values=metric) for metric in metrics}
+    return {
+        system: {
+            metric: ratio_interval(table[system].to_numpy(), table["teacher"].to_numpy(), settings)
+            for metric, table in tables.items()
+        }
+        for system in sets.system.unique()
+    }
 
 
 def unseen_nouns(annotated: pd.DataFrame, task: str, from_ontology: bool) -> dict[str, str]:
@@ -302,13 +300,9 @@ def unseen_nouns(annotated: pd.DataFrame, task: str, from_ontology: bool) -> dic
     rows = annotated[(annotated.split == "test") & (annotated.task == task)]
     found = {}
     for intent in rows.intent.unique():
-        new = [
-            w
-            for w in words(clean_intent(intent))
-            if len(w) > 3 and w.isalpha() and not stems(w) & seen and (not from_ontology or w in heads)
-        ]
-        if new:
-            found[intent] = new[-1]
+        for word in words(clean_intent(intent)):
+            if len(word) > 3 and word.isalpha() and not stems(word) & seen and (not from_ontology or word in heads):
+                found[intent] = word  # the last of several
     return found
 
 

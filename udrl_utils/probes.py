@@ -50,13 +50,12 @@ def likelihood_check(student: Student, annotated: pd.DataFrame, seed: int) -> di
         scores = student.log_likelihood(prefixes, np.repeat(prompts, codec.bins).tolist())
         likeliest = np.reshape(scores, (-1, codec.bins)).argmax(1)
         true = bins[name].to_numpy(int)
-        apart, pick = np.abs(likeliest - true), np.arange(codec.bins)
-        near = (np.abs(true[:, None] - pick) <= 1).mean()
+        apart = np.abs(likeliest - true)
         found[name] = {
             "top_1": float((apart == 0).mean()),
             "within_1": float((apart <= 1).mean()),
             "chance_top_1": 1 / codec.bins,
-            "chance_within_1": float(near),
+            "chance_within_1": float((np.abs(true[:, None] - np.arange(codec.bins)) <= 1).mean()),
         }
     return found
 
@@ -115,34 +114,28 @@ def edge_of_the_data(
     pool = {task: list(group.intent.unique()) for task, group in calibration.groupby("task")}
     if codec.longest:
         lengths = calibration[calibration.reward == "length"]
-        right = (lengths.asked_length - lengths.length).abs() <= 1
         unseen = is_unseen(lengths.task, lengths.asked_length, training)
         kept_out = sorted({n for task in pool for n in training.unseen_lengths.get(task, ())})
-        rows += [
-            {"probe": f"{what}, within 1 word", "asked": asked, "achieved": right[part].mean(), "train": None}
-            for what, asked, part in (
-                ("lengths never seen with this task", str(kept_out), unseen),
-                ("all other lengths", f"{lengths.asked_length.min():.0f} to {lengths.asked_length.max():.0f}", ~unseen),
-            )
-            if part.any()
-        ]
+        least, most = lengths.asked_length.min(), lengths.asked_length.max()
         rare = int(train.length.quantile(0.99)) + 1
-        asked = range(rare, codec.longest + 1)
-        requests = [(pool[t][k % len(pool[t])], Command(t, length=k)) for t in pool for k in asked]
+        rarest = range(rare, codec.longest + 1)
+        requests = [(pool[t][k % len(pool[t])], Command(t, length=k)) for t in pool for k in rarest]
         long = sampler.sample(requests, 2) if requests else lengths.head(0)
-        if len(long):
-            near = ((long.asked_length - long.length).abs() <= 1).mean()
-            what = "the longest hundredth, within 1 word"
-            rows.append({"probe": what, "asked": f"{rare} to {codec.longest}", "achieved": near, "train": None})
+        for what, asked, part in (
+            ("lengths never seen with this task", str(kept_out), lengths[unseen]),
+            ("all other lengths", f"{least:.0f} to {most:.0f}", lengths[~unseen]),
+            ("the longest hundredth", f"{rare} to {codec.longest}", long),
+        ):
+            if len(part):
+                near = ((part.asked_length - part.length).abs() <= 1).mean()
+                rows.append((f"{what}, within 1 word", asked, near, None))
     for name in codec.levels:
         high = train.groupby("task")[name].quantile(0.99)
         tasks = [task for task in pool if name in codec.rewards_of(task)]
         top = sampler.sample([(i, Command(t, **{name: 1.0})) for t in tasks for i in pool[t][:12]], 4)
         above = (top[name] > top.task.map(high)).mean()
-        rows.append(
-            {"probe": f"{name} above the 99th percentile", "asked": "level 1", "achieved": above, "train": 0.01}
-        )
-    return pd.DataFrame(rows)
+        rows.append((f"{name} above the 99th percentile", "level 1", above, 0.01))
+    return pd.DataFrame(rows, columns=["probe", "asked", "achieved", "train"])
 
 
 def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from udrl_utils.commands import usual_scripts
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.judge import make_judge
@@ -42,7 +43,7 @@ from udrl_utils.runs import (
     write_shard,
 )
 from udrl_utils.settings import AnnotationSettings
-from udrl_utils.text import count_words, scripts, stem, words
+from udrl_utils.text import count_words, stem, words
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)
@@ -73,9 +74,7 @@ def reward(name: str, unit: str, partial: bool = False) -> Callable[[Callable], 
         raise SettingsError(f"reward name {name!r} must be an identifier, such as mentions_colour")
 
     def register(score: Callable) -> Callable:
-        REWARDS[name] = Reward(
-            name, unit, score, getattr(score, "source", None) or textwrap.dedent(inspect.getsource(score)), partial
-        )
+        REWARDS[name] = Reward(name, unit, score, textwrap.dedent(inspect.getsource(score)), partial)
         return score
 
     return register
@@ -199,11 +198,11 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     for number, source in enumerate(pairs, 1):
         file = folder / source.name
         made = is_sound(file)
-        lacks = read_note(file, "left_out") if made else None
-        if not made or (judge and lacks):
+        lacks = read_note(file, "left_out") if made else 0
+        if not made:
+            run.reopen("02_annotated")
+        if not made or lacks:
             try:
-                if not made:
-                    run.reopen("02_annotated")
                 annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
             except RunError as error:
                 if not made:
@@ -222,8 +221,7 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
 def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:
     """Print a line where the bundled encoder, which reads English, is to score intents in other scripts."""
     texts = pd.concat([pd.read_parquet(file, columns=["intent"]) for file in pairs]).intent.drop_duplicates()
-    found = scripts(" ".join(texts))
-    other = [script for script, n in found.most_common() if script != "LATIN" and n > 0.01 * found.total()]
+    other = [script for script in usual_scripts(texts) if script != "LATIN"]
     if settings.encoder == "minilm" and other:
         print(
             f"encoder='minilm' reads English, and the intents are in {', '.join(other)} too: relevance and diversity "

@@ -33,34 +33,31 @@ from udrl_utils.training_log import TrainingLog
 
 # Short prompts stay nearer to their intent and farther from each other, which is why lengths are among them.
 GRID = {"length": (None, 6, 8, 10), "relevance": (None, 0.45), "diversity": (0.75, 0.85)}
+GRID_INTENTS = 24  # per task, that each command of the grid is tried on
 PROMPTS_PER_SET = 4
 PASSES = 2  # over the teacher's pairs and those in hindsight, in each round
 
 
-def measure_front(
-    sampler: Sampler, teacher: pd.DataFrame, grid: dict[str, tuple], intents: int = 12, n: int = 4
-) -> pd.DataFrame:
-    """What sets under each command of a grid, or the nearest feasible one, achieve.
+def measure_front(sampler: Sampler, teacher: pd.DataFrame) -> pd.DataFrame:
+    """What sets under each command of the grid, or the nearest feasible one, achieve.
 
-    Ratios are to the teacher's means on the same intents.
-
-    `teacher` holds annotated pairs; the first `intents` intents of each task that is commanded all of these rewards are
-    used. One row per command and intent: task, command, intent, relevance, diversity (ratios). Empty when the student
-    knows neither reward.
+    `teacher` holds annotated pairs; the first intents of each task that is commanded both rewards are used. One row per
+    command and intent: task, command, intent, relevance, diversity (ratios to the teacher's means on the same intents).
+    Empty when the student knows neither reward.
     """
     codec = sampler.student.codec
     names = [name for name in ("relevance", "diversity") if name in codec.rewards]
     if not names:
         return pd.DataFrame()
-    axes = {name: values for name, values in grid.items() if name in codec.rewards}
+    axes = {name: values for name, values in GRID.items() if name in codec.rewards}
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     both = [task for task, edges in codec.edges.items() if set(names) <= set(edges)]
     teacher = teacher[teacher.task.isin(both)].dropna(subset=names)
     ranks = teacher.groupby("task").intent.transform(lambda column: pd.factorize(column)[0])
-    teacher = teacher[ranks < intents]
+    teacher = teacher[ranks < GRID_INTENTS]
     keys = list(teacher[["task", "intent"]].drop_duplicates().itertuples(index=False, name=None))
     requests = [(intent, codec.feasible(Command(task, **asked))[0]) for asked in chosen for task, intent in keys]
-    scored = sampler.sample(requests, n)
+    scored = sampler.sample(requests, PROMPTS_PER_SET)
     scored["command"] = scored.set.map(lambda number: requests[number][1])
     achieved = scored.groupby(["task", "command", "intent"], sort=False)[names].mean()
     ratios = achieved / teacher.groupby("task")[names].mean().reindex(achieved.index, level="task")
@@ -116,7 +113,7 @@ def hindsight_rows(samples: pd.DataFrame, settings: DistillationSettings, number
         raise RunError(
             f"round {number} wrote {len(samples)} prompts and filtering left none; the student stays as it was"
         )
-    rows = rows.loc[kept].drop(columns=[column for column in samples if column.startswith("asked_")] + ["set"])
+    rows = rows.loc[kept].drop(columns=["set", *samples.filter(like="asked_")])
     keys = [pair_id(f"round {number}", row.task, row.intent, row.prompt) for row in rows.itertuples()]
     return rows.assign(pair_id=keys, split="train", teacher=f"round {number}", intent=rows.intent.map(clean_intent))
 
@@ -141,9 +138,9 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
     student = Student.load(folder / "rounds" / "0")
     sampler = run_sampler(settings, run, student)
     for number in range(1, settings.rounds + 1):
-        with processes.main_process_first():
-            if processes.is_main_process:
-                ask_round(settings, run, number, sampler.of(student), train)
+        if processes.is_main_process:
+            ask_round(settings, run, number, sampler.of(student), train)
+        processes.wait_for_everyone()
         student = learn_round(settings, run, number, train, held)
     if processes.is_main_process:
         student.save(folder)
@@ -212,21 +209,18 @@ def run_sampler(settings: TrainingSettings, run: RunFolder, student: Student) ->
     return Sampler(student, rewards, Encoder(annotation.encoder), seed=settings.seed)
 
 
-def find_best_commands(
-    settings: TrainingSettings, run: RunFolder, sampler: Sampler | None = None, held: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def find_best_commands(run: RunFolder, sampler: Sampler) -> pd.DataFrame:
     """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
 
     What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
     measured. The best commands are written into the student's commands.json and card; the table of all is returned.
     """
-    folder = run / "03_student"
-    sampler = sampler or run_sampler(settings, run, Student.load(folder))
-    measured = measure_front(sampler, read_annotated(run, "validation") if held is None else held, GRID, intents=24)
+    measured = measure_front(sampler, read_annotated(run, "validation"))
     if measured.empty:
         return measured
     best, table = best_commands(measured)
-    student = Student(sampler.student.model, sampler.student.tokenizer, replace(sampler.student.codec, best=best))
+    folder, asked = run / "03_student", sampler.student
+    student = Student(asked.model, asked.tokenizer, replace(asked.codec, best=best))
     (folder / "README.md").write_text(model_card(student), encoding="utf-8")
     student.codec.save(folder)
     return table

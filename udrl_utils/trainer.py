@@ -203,18 +203,25 @@ def trainer_class() -> type:
 
 
 def make_trainer(
-    model: Any,
-    tokenizer: Any,
-    settings: TrainingSettings,
-    output: Path,
-    train: Dataset,
-    held: Dataset,
+    model: Any, tokenizer: Any, settings: TrainingSettings, output: Path, train: Dataset, held: Dataset
 ) -> Any:
     """The trainer of a model on prompt/completion rows, with `held` to watch it on."""
+    from trl import SFTConfig
+
     longest = model.config.max_position_embeddings
+    args = SFTConfig(  # notebook 03 types this out and says why each value is what it is
+        output_dir=str(output),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        seed=settings.seed,
+        **machine_options(settings, len(train)),
+    )
     return trainer_class()(
         model=model,
-        args=trainer_config(settings, output, len(train)),
+        args=args,
         train_dataset=tokenized(train, tokenizer, longest),
         eval_dataset=tokenized(held, tokenizer, longest),
         processing_class=tokenizer,
@@ -251,22 +258,6 @@ def token_counts(rows: Dataset) -> tuple[list[int], int]:
         lengths += pc.list_value_length(part["input_ids"]).to_pylist()
         labelled += pc.sum(pc.not_equal(pc.list_flatten(part["labels"]), -100)).as_py()
     return lengths, labelled
-
-
-def trainer_config(settings: TrainingSettings, output: Path, rows: int) -> Any:
-    """TRL's SFTConfig for `rows` training rows; notebook 03 types it out and says why each value is what it is."""
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir=str(output),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        seed=settings.seed,
-        **machine_options(settings, rows),
-    )
 
 
 def machine_options(settings: TrainingSettings, rows: int) -> dict[str, Any]:

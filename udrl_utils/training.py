@@ -49,14 +49,10 @@ def is_unseen(tasks: pd.Series, lengths: pd.Series, settings: TrainingSettings) 
     return unseen
 
 
-def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame | None = None) -> CommandCodec:
-    """The codec of a run, fitted on the rows that it is trained on, `train_rows` where none are given.
-
-    Raises: SettingsError as `check_start` does.
-    """
-    rewards = run.settings(AnnotationSettings).rewards
+def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame) -> CommandCodec:
+    """The codec of a run, fitted on its `train_rows`. Raises: SettingsError as `check_start` does."""
     check_start(settings, run.settings(DistillationSettings).test_fraction)
-    codec = CommandCodec.fit(train_rows(settings, run) if train is None else train, rewards, settings.bins)
+    codec = CommandCodec.fit(train, run.settings(AnnotationSettings).rewards, settings.bins)
     sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
     return replace(
         codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
@@ -83,7 +79,8 @@ def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = 
 
     if commanded and (log := trained_before(settings, run)):
         return log
-    processes, folder = PartialState(), run / "03_student" if commanded else run / "03_student" / "sft_plain"
+    processes, name = PartialState(), "student" if commanded else "sft_plain"
+    folder = run / "03_student" if commanded else run / "03_student" / name
     seed_everything(settings.seed)
     train, held = train_rows(settings, run), read_annotated(run, "validation")
     codec = fit_codec(settings, run, train)
@@ -94,7 +91,7 @@ def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = 
         data = [command_pairs(table, codec, brief, tokenizer, commanded, folder / "rows") for table in (train, held)]
         make_room(model, tokenizer, data)
     set_dropout(model, plan.dropout)
-    log, student = TrainingLog("student" if commanded else "sft_plain", held), Student(model, tokenizer, codec)
+    log, student = TrainingLog(name, held), Student(model, tokenizer, codec)
     fit(student, brief, folder, *data, log, student_stamp(settings, run))
     if commanded and processes.is_main_process:
         start_rounds(settings, run, student, log)
@@ -147,27 +144,20 @@ def baseline_beside(settings: TrainingSettings, run: RunFolder) -> Iterator[list
 
 
 def fit(
-    student: Student,
-    settings: TrainingSettings,
-    folder: Path,
-    train: Any,
-    held: Any,
-    log: TrainingLog,
-    now: Stamp,
+    student: Student, settings: TrainingSettings, folder: Path, train: Any, held: Any, log: TrainingLog, now: Stamp
 ) -> None:
     """Train a student on prompt/completion rows and save it; goes on from a checkpoint with the same stamp."""
     from accelerate import PartialState
 
     processes, work = PartialState(), folder / "checkpoints"
     trainer = make_trainer(student.model, student.tokenizer, settings, work, train, held)
-    trainer.add_callback(callback(log, Student(trainer.model, student.tokenizer, student.codec)))
+    trainer.add_callback(callback(log, student))
     with processes.main_process_first():
         checkpoint = last_checkpoint(work, now)
     trainer.train(resume_from_checkpoint=checkpoint)
     processes.wait_for_everyone()
     if processes.is_main_process:
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        save_trained(Student(trained, student.tokenizer, student.codec), folder)
+        save_trained(student, folder)
     processes.wait_for_everyone()
 
 
