@@ -102,13 +102,13 @@ def ablate(settings: AnalysisSettings, run: RunFolder) -> pd.DataFrame:
     """
     trials = [(name, seed) for name in variants_of(settings) for seed in range(settings.ablation_seeds)]
     count, threads = shares(len(trials))
-    rows: list[dict[str, Any]] = []
+    rows = []
     with pool(count, quietly, threads) as processes:
         # where one fails, those that wait behind it are not started
         measured = processes.map(partial(measure, settings, run), *zip(*trials, strict=True))
         for (name, seed), found in zip(trials, measured, strict=True):
             rows.append({"variant": name, "seed": seed, **found})
-            print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+            print(name, seed, *(f"{metric}={value:.3f}" for metric, value in found.items()), flush=True)
     return pd.DataFrame(rows)
 
 
@@ -119,13 +119,13 @@ def folder_of(run: RunFolder, name: str, seed: int) -> Path:
 
 def measure(settings: AnalysisSettings, run: RunFolder, name: str, seed: int) -> dict[str, float]:
     """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
-    home = RunFolder(folder_of(run, name, seed))
-    file, measuring = home / "measured.json", settings.model_dump(include=MEASURING) | settings.sampling()
-    variant = VARIANTS[name]
+    home, variant = RunFolder(folder_of(run, name, seed)), VARIANTS[name]
     differs = [variant.training, variant.sampling, variant.share, variant.more]
+    measuring = settings.model_dump(include=MEASURING) | settings.sampling()
     now = student_stamp(run.settings(TrainingSettings), run)
     now["read"] |= {"the variant": digest(differs), "the parameters of the analysis": digest(measuring)}
     renew(home.path, now)
+    file = home / "measured.json"
     if not file.exists():
         write_json(file, try_out(settings, run, variant, seed, home))
     return json.loads(file.read_text())
@@ -138,16 +138,14 @@ def try_out(
     load_rewards(run, "04_analysis")
     annotation = run.settings(AnnotationSettings)
     annotated, budget = read_annotated(run), settings.ablation_rows
-    train = annotated[annotated.split == "train"]
+    train, others = annotated[annotated.split == "train"], annotated[annotated.split != "train"]
     train = variant.change(train.sample(min(len(train), budget), random_state=seed), annotation)
     train = train.sample(frac=variant.share, random_state=seed)
     (home / "02_annotated").mkdir(parents=True, exist_ok=True)
-    shutil.copy(run / "run.json", home / "run.json")
-    shutil.copy(run / "02_annotated" / "_rewards.py", home / "02_annotated")
-    kept = annotated[annotated.split != "train"]
-    pd.concat([train, kept]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
-    training = run.settings(TrainingSettings)
-    training = training.model_copy(update={"rounds": 0, **variant.training, "seed": seed})
+    for file in ("run.json", "02_annotated/_rewards.py"):
+        shutil.copy(run / file, home / file)
+    pd.concat([train, others]).to_parquet(home / "02_annotated" / "part-00000.parquet", index=False)
+    training = run.settings(TrainingSettings).model_copy(update={"rounds": 0, **variant.training, "seed": seed})
     prompts = PROMPTS_PER_SET * round_size(training, train)
     passes = budget / len(train) + (PASSES * (1 + prompts / len(train)) if variant.more else 0)
     training = training.model_copy(update={"epochs": passes})
@@ -180,14 +178,13 @@ def ask_before_and_after(
         return None
     seed_everything(settings.seed)  # the codec's tokens get random embeddings
     model, tokenizer = pretrained_student(training.base, sampler.student.codec, training.n_positions)
-    others = {"base": Student(model.to(device_and_dtype()[0]), tokenizer, sampler.student.codec)}
-    if "shuffled commands" in variants_of(settings):
-        others["shuffled"] = Student.load(folder_of(run, "shuffled commands", 0) / "03_student")
+    base = Student(model.to(device_and_dtype()[0]), tokenizer, sampler.student.codec)
     few = {task: pool[:INTENTS] for task, pool in intents.items()}
-    tables = {"student": calibration}
-    tables |= {name: sample_calibration(sampler.of(other), few, settings) for name, other in others.items()}
-    found = {name: tables[name].assign(model=name) for name in ("base", "student", "shuffled") if name in tables}
-    return pd.concat(found, ignore_index=True)
+    tables = {"base": sample_calibration(sampler.of(base), few, settings), "student": calibration}
+    if "shuffled commands" in variants_of(settings):
+        mixed = Student.load(folder_of(run, "shuffled commands", 0) / "03_student")
+        tables["shuffled"] = sample_calibration(sampler.of(mixed), few, settings)
+    return pd.concat([table.assign(model=name) for name, table in tables.items()], ignore_index=True)
 
 
 def obedience(samples: pd.DataFrame, settings: IntervalSettings) -> dict[str, dict[str, dict[str, Any]]]:
@@ -200,8 +197,7 @@ def obedience(samples: pd.DataFrame, settings: IntervalSettings) -> dict[str, di
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for (name, model), rows in samples.groupby(["reward", "model"], sort=False):
-        asked = f"asked_{name}"
-        rows = rows.dropna(subset=[name])
+        asked, rows = f"asked_{name}", rows.dropna(subset=[name])
         ranks = rows.groupby("task")[[asked, name]].rank(pct=True)
         found.setdefault(name, {})[model] = spearman_interval(ranks.assign(set=rows.set).to_numpy(float), settings)
         if name == "length":

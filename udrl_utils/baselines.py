@@ -61,17 +61,21 @@ def ask_baselines(
     tables, costs = {}, {}
     for name, teacher in baselines.items():
         journal = Journal(journal_of(run, name))
-        seconds = (
-            timed(lambda r, t=teacher, j=journal: t.write([r], j), requests[:TIMED]) if not journal.replies else []
-        )
-        written = teacher.write(requests, journal)
-        found = [(r.task, r.intent, p) for r, prompts in zip(requests, written, strict=True) for p in prompts]
-        rows = pd.DataFrame(found, columns=["task", "intent", "prompt"])
+        alone = requests[:TIMED] if not journal.replies else []
+        seconds = timed(lambda r, t=teacher, j=journal: t.write([r], j), alone)
+        rows = written_by(teacher, requests, journal)
         tables[name] = rows[reject_reasons(rows, rules) == ""].reset_index(drop=True)
         print(f"baseline {name}: {len(tables[name])} prompts of {sum(r.n for r in requests)} asked for", flush=True)
         model = teacher.writer.model if isinstance(teacher, LocalTeacher) else None
         costs[name] = cost_of(model, seconds, settings)
     return tables, costs
+
+
+def written_by(teacher: Teacher, requests: list[Request], journal: Journal) -> pd.DataFrame:
+    """What a language model writes, one row per prompt: task, intent, prompt."""
+    written = zip(requests, teacher.write(requests, journal), strict=True)
+    found = [(request.task, request.intent, prompt) for request, prompts in written for prompt in prompts]
+    return pd.DataFrame(found, columns=["task", "intent", "prompt"])
 
 
 def journal_of(run: RunFolder, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from udrl_utils.baselines import journal_of
+from udrl_utils.baselines import journal_of, written_by
 from udrl_utils.commands import Command
 from udrl_utils.evaluation import calibration_metrics, interval, ratio_interval, sample_calibration, without_levels
 from udrl_utils.pairs import extra_teacher
@@ -176,12 +176,9 @@ def outside_intents(
     if not asks:
         return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}
     name, reference = next(iter(asks.items()))
-    requests = [Request(task, intent, n) for task, intent in keys]
-    written = reference.write(requests, Journal(journal_of(run, f"outside {name}")))
-    rows = [(task, intent, prompt) for (task, intent), prompts in zip(keys, written, strict=True) for prompt in prompts]
-    theirs = by_intent(
-        annotate(pd.DataFrame(rows, columns=["task", "intent", "prompt"]), sampler.rewards, sampler.embed)
-    )
+    journal = Journal(journal_of(run, f"outside {name}"))
+    written = written_by(reference, [Request(task, intent, n) for task, intent in keys], journal)
+    theirs = by_intent(annotate(written, sampler.rewards, sampler.embed))
     answered = np.isfinite(theirs)  # an intent that the model did not answer says nothing of either
     ours, theirs = ours[answered], theirs[answered]
     return {

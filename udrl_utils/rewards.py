@@ -118,12 +118,14 @@ def kept(pairs: pd.DataFrame, embed: Embed) -> Any:
 
 def share_kept(intent: str, prompt: str) -> float:
     """Share of what a prompt must keep of an intent that it keeps, 0..1."""
-    return float(np.mean([has(f" {' '.join(words(prompt))} ") for has in to_keep(intent)] or [True]))
+    said, (texts, denied) = f" {' '.join(words(prompt))} ", to_keep(intent)
+    kept = [f" {text} " in said for text in texts] + [denies(said, word) for word in denied]
+    return float(np.mean(kept or [True]))
 
 
 @lru_cache(maxsize=10_000)
-def to_keep(intent: str) -> tuple[Callable[[str], bool], ...]:
-    """A test for each thing that a prompt must keep of an intent, applied to the prompt's words between spaces."""
+def to_keep(intent: str) -> tuple[list[str], list[str]]:
+    """What a prompt must keep of an intent: words that stand in it as they are, and words that it denies."""
     quoted = [a or b for a, b in QUOTED.findall(intent)]
     rest = QUOTED.sub(" ", intent)
     denied = [(first or second).lower() for first, second in DENIED.findall(rest)]
@@ -135,15 +137,13 @@ def to_keep(intent: str) -> tuple[Callable[[str], bool], ...]:
         if any(map(str.isdigit, word))
         or (not shouted and (word[1:] != word[1:].lower() or (place and word[0].isupper())))
     ]
-    texts = filter(None, (" ".join(words(text)) for text in [*quoted, *named]))
-    tests = [lambda prompt, text=text: f" {text} " in prompt for text in texts]
-    return (*tests, *(lambda prompt, word=word: denies(prompt, word) for word in denied))
+    return [*filter(None, (" ".join(words(text)) for text in [*quoted, *named]))], denied
 
 
 def denies(prompt: str, word: str) -> bool:
     """Whether a prompt says that there is none of something: "no people", "without any people", "people-free"."""
     said = prompt.split()
-    return f" {word}-free " in prompt or any(
+    return f"{word}-free" in said or any(
         part in NEGATIONS and stem(word) in map(stem, said[place + 1 : place + 4]) for place, part in enumerate(said)
     )
 
@@ -287,10 +287,5 @@ def load_rewards(run: RunFolder, stage: str) -> None:
 
 def read_rewards(folder: Path) -> None:
     """Register the user-made rewards kept in a folder by executing their source."""
-    import linecache
-
     file = folder / "_rewards.py"
-    source = file.read_text()
-    # inspect finds the source of these functions through the cache
-    linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
-    exec(compile(source, str(file), "exec"), {"__name__": "run_rewards"})
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "run_rewards"})

@@ -27,7 +27,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student, model_card
 from udrl_utils.text import clean_intent
-from udrl_utils.trainer import plan_of, set_dropout
+from udrl_utils.trainer import RATE, set_dropout
 from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
 
@@ -183,8 +183,7 @@ def learn_round(
     hindsight = seen(pd.concat(earlier_rounds(run, number + 1), ignore_index=True), settings)
     known = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     rows = pd.concat([hindsight, known], ignore_index=True)
-    rate = plan_of(settings, train, student.tokenizer).learning_rate
-    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": rate / 2})
+    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": (settings.learning_rate or RATE) / 2})
     with PartialState().main_process_first():
         data = [
             command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")

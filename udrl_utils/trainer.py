@@ -31,6 +31,7 @@ PRACTICE = 2_000_000  # prompt tokens that teach a student commands and a new ki
 MOST_PASSES = 8  # with more a student learns its pairs by heart, and the loss on others rises
 FEW_PASSES = 2  # up to this number nothing is seen often enough to be learnt by heart
 MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
+POOL = 50  # batches whose rows are sorted by length together
 RATE = 1e-3  # half of it learns too little in the passes that few pairs bear
 
 
@@ -115,8 +116,8 @@ class AlikeLengths:
     before. A torch sampler: it has a length and takes the epoch, so that a resumed training goes on exactly.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, pool: int = 50):
-        self.lengths, self.batch_size, self.seed, self.pool, self.epoch = lengths, batch_size, seed, pool, 0
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -128,8 +129,8 @@ class AlikeLengths:
         rng, size = random.Random(f"rows {self.seed} {self.epoch}"), self.batch_size
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
-        for start in range(0, len(order), size * self.pool):
-            pool = sorted(order[start : start + size * self.pool], key=self.lengths.__getitem__)
+        for start in range(0, len(order), size * POOL):
+            pool = sorted(order[start : start + size * POOL], key=self.lengths.__getitem__)
             batches = [pool[i : i + size] for i in range(0, len(pool), size)]
             rng.shuffle(batches)
             # only the very last batch may be smaller: pools are whole batches
@@ -169,12 +170,10 @@ def trainer_class() -> type:
             with self.accelerator.autocast():  # Accelerate itself casts in the model's forward call only
                 logits = self._logits(model, ids, mask, wanted)
             total = cross_entropy(logits.float(), labels[wanted], reduction="sum")
-            if model.training:
-                share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
-                loss = total / (len(ids) * self.usual_tokens * share)
-            else:
-                loss = total / wanted.sum()
-            return (loss, {"logits": logits}) if return_outputs else loss
+            if not model.training:
+                return total / wanted.sum()
+            share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+            return total / (len(ids) * self.usual_tokens * share)
 
         def _logits(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
             """Logits of the wanted tokens, from what precedes each: shape (wanted tokens, vocabulary)."""
@@ -190,7 +189,7 @@ def trainer_class() -> type:
             return token_counts(self.train_dataset)[1] / len(self.train_dataset)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            lengths, _ = token_counts(self.train_dataset if train_dataset is None else train_dataset)
+            lengths, _ = token_counts(self.train_dataset)
             return AlikeLengths(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
         def prediction_step(

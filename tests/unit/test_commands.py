@@ -42,12 +42,6 @@ def test_levels_and_values_agree(name: str, level: float) -> None:
     assert bin_index == min(int(level * 10), 9)
 
 
-@given(st.floats(-10, 10), st.floats(-10, 10))
-def test_bins_rise_with_values(a: float, b: float) -> None:
-    low, high = (CODEC.bin_of_value("related_search", "relevance", value) for value in sorted((a, b)))
-    assert low <= high
-
-
 def test_bins_are_equally_filled() -> None:
     rows = table()[lambda t: t.task == "text_to_image"]
     bins = CODEC.bins_of(rows).relevance
@@ -76,11 +70,7 @@ def test_forms_and_places_of_a_command() -> None:
     assert CODEC.prefix(forms["tokens"], "koi") == "<|task:text_to_image|><|length:18|><|relevance:9|>koi<|prompt|>"
 
 
-def test_encoding_and_open_commands() -> None:
-    assert (
-        CODEC.encode(Command("text_to_image", length=18, relevance=0.95))
-        == "<|task:text_to_image|><|length:18|><|relevance:9|>"
-    )
+def test_open_commands_and_achieved_ones() -> None:
     assert CODEC.encode(Command("text_to_image")) == "<|task:text_to_image|>"
     row = {"task": "text_to_image", "length": 7, "relevance": 99.0, "diversity": float("nan")}
     rows = pd.DataFrame([row, row], index=[3, 3])  # rounds join tables whose numbers repeat
@@ -98,7 +88,6 @@ def test_encoding_and_open_commands() -> None:
         (lambda: Command("text_to_image", relevance=1.2), "relevance=1.2"),
         (lambda: CODEC.encode(Command("text_to_image", colour=0.5)), "reward 'colour'"),
         (lambda: CODEC.encode(Command("text_to_image", length=500)), "length=500"),
-        (lambda: CODEC.encode(Command("text_to_template")), "task='text_to_template'"),
     ],
 )
 def test_bad_commands_are_one_line(make, message: str) -> None:
@@ -135,11 +124,10 @@ def test_codec_round_trip(tmp_path) -> None:
 
 
 def embed(texts) -> np.ndarray:
-    vectors = np.array([[1.0, 0.0] if "x" in text else [0.0, 1.0] for text in texts])
-    return vectors
+    return np.array([[1.0, 0.0] if "x" in text else [0.0, 1.0] for text in texts])
 
 
-def test_rewards_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_by_hand() -> None:
     pairs = pd.DataFrame({"task": "t", "intent": ["x", "x", "x", "o"], "prompt": ["x a", "x b c", "o", "o o"]})
     scored = rewards.annotate(pairs, NAMES, embed)
     assert scored.length.tolist() == [2, 3, 1, 2]
