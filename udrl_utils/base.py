@@ -63,7 +63,7 @@ def names_held_out(text: str) -> bool:
     return mentions(text, held_out_words())
 
 
-def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path = RECORDED) -> pd.DataFrame:
+def corpus(distillation: DistillationSettings, training: TrainingSettings, folder: Path) -> pd.DataFrame:
     """Recorded pairs that the base may read: pair_id, split (train, validation), task, intent, prompt, length [words].
 
     They pass the filters of notebook 01. None has an intent that a run may test with, a held-out noun, or a length

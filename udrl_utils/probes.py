@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from udrl_utils.encoder import Embed
 
 PAIRS = 25  # test pairs per task whose likelihood is looked at
+OUTSIDE = 200  # intents from outside that are asked for
 
 
 def likelihood_check(student: Student, annotated: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
@@ -138,8 +139,8 @@ def edge_of_the_data(
     return pd.DataFrame(rows, columns=["probe", "asked", "achieved", "train"])
 
 
-def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
-    """Up to `count` intents of the file or Hub data set named in the settings, drawn at random; none without a name.
+def read_outside(settings: AnalysisSettings) -> list[str]:
+    """Up to OUTSIDE intents of the file or Hub data set named in the settings, drawn at random; none without a name.
 
     Raises: SettingsError when they cannot be read.
     """
@@ -148,7 +149,7 @@ def read_outside(settings: AnalysisSettings, count: int = 200) -> list[str]:
     table = read_table(settings.outside_intents, [settings.outside_column])
     typed = map(clean_intent, reversed(table[settings.outside_column].tolist()))
     pool = sorted({lower_intent(intent): intent for intent in typed if intent}.values())  # the first of equal ones
-    return [pool[place] for place in np.random.default_rng(settings.seed).permutation(len(pool))[:count]]
+    return [pool[place] for place in np.random.default_rng(settings.seed).permutation(len(pool))[:OUTSIDE]]
 
 
 def outside_intents(

@@ -118,9 +118,9 @@ def kept(pairs: pd.DataFrame, embed: Embed) -> Any:
 
 def share_kept(intent: str, prompt: str) -> float:
     """Share of what a prompt must keep of an intent that it keeps, 0..1."""
-    said, (texts, denied) = f" {' '.join(words(prompt))} ", to_keep(intent)
-    kept = [f" {text} " in said for text in texts] + [denies(said, word) for word in denied]
-    return float(np.mean(kept or [True]))
+    said, (texts, denied) = words(prompt), to_keep(intent)
+    found = [f" {text} " in f" {' '.join(said)} " for text in texts] + [denies(said, word) for word in denied]
+    return float(np.mean(found or [True]))
 
 
 @lru_cache(maxsize=10_000)
@@ -140,9 +140,8 @@ def to_keep(intent: str) -> tuple[list[str], list[str]]:
     return [*filter(None, (" ".join(words(text)) for text in [*quoted, *named]))], denied
 
 
-def denies(prompt: str, word: str) -> bool:
-    """Whether a prompt says that there is none of something: "no people", "without any people", "people-free"."""
-    said = prompt.split()
+def denies(said: list[str], word: str) -> bool:
+    """Whether the words of a prompt rule something out: "no people", "without any people", "people-free"."""
     return f"{word}-free" in said or any(
         part in NEGATIONS and stem(word) in map(stem, said[place + 1 : place + 4]) for place, part in enumerate(said)
     )
@@ -152,10 +151,7 @@ BUILT_IN = frozenset({*REWARDS, "judge"})
 
 
 def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_annotated") -> None:
-    """Register the LLM judge that the settings name, if they name one.
-
-    A stage keeps the votes that it pays for in its own folder; those of 02_annotated are read as well.
-    """
+    """Register the LLM judge that the settings name, if they name one; `stage` keeps the votes that it pays for."""
     if settings.judge_model:
         REWARDS["judge"] = Reward("judge", "1..10", make_judge(settings, run, stage), source="", partial=True)
 
@@ -163,20 +159,18 @@ def add_judge(settings: AnnotationSettings, run: RunFolder, stage: str = "02_ann
 def annotate(pairs: pd.DataFrame, rewards: Sequence[str], embed: Embed) -> pd.DataFrame:
     """The pairs with one float column per reward.
 
-    Raises: RunError when a reward is unknown, has the wrong length, is not finite, or is the same for every pair.
+    Raises: SettingsError when a reward is unknown, RunError when it has the wrong length or is not finite.
     """
     columns = {}
     for name in check_known(rewards):
-        values = np.asarray(REWARDS[name].score(pairs, embed), dtype=float)
+        values = columns[name] = np.asarray(REWARDS[name].score(pairs, embed), dtype=float)
         if values.shape != (len(pairs),):
             raise RunError(
                 f"reward {name!r} returned shape {values.shape} for {len(pairs)} pairs; one number each is wanted"
             )
-        if not REWARDS[name].partial and not np.isfinite(values).all():
-            raise RunError(
-                f"reward {name!r} returned {int((~np.isfinite(values)).sum())} values that are not finite numbers"
-            )
-        columns[name] = values
+        wrong = int((~np.isfinite(values)).sum())
+        if wrong and not REWARDS[name].partial:
+            raise RunError(f"reward {name!r} returned {wrong} values that are not finite numbers")
     return pairs.assign(**columns)
 
 
@@ -250,17 +244,16 @@ def save_rewards(folder: Path, rewards: Sequence[str]) -> None:
 
     Raises: SettingsError for a source that reads what only its notebook knows.
     """
-    for name in rewards:
-        outside = {} if name in BUILT_IN else outside_names(REWARDS[name].source)
-        if outside:
+    sources = {name: REWARDS[name].source for name in rewards if name not in BUILT_IN}
+    for name, source in sources.items():
+        if outside := outside_names(source):
             raise SettingsError(
                 f"reward {name!r} uses {', '.join(sorted(outside))} of its notebook, which later notebooks do not have:"
                 " import or define it inside the function"
             )
     write_json(folder / "_units.json", {name: REWARDS[name].unit for name in rewards})
-    sources = [REWARDS[name].source for name in rewards if name not in BUILT_IN]
     (folder / "_rewards.py").write_text(
-        "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources)
+        "from udrl_utils import rewards\nfrom udrl_utils.rewards import reward\n\n\n" + "\n\n".join(sources.values())
     )
 
 
