@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PAIRS = 25  # test pairs per task whose likelihood is looked at
 OUTSIDE = 200  # intents from outside that are asked for
+OUTSIDE_PROMPTS = 4  # for each of them
 
 
 def likelihood_check(student: Student, annotated: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
@@ -153,12 +154,7 @@ def read_outside(settings: AnalysisSettings) -> list[str]:
 
 
 def outside_intents(
-    sampler: Sampler,
-    intents: list[str],
-    models: dict[str, Teacher],
-    settings: AnalysisSettings,
-    run: RunFolder,
-    n: int = 4,
+    sampler: Sampler, intents: list[str], models: dict[str, Teacher], settings: AnalysisSettings, run: RunFolder
 ) -> dict[str, Any]:
     """Relevance of the student on intents that nothing was trained on, in turn over the tasks, beside a language model.
 
@@ -172,13 +168,13 @@ def outside_intents(
     def by_intent(table: pd.DataFrame) -> np.ndarray:
         return table.groupby(["task", "intent"], sort=False).relevance.mean().reindex(keys).to_numpy()
 
-    ours = by_intent(sampler.sample(best, n))
+    ours = by_intent(sampler.sample(best, OUTSIDE_PROMPTS))
     asks = {"teacher": extra_teacher(run)} if made.teacher != "recorded" and not made.pairs else models
     if not asks:
         return {"intents": len(keys), "relevance": {"student_best": interval(ours, settings)}}
     name, reference = next(iter(asks.items()))
     journal = Journal(journal_of(run, f"outside {name}"))
-    written = written_by(reference, [Request(task, intent, n) for task, intent in keys], journal)
+    written = written_by(reference, [Request(task, intent, OUTSIDE_PROMPTS) for task, intent in keys], journal)
     theirs = by_intent(annotate(written, sampler.rewards, sampler.embed))
     answered = np.isfinite(theirs)  # an intent that the model did not answer says nothing of either
     ours, theirs = ours[answered], theirs[answered]
