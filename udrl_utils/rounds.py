@@ -113,7 +113,7 @@ def hindsight_rows(samples: pd.DataFrame, settings: DistillationSettings, number
         raise RunError(
             f"round {number} wrote {len(samples)} prompts and filtering left none; the student stays as it was"
         )
-    rows = rows.loc[kept].drop(columns=["set", *samples.filter(like="asked_")])
+    rows = rows.loc[kept].drop(columns=["set", *samples.filter(regex="^asked_")])
     keys = [pair_id(f"round {number}", row.task, row.intent, row.prompt) for row in rows.itertuples()]
     return rows.assign(pair_id=keys, split="train", teacher=f"round {number}", intent=rows.intent.map(clean_intent))
 
