@@ -23,13 +23,7 @@ from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import execute, minutes, new_workbook
 from udrl_utils.presets import check_stages, parameters_page, read_preset, read_settings, stages_between
 from udrl_utils.runs import RunFolder, outputs_root, workbook
-from udrl_utils.settings import (
-    AnalysisSettings,
-    DistillationSettings,
-    SearchSettings,
-    TrainingSettings,
-    resolve,
-)
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, SearchSettings, TrainingSettings, resolve
 from udrl_utils.student import READY, Student, find_student
 from udrl_utils.teachers.recorded import RECORDED
 

@@ -57,9 +57,8 @@ def axis_label(name: str, prefix: str = "") -> str:
 def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) -> tuple[Figure, list[Axes]]:
     """A row of axes."""
     style()
-    figure, axes = plt.subplots(
-        1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options
-    )
+    size = (width * count, height)
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained", **options)
     plt.close(figure)  # otherwise a notebook shows it again at the end of the cell
     return figure, list(axes[0])
 
@@ -127,9 +126,9 @@ def ablations(variants: pd.DataFrame) -> Figure:
     figure, axes = panels(len(names), width=3.2, height=0.3 * variants.variant.nunique() + 1.2, sharey=True)
     for axis, name in zip(axes, names, strict=True):
         seaborn.stripplot(variants, x=name, y="variant", jitter=False, ax=axis)
-        full = [value for variant, value in zip(variants.variant, variants[name], strict=True) if variant == "full"]
-        if full:
-            axis.axvline(sum(full) / len(full), color="gray", linewidth=1, linestyle="--")
+        full = variants.loc[variants.variant == "full", name]
+        if len(full):
+            axis.axvline(full.mean(), color="gray", linewidth=1, linestyle="--")
         axis.set(xlabel=name, ylabel="")
     return figure
 
@@ -181,9 +180,7 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         values = samples if name == "length" else levels
         asked = samples[f"asked_{name}"]
         asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
-        rows = (
-            samples.assign(asked=asked, achieved=values[name]).loc[samples.reward == name].dropna(subset=["achieved"])
-        )
+        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset="achieved")
         unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
         axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
         for model in found:
