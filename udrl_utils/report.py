@@ -225,9 +225,9 @@ def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
 
     def results(run: RunFolder) -> pd.Series:
         metrics = read_metrics(run)
-        systems = systems_table(metrics).stack()
-        systems.index = systems.index.map(": ".join)
-        return pd.concat([summary_table(metrics)["value"], systems])
+        systems = systems_table(metrics)
+        cells = {f"{who}: {what}": row[what] for who, row in systems.iterrows() for what in systems}
+        return pd.concat([summary_table(metrics)["value"], pd.Series(cells)])
 
     return side_by_side(results, first, second)
 
