@@ -71,8 +71,8 @@ def reward_line(name: str, row: pd.Series, levels: pd.Series, missed: pd.Series,
         "commanded": in_words(name, asked) if commanded else "open",
         "achieved": in_words(name, achieved) if measured else "needs two prompts",
         "value": f"{row[name]:.3g}" if measured and not is_length else "",
-        "asked_at": round(100 * asked / whole) if commanded else None,
-        "achieved_at": round(100 * min(achieved / whole, 1)) if measured else None,
+        "asked_at": round(asked / whole * 100) if commanded else None,
+        "achieved_at": round(min(achieved / whole, 1) * 100) if measured else None,
         "state": ("off" if missed.get(name) else "on") if commanded and measured else "",
     }
 
