@@ -111,8 +111,7 @@ def share_student(settings: TrainingSettings, run: RunFolder) -> None:
     """Complete the student's card, and upload student, codec and card if `model_repo` names a repository."""
     (run / "03_student" / "README.md").write_text(student_card(run), encoding="utf-8")
     if settings.model_repo:
-        folder = run / "03_student"
-        files = {f.name: f for f in folder.iterdir() if f.is_file() and f.name[0] not in "._"}
+        files = {f.name: f for f in (run / "03_student").iterdir() if f.is_file() and f.name[0] not in "._"}
         upload(files, settings.model_repo, "model")
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -23,13 +23,7 @@ from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import execute, minutes, new_workbook
 from udrl_utils.presets import check_stages, parameters_page, read_preset, read_settings, stages_between
 from udrl_utils.runs import RunFolder, outputs_root, workbook
-from udrl_utils.settings import (
-    AnalysisSettings,
-    DistillationSettings,
-    SearchSettings,
-    TrainingSettings,
-    resolve,
-)
+from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import READY, Student, find_student
 from udrl_utils.teachers.recorded import RECORDED
 
@@ -238,7 +232,7 @@ def search_eval(
     from udrl_utils.search_eval import search_eval as evaluate
 
     given = ["search_intents=0", *(changes or []), f"catalog={catalog}", f"judgements={judgements}"]
-    settings = cast(SearchSettings, read_settings("laptop", given)["06_search"])
+    settings = read_settings("laptop", given)["06_search"]
     llms = baselines_of(resolve(AnalysisSettings, {"baselines": llm or []}), DistillationSettings())
     other = settings.model_copy(update=dict(zip(("catalog", "judgements"), tune_on, strict=True))) if tune_on else None
     for title, table in evaluate(settings, student, llms, out or outputs_root() / "search-eval", other).items():

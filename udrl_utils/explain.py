@@ -10,8 +10,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import seaborn
 
-from udrl_utils.figures import panels, style
+from udrl_utils.figures import panels
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -24,10 +25,7 @@ COLOURS = {"read": "#e6e6e6", "learnt": "#cfe3f5", "countdown": "#f9dcb5"}
 
 def idea(pair: pd.Series, rewards: list[str], tokens: list[str]) -> Figure:
     """The way of one annotated pair to a training row, and the way back at inference; `tokens` are its command."""
-    import matplotlib.pyplot as plt
-
-    style()
-    figure, axis = plt.subplots(figsize=(11, 3.3), layout="constrained")
+    figure, (axis,) = panels(1, width=11, height=3.3)
     axis.set(xlim=(0, 11), ylim=(0, 3.3))
     axis.axis("off")
     wrap = lambda text: "\n".join(textwrap.wrap(textwrap.shorten(text, 90), 26))  # noqa: E731
@@ -70,18 +68,14 @@ def coloured(row: dict[str, list[int]], tokenizer: Any) -> HTML:
 
 def feasible(codec: CommandCodec) -> Figure:
     """Train pairs per combination of the first two commanded levels, one panel per task that has both."""
-    import seaborn
-
     first, second = codec.levels[:2]
     tasks = [task for task in codec.joint if {first, second} <= set(codec.edges[task])]
     figure, axes = panels(max(1, len(tasks)), height=3.6)
     for axis, task in zip(axes, tasks, strict=False):
         table = pd.DataFrame(codec.joint[task], columns=["band", *codec.edges[task], "pairs"])
         counts = table.pivot_table(index=first, columns=second, values="pairs", aggfunc="sum")
-        every = range(codec.bins)
-        seaborn.heatmap(
-            counts.reindex(index=every, columns=every), cmap="viridis", ax=axis, cbar_kws={"label": "pairs"}
-        )
+        counts = counts.reindex(index=range(codec.bins), columns=range(codec.bins))
+        seaborn.heatmap(counts, cmap="viridis", ax=axis, cbar_kws={"label": "pairs"})
         axis.invert_yaxis()
         axis.set(title=task, xlabel=f"{second} [level]", ylabel=f"{first} [level]")
     return figure

@@ -29,6 +29,7 @@ SYSTEM_LABELS = {
     "sft_plain": "plain SFT, no prefixes",
     "nearest_copy": "copy of nearest intent",
 }
+GUIDE = {"color": "gray", "linestyle": "--", "linewidth": 1}  # the line that says what should be
 
 
 def labelled(systems: Iterable[str]) -> dict[str, str]:
@@ -57,9 +58,8 @@ def axis_label(name: str, prefix: str = "") -> str:
 def panels(count: int, width: float = 4.0, height: float = 3.4, **options: Any) -> tuple[Figure, list[Axes]]:
     """A row of axes."""
     style()
-    figure, axes = plt.subplots(
-        1, count, figsize=(width * count, height), squeeze=False, layout="constrained", **options
-    )
+    size = (width * count, height)
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained", **options)
     plt.close(figure)  # otherwise a notebook shows it again at the end of the cell
     return figure, list(axes[0])
 
@@ -127,9 +127,9 @@ def ablations(variants: pd.DataFrame) -> Figure:
     figure, axes = panels(len(names), width=3.2, height=0.3 * variants.variant.nunique() + 1.2, sharey=True)
     for axis, name in zip(axes, names, strict=True):
         seaborn.stripplot(variants, x=name, y="variant", jitter=False, ax=axis)
-        full = [value for variant, value in zip(variants.variant, variants[name], strict=True) if variant == "full"]
-        if full:
-            axis.axvline(sum(full) / len(full), color="gray", linewidth=1, linestyle="--")
+        full = variants.loc[variants.variant == "full", name]
+        if len(full):
+            axis.axvline(full.mean(), **GUIDE)
         axis.set(xlabel=name, ylabel="")
     return figure
 
@@ -155,7 +155,7 @@ def calibration(metrics: dict[str, Any], name: str) -> Figure:
         draw_levels(axis, result["levels"], task)
         if name == "length":
             asked = [level["asked"] for level in result["levels"]]
-            axis.plot(asked, asked, color="gray", linestyle="--", linewidth=1)
+            axis.plot(asked, asked, **GUIDE)
         axis.set(xlabel=commanded(name), title=f"{task}\nSpearman {result['spearman']:.3f}")
     axes[0].set_ylabel(axis_label(name, "achieved "))
     return figure
@@ -181,11 +181,9 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         values = samples if name == "length" else levels
         asked = samples[f"asked_{name}"]
         asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
-        rows = (
-            samples.assign(asked=asked, achieved=values[name]).loc[samples.reward == name].dropna(subset=["achieved"])
-        )
+        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset="achieved")
         unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
-        axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1, label="exactly what was asked")
+        axis.plot([0, top], [0, top], label="exactly what was asked", **GUIDE)
         for model in found:
             sets = rows[rows.model == model].groupby(["set", "asked"]).achieved.mean().reset_index()
             seaborn.lineplot(sets, x="asked", y="achieved", n_boot=300, seed=0, legend=False, ax=axis, **looks[model])
@@ -236,7 +234,7 @@ def comparison(metrics: dict[str, Any]) -> Figure:
             ratio = {key: 100 * value for key, value in metrics["relative_to_teacher"][system][name].items()}
             interval = [[ratio["mean"] - ratio["low"]], [ratio["high"] - ratio["mean"]]]
             axis.errorbar(ratio["mean"], row, xerr=interval, fmt="o", capsize=3, color=f"C{row}")
-        axis.axvline(100, color="gray", linestyle="--", linewidth=1)
+        axis.axvline(100, **GUIDE)
         axis.set_xlabel(f"{name} [% of the teacher's mean]")
         axis.set_yticks(range(len(systems)), systems.values())
         axis.set_ylim(len(systems) - 0.5, -0.5)
@@ -269,7 +267,7 @@ def sweep(samples: pd.DataFrame, codec: CommandCodec) -> Figure:
         rows, is_length = samples.reward == name, name == "length"
         points = samples[rows].assign(achieved=(samples if is_length else levels)[name][rows])
         top = samples.asked_length.max() + 4 if is_length else 1
-        axis.plot([0, top], [0, top], color="gray", linestyle="--", linewidth=1)
+        axis.plot([0, top], [0, top], **GUIDE)
         columns = {"x": f"asked_{name}", "y": "achieved", "hue": "task", "ax": axis}
         seaborn.lineplot(points, marker="o", errorbar=None, legend=False, **columns)
         seaborn.scatterplot(points, s=14, alpha=0.5, legend=axis is axes[0], **columns)

@@ -117,10 +117,13 @@ class Prober:
 
     def sweeps(self) -> pd.DataFrame:
         """Samples of each reward swept with the others left open; column `reward` names the one that is swept."""
-        known = self.codec.rewards_of
-        asked = [(t, i, name, v) for t, i in self.grid_intents() for name in known(t) for v in self.sweep_values(name)]
-        commands: list[dict[str, Any]] = [{name: value} for *_, name, value in asked]
-        requests = [(intent, Command(task, **one)) for (task, intent, *_), one in zip(asked, commands, strict=True)]
+        asked: list[tuple[str, str, str, Any]] = [
+            (task, intent, name, value)
+            for task, intent in self.grid_intents()
+            for name in self.codec.rewards_of(task)
+            for value in self.sweep_values(name)
+        ]
+        requests = [(intent, Command(task, **{name: value})) for task, intent, name, value in asked]
         samples = self.sampler.sample(requests, self.settings.probe_prompts)
         return samples.assign(reward=[asked[number][2] for number in samples.set])
 
@@ -130,14 +133,9 @@ class CommandBox:
 
     def __init__(self, codec: CommandCodec, start: dict[str, float]):
         self.sliders = {name: slider(name, codec, start.get(name)) for name in codec.rewards}
-        self.open = {
-            name: w.Checkbox(
-                value=name not in start, description="leave open", indent=False, layout=w.Layout(width="8em")
-            )
-            for name in codec.rewards
-        }
+        look = {"description": "leave open", "indent": False, "layout": w.Layout(width="8em")}
+        self.open = {name: w.Checkbox(value=name not in start, **look) for name in codec.rewards}
         for name, box in self.open.items():
-            self.sliders[name].disabled = box.value
             w.link((box, "value"), (self.sliders[name], "disabled"))
         rows = [w.HBox([self.sliders[name], self.open[name]]) for name in codec.rewards]
         self.box = w.VBox(rows, layout=w.Layout(width="36em", max_width="100%"))
@@ -304,9 +302,8 @@ class Panel:
     async def _cards(self, boxes: dict[str, CommandBox]) -> str:
         began, sampling, parts, notes = time.monotonic(), self.sampling, [], []
         for title, box in boxes.items():
-            samples, note = await self._ask(
-                f"writing {title or 'prompts'}", box.command(str(self.task.value)), sampling
-            )
+            command = box.command(str(self.task.value))
+            samples, note = await self._ask(f"writing {title or 'prompts'}", command, sampling)
             self._keep(f"command {title}".strip(), samples)
             parts.append(views.probe(samples, self.prober.codec, title))
             notes.append(note)

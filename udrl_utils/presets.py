@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -20,17 +20,7 @@ from udrl_utils.baselines import FORM
 from udrl_utils.errors import SettingsError
 from udrl_utils.notebooks import notebooks_folder
 from udrl_utils.rewards import BUILT_IN
-from udrl_utils.settings import (
-    DEFAULTS,
-    NOTEBOOKS,
-    SETTINGS,
-    STAGES,
-    AnalysisSettings,
-    StageSettings,
-    TrainingSettings,
-    resolve,
-    wrong,
-)
+from udrl_utils.settings import DEFAULTS, NOTEBOOKS, SETTINGS, STAGES, resolve, wrong
 from udrl_utils.tables import FORMATS, read_table
 from udrl_utils.training import check_start
 
@@ -45,7 +35,7 @@ def stages_between(first: int, last: int) -> tuple[str, ...]:
     return STAGES[first - 1 : last]
 
 
-def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, StageSettings]:
+def read_settings(preset: str, changes: list[str], name: str | None = None) -> dict[str, Any]:
     """Settings of every stage: defaults, a preset, `key=value` changes, a run name. Raises: SettingsError."""
     values = DEFAULTS | read_preset(preset)
     for change in changes:
@@ -79,41 +69,37 @@ def read_yaml(text: str, what: str) -> Any:
         raise SettingsError(f"{what} is not YAML ({' '.join(str(error).split())})") from None
 
 
-def check_stages(settings: dict[str, StageSettings], stages: Sequence[str]) -> None:
+def check_stages(settings: dict[str, Any], stages: Sequence[str]) -> None:
     """Check what the settings of the stages that are going to run say together, and the files that they name.
 
     Raises: SettingsError, one line that names the parameter, its value and what is allowed.
     """
-
-    def refuse(stage: str, name: str, value: Any, allowed: str) -> None:
-        if stage in stages:
-            raise wrong(type(settings[stage]), name, value, allowed)
-
-    pairs, scored, analysis, search = (
-        vars(settings[stage]) for stage in ("01_pairs", "02_annotated", "04_analysis", "06_search")
-    )
+    pairs, scored, training, analysis, _, search, _ = (settings[stage] for stage in STAGES)
     for stage in stages:
         settings[stage].check_tasks()
-    notebook = (notebooks_folder() / f"{NOTEBOOKS['02_annotated']}.ipynb").read_text(encoding="utf-8")
-    known = [*sorted(BUILT_IN), *re.findall(r"@reward\(\s*\\?[\"'](\w+)", notebook)]
-    for name in scored["rewards"]:
-        if name not in known:
-            near = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(name, known, 1))
-            refuse("02_annotated", "rewards", name, f"is unknown; {near}allowed are {', '.join(known)}")
+    if "02_annotated" in stages:
+        notebook = (notebooks_folder() / f"{NOTEBOOKS['02_annotated']}.ipynb").read_text(encoding="utf-8")
+        known = [*sorted(BUILT_IN), *re.findall(r"@reward\(\s*\\?[\"'](\w+)", notebook)]
+        for name in scored.rewards:
+            if name not in known:
+                near = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(name, known, 1))
+                raise wrong(type(scored), "rewards", name, f"is unknown; {near}allowed are {', '.join(known)}")
     if "03_student" in stages:
-        check_start(cast(TrainingSettings, settings["03_student"]), pairs["test_fraction"])
-    for text in analysis["baselines"]:
-        if not FORM.fullmatch(text):
-            refuse("04_analysis", "baselines", text, "should be local:<model> or openai:<model>@<http address>")
+        check_start(training, pairs.test_fraction)
     if "04_analysis" in stages:
-        variants_of(cast(AnalysisSettings, settings["04_analysis"]))
-    for part in search["search_command"]:
-        if part.split()[0] not in scored["rewards"]:
-            refuse("06_search", "search_command", part, f"should name one of rewards={scored['rewards']}")
+        for text in analysis.baselines:
+            if not FORM.fullmatch(text):
+                form = "should be local:<model> or openai:<model>@<http address>"
+                raise wrong(type(analysis), "baselines", text, form)
+        variants_of(analysis)
+    if "06_search" in stages:
+        for part in search.search_command:
+            if part.split()[0] not in scored.rewards:
+                raise wrong(type(search), "search_command", part, f"should name one of rewards={scored.rewards}")
     read = (
-        ("01_pairs", "intents", [pairs["intents_column"]]),
+        ("01_pairs", "intents", [pairs.intents_column]),
         ("01_pairs", "pairs", ["task", "intent", "prompt"]),
-        ("04_analysis", "outside_intents", [analysis["outside_column"]]),
+        ("04_analysis", "outside_intents", [analysis.outside_column]),
         ("06_search", "catalog", ["id", "title"]),
         ("06_search", "judgements", ["intent", "id", "grade"]),
     )
@@ -123,8 +109,8 @@ def check_stages(settings: dict[str, StageSettings], stages: Sequence[str]) -> N
             read_table(source, columns)
     for stage, name in (("02_annotated", "encoder"), ("03_student", "base"), ("04_analysis", "fluency_model")):
         source = getattr(settings[stage], name)
-        if source.startswith((".", "/", "~")) and not Path(source).exists():
-            refuse(stage, name, source, "is no file or folder that is there")
+        if stage in stages and source.startswith((".", "/", "~")) and not Path(source).exists():
+            raise wrong(type(settings[stage]), name, source, "is no file or folder that is there")
 
 
 def is_file(source: str) -> bool:

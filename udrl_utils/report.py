@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def summary_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """The result in a few rows: columns value, with its 95% interval where it has one, and meaning."""
     best, calibration = metrics["relative_to_teacher"]["student_best"], metrics["calibration"]["all"]
     rows = {
-        f"{name} at the best command": (percent(best[name]), "of the teacher's mean on the same test intents")
+        f"{name} at the best command": (written(best[name], ".1%"), "of the teacher's mean on the same test intents")
         for name in ("relevance", "diversity")
     }
     for name, found in calibration.items():
@@ -50,13 +51,8 @@ def summary_table(metrics: dict[str, Any]) -> pd.DataFrame:
         share = f"{calibration['length']['within_2']:.1%}"
         rows["length within 2 words"] = (share, "of prompts, of the commanded length")
     if hit := metrics["open_vocabulary"]["noun_hit_rate"]:
-        rows["unseen nouns"] = (percent(hit), "of prompts keep a noun that never occurred in training")
+        rows["unseen nouns"] = (written(hit, ".1%"), "of prompts keep a noun that never occurred in training")
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "meaning"])
-
-
-def percent(value: dict[str, float]) -> str:
-    """A mean with its interval in per cent, such as 98.1% [96.0%, 99.9%]."""
-    return written(value, ".1%")
 
 
 def systems_table(metrics: dict[str, Any]) -> pd.DataFrame:
@@ -107,32 +103,16 @@ def probes_table(metrics: dict[str, Any]) -> pd.DataFrame:
 
 def ablations_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """One row per variant: mean over seeds, with the lowest and the highest seed."""
-    table = pd.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
-    return pd.DataFrame(
-        {
-            name: [f"{rows[name].mean():.2f} [{rows[name].min():.2f}, {rows[name].max():.2f}]" for _, rows in table]
-            for name in metrics["ablations"][0]
-            if name not in ("variant", "seed")
-        },
-        index=[variant for variant, _ in table],
-    )
+    variants = pd.DataFrame(metrics["ablations"]).drop(columns="seed").groupby("variant", sort=False)
+    table = variants.agg(lambda seeds: f"{seeds.mean():.2f} [{seeds.min():.2f}, {seeds.max():.2f}]")
+    return table.rename_axis(None)
 
 
-def examples(samples: pd.DataFrame, per_task: int = 3) -> pd.DataFrame:
+def examples(samples: pd.DataFrame) -> pd.DataFrame:
     """A few intents with what teacher and student wrote for them."""
     chosen = samples.loc[samples.system.isin(["teacher", "student_best"])].drop_duplicates(["system", "task", "intent"])
     wide = chosen.pivot(index=["task", "intent"], columns="system", values="prompt").dropna()
-    return wide.groupby(level="task").head(per_task).reset_index()
-
-
-def flat(value: Any, name: str = "") -> dict[str, str]:
-    """Nested metrics as {name: cell}; a mean with its interval is one cell."""
-    if isinstance(value, dict) and not {"mean", "low", "high"} <= value.keys():
-        parts = [flat(part, f"{name} {key}".strip()) for key, part in value.items()]
-        return {key: cell for part in parts for key, cell in part.items()}
-    if isinstance(value, dict):
-        return {name: written(value)}
-    return {name: f"{value:.4g}" if isinstance(value, float) else str(value)}
+    return wide.groupby(level="task").head(3).reset_index()
 
 
 # Elements and attributes of a notebook's outputs that reach a report.
@@ -203,11 +183,12 @@ def chapters(run: RunFolder) -> dict[str, str]:
 
 def build(run: RunFolder) -> Path:
     """Write outputs/<run>/report.html, a summary and the executed notebooks, and return its path. Raises: RunError."""
-    page = views.template("report.html").render(
+    page = views.render(
+        "report.html",
         run=run.name,
         summary=views.table(summary_table(read_metrics(run))),
         chapters=chapters(run),
-        facts=views.table(pd.DataFrame({"value": facts(run)})),
+        facts=views.table(facts(run).to_frame("value")),
     )
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -219,38 +200,42 @@ def titles(first: RunFolder, second: RunFolder) -> list[str]:
     return [run.name if first.name != second.name else str(run.path) for run in (first, second)]
 
 
-def facts(run: RunFolder) -> dict[str, str]:
-    """Settings of every stage and the environment that a run was made in, as {name: value}."""
+def facts(run: RunFolder) -> pd.Series:
+    """Settings of every stage and the environment that a run was made in, as texts by name."""
     record = run.read()
     stages = {stage: made["settings"] for stage, made in record.get("stages", {}).items()}
-    found = flat({**stages, "environment": record.get("environment", {})})
-    return {name: value for name, value in found.items() if not name.endswith(" run")}
+    [found] = pd.json_normalize([{**stages, "environment": record.get("environment", {})}], sep=" ").to_dict("records")
+    cells = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in found.items()}
+    return pd.Series({str(name): cell for name, cell in cells.items() if not str(name).endswith(" run")}, dtype=str)
+
+
+def side_by_side(shown: Callable[[RunFolder], pd.Series], first: RunFolder, second: RunFolder) -> pd.DataFrame:
+    """What is shown of each of two runs, a column per run; '' where one of them has nothing to show."""
+    return pd.concat([shown(first), shown(second)], axis=1, keys=titles(first, second)).fillna("")
 
 
 def differences(first: RunFolder, second: RunFolder) -> pd.DataFrame:
     """Settings, machine and versions that differ between two runs, one row each."""
-    columns = facts(first), facts(second)
-    rows = {name: [column.get(name, "") for column in columns] for name in columns[0] | columns[1]}
-    rows = {name: cells for name, cells in rows.items() if cells[0] != cells[1]}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=titles(first, second))
+    both = side_by_side(facts, first, second)
+    return both[both.iloc[:, 0] != both.iloc[:, 1]]
 
 
 def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
     """The summary and the measures of every system with 95% intervals where they have one, a column per run."""
 
-    def results(run: RunFolder) -> dict[str, Any]:
+    def results(run: RunFolder) -> pd.Series:
         metrics = read_metrics(run)
-        summary, systems = summary_table(metrics), systems_table(metrics)
+        systems = systems_table(metrics)
         cells = {f"{who}: {what}": row[what] for who, row in systems.iterrows() for what in systems}
-        return dict(zip(summary.index, summary["value"], strict=True)) | cells
+        return pd.concat([summary_table(metrics)["value"], pd.Series(cells)])
 
-    columns = zip(titles(first, second), map(results, (first, second)), strict=True)
-    return pd.DataFrame(dict(columns)).fillna("")
+    return side_by_side(results, first, second)
 
 
 def compare(first: RunFolder, second: RunFolder) -> Path:
     """Write outputs/<first>/compare_<second>.html, two runs side by side, and return its path. Raises: RunError."""
-    page = views.template("compare.html").render(
+    page = views.render(
+        "compare.html",
         names=titles(first, second),
         results=views.table(results_side_by_side(first, second)),
         differences=views.table(differences(first, second)),

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import io
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.figures import axis_label
 from udrl_utils.rewards import REWARDS
 from udrl_utils.tasks import DATA
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import jinja2
-    from matplotlib.figure import Figure
 
 WORDS_OFF = 2  # a length that is off by more words has missed its command
 LONGEST = 600  # characters of a text that are shown
@@ -36,14 +34,13 @@ def visible(text: object, most: int = LONGEST) -> str:
     return shown if len(text) <= most else f"{shown} … ({len(text) - most:,} more characters)"
 
 
-@cache
-def template(name: str) -> jinja2.Template:
-    """A template of udrl_utils/data; it escapes all text."""
-    import jinja2
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(DATA), autoescape=True, trim_blocks=True)
+TEMPLATES.filters["visible"] = visible
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(DATA), autoescape=True, trim_blocks=True)
-    environment.filters["visible"] = visible
-    return environment.get_template(name)
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of udrl_utils/data, which escapes all text."""
+    return TEMPLATES.get_template(template).render(values)
 
 
 def probe(samples: pd.DataFrame, codec: CommandCodec, title: str = "") -> str:
@@ -51,38 +48,31 @@ def probe(samples: pd.DataFrame, codec: CommandCodec, title: str = "") -> str:
     missed, levels = off_target(samples, codec), codec.achieved_levels(samples)
     sets = []
     for _, rows in samples.groupby("set", sort=False):
-        first, hits = rows.iloc[0], int((~missed.loc[rows.index].any(axis=1)).sum())
-        cards = [
-            {
-                "prompt": row.prompt,
-                "off": bool(missed.loc[index].any()),
-                "rewards": [
-                    reward_line(name, row, levels.loc[index], missed.loc[index], codec) for name in codec.rewards
-                ],
-            }
-            for index, row in rows.iterrows()
-        ]
+        cards = []
+        for index, row in rows.iterrows():
+            off = missed.loc[index]
+            lines = [reward_line(name, row, levels.loc[index], off, codec) for name in codec.rewards]
+            cards.append({"prompt": row.prompt, "off": off.any(), "rewards": lines})
         commands = {command_of(row) for _, row in rows.iterrows()}
         command = commands.pop() if len(commands) == 1 else "a command for each prompt"
+        first, hits = rows.iloc[0], sum(not card["off"] for card in cards)
         sets.append({"task": first.task, "intent": first.intent, "command": command, "hits": hits, "cards": cards})
     units = [axis_label(name) for name in codec.levels]
-    return template("cards.html").render(sets=sets, title=title, units=units)
+    return render("cards.html", sets=sets, title=title, units=units)
 
 
 def reward_line(name: str, row: pd.Series, levels: pd.Series, missed: pd.Series, codec: CommandCodec) -> dict[str, Any]:
     """What a card says about one reward; `asked_at` and `achieved_at` are percentages of the reward's whole range."""
-    asked, achieved = row.get(f"asked_{name}"), row[name]
-    commanded = asked == asked and asked is not None
-    level = min(achieved / codec.longest, 1) if name == "length" else levels[name]
-    measured = level == level
-    place = asked / codec.longest if commanded and name == "length" else asked
+    asked, is_length = row.get(f"asked_{name}"), name == "length"
+    achieved, whole = (row[name], codec.longest) if is_length else (levels[name], 1)
+    commanded, measured = pd.notna(asked), pd.notna(achieved)
     return {
         "name": name,
         "commanded": in_words(name, asked) if commanded else "open",
-        "achieved": (in_words(name, achieved if name == "length" else level) if measured else "needs two prompts"),
-        "value": f"{achieved:.3g}" if measured and name != "length" else "",
-        "asked_at": round(100 * place) if commanded else None,
-        "achieved_at": round(100 * level) if measured else None,
+        "achieved": in_words(name, achieved) if measured else "needs two prompts",
+        "value": f"{row[name]:.3g}" if measured and not is_length else "",
+        "asked_at": round(asked / whole * 100) if commanded else None,
+        "achieved_at": round(min(achieved / whole, 1) * 100) if measured else None,
         "state": ("off" if missed.get(name) else "on") if commanded and measured else "",
     }
 
@@ -100,19 +90,16 @@ def in_words(name: str, value: float) -> str:
 
 def sentence(text: str, kind: str = "note") -> str:
     """A status line; `kind` is note, wrong or busy."""
-    return template("sentence.html").render(text=text, kind=kind)
+    return render("sentence.html", text=text, kind=kind)
 
 
 def image(figure: Figure, description: str) -> str:
     """A figure as an image element with twice the pixels that are shown; the figure is closed."""
-    import matplotlib.pyplot as plt
-
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=200)
     plt.close(figure)  # otherwise a notebook shows it again
-    return template("image.html").render(
-        data=base64.b64encode(data.getvalue()).decode(), width=round(100 * figure.get_figwidth()), text=description
-    )
+    encoded, width = base64.b64encode(data.getvalue()).decode(), round(100 * figure.get_figwidth())
+    return render("image.html", data=encoded, width=width, text=description)
 
 
 def side_by_side(*parts: str) -> str:
@@ -138,14 +125,13 @@ def history(probes: list[pd.DataFrame]) -> str:
         }
         for samples in reversed(probes)
     ]
-    style = template("sentence.html").render(text="")
-    return style + table(pd.DataFrame(rows).round(3), index=False, classes="udrl")
+    return sentence("") + table(pd.DataFrame(rows).round(3), index=False, classes="udrl")  # brings its style
 
 
 def download(file: Path) -> str:
     """A link that saves a file from the page itself."""
     data = base64.b64encode(file.read_bytes()).decode()
-    return template("download.html").render(data=data, name=file.name)
+    return render("download.html", data=data, name=file.name)
 
 
 def grid(sweeps: pd.DataFrame) -> pd.DataFrame:
@@ -163,15 +149,15 @@ def off_target(samples: pd.DataFrame, codec: CommandCodec) -> pd.DataFrame:
     A length is missed when it is off by more than 2 words; any other reward when its level token is neither the one
     that was commanded nor next to it.
     """
-
-    def missed(row: pd.Series, name: str) -> bool:
-        asked, achieved = row[f"asked_{name}"], row[name]
-        if pd.isna(asked) or pd.isna(achieved):
-            return False
+    bins, missed = codec.bins_of(samples), pd.DataFrame(index=samples.index, dtype=bool)
+    for name in codec.rewards:
+        if f"asked_{name}" not in samples:
+            continue
+        asked = samples[f"asked_{name}"].astype(float)
         if name == "length":
-            return abs(asked - achieved) > WORDS_OFF
-        return abs(codec.bin_of_level(row.task, name, asked) - codec.bin_of_value(row.task, name, achieved)) > 1
-
-    names = [name for name in codec.rewards if f"asked_{name}" in samples]
-    missing = {name: [missed(row, name) for _, row in samples.iterrows()] for name in names}
-    return pd.DataFrame(missing, index=samples.index, dtype=bool)
+            missed[name] = (asked - samples.length).abs() > WORDS_OFF
+        else:
+            levels = zip(samples.task, asked, strict=True)
+            wanted = [np.nan if np.isnan(level) else codec.bin_of_level(task, name, level) for task, level in levels]
+            missed[name] = (bins[name] - wanted).abs() > 1
+    return missed

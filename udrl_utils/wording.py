@@ -40,14 +40,19 @@ def english() -> frozenset[str]:
     return frozenset(get_frequency_dict("en", "large"))
 
 
-def word_parts(word: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
+    """Lower-case words of a text; an accent belongs to its letter, and all apostrophes are alike."""
+    return words(unicodedata.normalize("NFC", text).replace("’", "'"))
+
+
+def parts_of(word: str) -> list[str]:
     """What hyphens and apostrophes join: "tea-house's" is tea, house and s."""
     return re.split(r"[-']", word)
 
 
-def plain_words(text: str) -> list[str]:
-    """Lower-case words of a text; an accent belongs to its letter, and all apostrophes are alike."""
-    return words(unicodedata.normalize("NFC", text).replace("’", "'"))
+def forms(text: str) -> set[str]:
+    """Words of a text, and what is joined in them."""
+    return {form for word in plain_words(text) for form in (word, *parts_of(word))}
 
 
 class Vocabulary:
@@ -56,9 +61,7 @@ class Vocabulary:
     def __init__(self, texts: Iterable[str]):
         """`texts`: intents and prompts that were trained on."""
         self.english = english()
-        self.taught = frozenset(
-            form for text in texts for word in plain_words(text) for form in (word, *word_parts(word))
-        ).difference(self.english)
+        self.taught = {form for text in texts for form in forms(text)} - self.english
 
     @classmethod
     def of(cls, annotated: pd.DataFrame) -> Vocabulary:
@@ -72,11 +75,11 @@ class Vocabulary:
         A compound or a possessive exists when each of its parts does; so does whatever holds a digit. A word of the
         intent or of the training text that English lacks may be inflected ("zorblat", "zorblats").
         """
-        own = {form for word in plain_words(intent) for form in (word, *word_parts(word))} | self.taught
+        own = self.taught | forms(intent)
         return [
             word
             for word in plain_words(prompt)
-            if not self._exists(word, own) and not all(self._exists(part, own) for part in word_parts(word))
+            if not self._exists(word, own) and not all(self._exists(part, own) for part in parts_of(word))
         ]
 
     def share(self, intent: str, prompt: str) -> float:

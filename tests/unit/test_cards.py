@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from udrl_utils import cards
@@ -66,7 +65,3 @@ def test_what_is_uploaded(smoke_run: Path, hub: list) -> None:
     assert "README.md" in data and {name.split("-")[0] for name in data} == {"README.md", "part"}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "commands.json"} <= model
     assert not [name for name in data | model if name.startswith(("_", "."))]
-
-
-def test_a_table_in_markdown() -> None:
-    assert cards.table(pd.DataFrame({"a": [1]}, index=["x"])) == "|  | a |\n| --- | --- |\n| x | 1 |"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 
 import nbformat
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from udrl_utils import cli, presets
@@ -29,12 +27,9 @@ BAD = {
     "unknown preset": (("--preset", "huge"), "is neither one of gpu, laptop, paper, ready, record, smoke"),
     "missing preset file": (("--preset", "mine.yaml"), "preset='mine.yaml' is neither"),
     "unknown key": (("--set", "epoch=3"), "unknown parameter epoch=3; did you mean epochs?"),
-    "impossible value": (("--set", "epochs=-1"), "epochs=-1 should be greater than or equal to 0"),
     "impossible value of a stage that is not run": (("--to", "1", "--set", "bins=1"), "bins=1 should be"),
     "no value": (("--set", "epochs"), "set='epochs' is not of the form key=value"),
     "not YAML": (("--set", "tasks=[a"), "tasks='[a' is not YAML"),
-    "not a plain value": (("--set", "seed=2026-01-01"), "seed=datetime.date(2026, 1, 1) should be a valid integer"),
-    "a mapping": (("--set", "base={a: 1}"), "base={'a': 1} should be a valid string"),
     "bad run name": (("--run", "../a"), "run='../a' should match"),
     "from 0": (("--from", "0"), f"from=0 is not the number of a notebook, 1 to {len(STAGES)}"),
     "to 9": (("--to", "9"), f"to=9 is not the number of a notebook, 1 to {len(STAGES)}"),
@@ -64,22 +59,12 @@ def test_a_preset_file_that_is_no_preset(text, tmp_path, outputs):
 
 
 def test_changes_are_read_as_yaml():
-    changes = [
-        "epochs=5",
-        "learning_rate=2e-5",
-        "tasks=[related_search]",
-        "teacher_base_urls=[http://host:1/v1]",
-        "base=",
-    ]
+    changes = ["epochs=5", "learning_rate=2e-5", "base="]
+    changes += ["tasks=[related_search]", "teacher_base_urls=[http://host:1/v1]"]
     settings = presets.read_settings("laptop", changes, "b")
     training, distillation = settings["03_student"], settings["01_pairs"]
     assert (training.run, training.epochs, training.learning_rate, training.base) == ("b", 5, 2e-5, "")
     assert (distillation.tasks, distillation.teacher_base_urls) == (["related_search"], ["http://host:1/v1"])
-
-
-@pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 4), (2, 2)])
-def test_stages_between(first, last):
-    assert presets.stages_between(first, last) == STAGES[first - 1 : last]
 
 
 def mean(value: float) -> dict[str, float]:
@@ -165,14 +150,6 @@ def test_a_failing_notebook_stops_the_run(notebooks, outputs):
     assert result.stderr.endswith(f"see {outputs / 'smoke' / 'notebooks' / file.name}\n")
     assert result.stderr.count("\n") == 1
     assert not (outputs / "smoke" / "notebooks" / "03_udrl_training.ipynb").exists()
-
-
-def test_settings_reach_a_notebook_as_plain_values(notebooks, outputs, tmp_path):
-    preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**preset, "run": "mine", "n_intents": 5}))
-    assert udrl("run", "--preset", str(tmp_path / "mine.yaml"), "--to", "1").exit_code == 0
-    copy = json.loads((outputs / "mine" / "notebooks" / "01_teacher_distillation.ipynb").read_text())
-    assert "n_intents = 5" in "".join(copy["cells"][1]["source"])
 
 
 def test_a_report_of_a_run_that_was_never_made_is_one_line(outputs):

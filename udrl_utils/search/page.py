@@ -23,7 +23,7 @@ from udrl_utils.figures import style
 from udrl_utils.search.images import BadImage, Describer, open_image
 from udrl_utils.search.retrieval import PromptSearch
 from udrl_utils.text import clean_intent, words
-from udrl_utils.views import sentence, template, visible
+from udrl_utils.views import render, sentence, visible
 
 SHOWN = 12  # items on the widget's page
 OPEN = "open"  # the stop of a slider that asks for nothing
@@ -57,7 +57,7 @@ def results_page(catalogue: pd.DataFrame, intent: str, places: Sequence[int], pr
     """What was found, as HTML: the intent, its prompts, and thumbnails with titles. Every text is escaped."""
     shown = catalogue.iloc[list(places)]
     items = [{"title": item.title, "picture": data_url(item.image)} for item in shown.itertuples()]
-    return template("found.html").render(intent=intent, prompts=prompts, items=items)
+    return render("found.html", intent=intent, prompts=prompts, items=items)
 
 
 def data_url(path: str) -> str:
