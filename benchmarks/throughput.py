@@ -54,8 +54,8 @@ def measured(requests: int, latency: float, concurrency: int, faulty: float) -> 
     """Requests per second, and their share of concurrency / latency."""
     asked = [Request("text_to_image", f"koi pond {k}", 8) for k in range(requests)]
     with tempfile.TemporaryDirectory() as folder, server_apart(latency, faulty) as url:
-        client = ChatClient("scripted", [url], concurrency, timeout=latency + PATIENCE)
-        teacher = OpenAITeacher(client, 1.0, 0, Budget(None))
+        client = ChatClient("scripted", [url], concurrency, latency + PATIENCE, Budget(None))
+        teacher = OpenAITeacher(client, 1.0, 0)
         teacher.write(asked[:1], Journal(Path(folder) / "first"))  # imports the client
         journal = Journal(Path(folder) / "journal")
         began = time.monotonic()

@@ -41,11 +41,8 @@ class Judge:
     `request` holds further fields of each request.
     """
 
-    def __init__(
-        self, client: ChatClient, votes: int, journal: Journal, budget: Budget, request: dict[str, Any] | None = None
-    ):
-        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
-        self.request = request or {}
+    def __init__(self, client: ChatClient, votes: int, journal: Journal, request: dict[str, Any] | None = None):
+        self.client, self.votes, self.journal, self.request = client, votes, journal, request or {}
 
     def __call__(self, pairs: pd.DataFrame, embed: Any = None) -> Any:
         """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
@@ -54,7 +51,7 @@ class Judge:
         """
         rows = zip(pairs.task, pairs.intent, pairs.prompt, strict=True)
         questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        replies = self.client.ask(questions, self.journal, self.budget)
+        replies = self.client.ask(questions, self.journal)
         votes = [read_score(reply or "") for reply in replies]
         unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
         if unread:
@@ -83,7 +80,7 @@ def make_judge(settings: AnnotationSettings, run: RunFolder, stage: str) -> Judg
     used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
     journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
     budget = Budget(settings.judge_budget - used if settings.judge_budget else None, "judge_budget")
-    return Judge(client_of(settings, "judge"), settings.judge_votes, journal, budget, settings.judge_request)
+    return Judge(client_of(settings, "judge", budget), settings.judge_votes, journal, settings.judge_request)
 
 
 def read_score(reply: str) -> float:

@@ -19,6 +19,7 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype, side_by_side
 from udrl_utils.teachers.replies import (
+    Chat,
     Journal,
     Request,
     key_of,
@@ -33,7 +34,6 @@ MIN_P = 0.05  # tokens less likely than this share of the likeliest are never dr
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; a longer one is given up
 
-Chat = list[dict[str, str]]
 Reply = tuple[str, int]  # the text, '' where the model did not come to an end, and its tokens
 
 
@@ -65,7 +65,7 @@ class LocalTeacher:
             replies = self.writer(batch, longest)
             with lock:
                 for key, (reply, tokens) in zip(batch, replies, strict=True):
-                    journal.add_reply(key, reply, tokens_out=tokens)
+                    journal.add(key=key, reply=reply, tokens_out=tokens)
                 done += len(batch)
                 rate = done / (time.monotonic() - started)
                 left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
