@@ -58,10 +58,7 @@ class Judge:
             example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
             empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
             print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
-        table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
-        given = np.isfinite(table)
-        total = np.where(given, table, 0).sum(1)
-        return np.where(given.any(1), total / np.maximum(given.sum(1), 1), np.nan)
+        return pd.DataFrame(np.reshape(votes, (len(pairs), self.votes))).mean(axis=1).to_numpy()
 
     def _question(self, task: str, intent: str, prompt: str, vote: int) -> Question:
         rubric = load_data("judge")["instruction"].format(definition=TASKS[task].definition)

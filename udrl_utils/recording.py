@@ -20,7 +20,7 @@ from udrl_utils.runs import RunFolder, read_stamp, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P
-from udrl_utils.teachers.recorded import RECORDED, read_recorded
+from udrl_utils.teachers.recorded import RECORDED
 from udrl_utils.teachers.replies import Journal, read_singles
 from udrl_utils.teachers.server import Budget
 
@@ -44,7 +44,7 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
     }
     parts = [{"seed": settings.seed, "prompts": len(table), **counts}]
     if add:
-        held, before = read_recorded(folder), json.loads((folder / "recording.json").read_text())
+        held, before = pd.read_parquet(folder / "prompts.parquet"), json.loads((folder / "recording.json").read_text())
         for name, value in asked.items():
             if before[name] != value:
                 raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")

@@ -98,16 +98,6 @@ def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None
         assert pairs.prompt.tolist() == kept and counts["from_example"] == 3 - len(kept)
 
 
-def test_near_duplicates() -> None:
-    prompts = [
-        "a red fox in the snow at dawn",
-        "a red fox in the snow at dawn",
-        "a blue whale under the ice",
-        "A red fox, in the snow at dawn!",
-    ]
-    assert drop_near_duplicates(prompts, 0.9) == [0, 2]
-
-
 @given(st.lists(st.text("ab ", max_size=14), max_size=8), st.floats(0.05, 1))
 def test_the_similarity_of_prompts_is_exact(prompts: list[str], threshold: float) -> None:
     def grams(prompt: str) -> set:
@@ -146,15 +136,6 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
     assert distil(settings, run) == (counts, usage)
     for part in (outputs / "whole" / "01_pairs").glob("*.parquet"):
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()
-
-
-def test_splits_do_not_share_intents(smoke: dict, outputs) -> None:
-    settings, run = start(smoke)
-    distil(settings, run)
-    pairs = read_pairs(run)
-    assert pairs.groupby("intent").split.nunique().max() == 1
-    assert pairs.pair_id.is_unique
-    assert set(pairs.task) == set(settings.tasks)
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) -> None:

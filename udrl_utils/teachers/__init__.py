@@ -9,7 +9,7 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.settings import AnnotationSettings, DistillationSettings
 from udrl_utils.teachers.batch import BatchClient
 from udrl_utils.teachers.local import LocalTeacher
-from udrl_utils.teachers.recorded import RecordedTeacher
+from udrl_utils.teachers.recorded import RecordedTeacher, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import (
     Chat,
     Journal,
@@ -100,7 +100,7 @@ def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
     Raises: SettingsError for an LLM teacher without a model.
     """
     if settings.teacher == "recorded":
-        return RecordedTeacher()
+        return RecordedTeacher(recorded_name(), recorded_sets())
     if not settings.teacher_model:
         raise SettingsError(f"parameter teacher_model='' must name a model with teacher={settings.teacher!r}")
     how, request = (settings.teacher_temperature, settings.seed, settings.teacher_form), settings.teacher_request

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -55,7 +55,7 @@ class Question:
     """A chat to be continued, and how: messages, sampling options, the JSON schema that the reply should have."""
 
     messages: Chat
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
     schema: dict[str, Any] | None = None
 
     def key(self, model: str) -> str:
