@@ -18,7 +18,7 @@ from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers import client_of
 from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import Budget, ChatClient, Question, options_of
+from udrl_utils.teachers.server import ChatClient, Question, options_of
 
 SCORES = (1, 10)
 SCHEMA = {
@@ -76,7 +76,7 @@ def make_judge(settings: AnnotationSettings, run: RunFolder, stage: str) -> Judg
     journal = Journal(run / stage / "_judge.jsonl")
     used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
     journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-    budget = Budget(settings.judge_budget - used if settings.judge_budget else None, "judge_budget")
+    budget = settings.judge_budget - used if settings.judge_budget else None
     return Judge(client_of(settings, "judge", budget), settings.judge_votes, journal, settings.judge_request)
 
 

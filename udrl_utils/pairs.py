@@ -28,7 +28,6 @@ from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
-from udrl_utils.teachers.server import Budget
 from udrl_utils.text import clean_intent, count_words, distinct, words
 
 if TYPE_CHECKING:
@@ -200,12 +199,12 @@ def journal_of(file: Path) -> Path:
     return file.parent / "_replies" / f"{file.stem}.jsonl"
 
 
-def budget_of(run: RunFolder, settings: DistillationSettings) -> Budget:
-    """The requests that a run may still make to its teacher; those for its pairs and of later notebooks are counted."""
+def budget_of(run: RunFolder, settings: DistillationSettings) -> int | None:
+    """How many requests a run may still make to its teacher, later notebooks included; None for any number."""
     if not settings.teacher_budget:
-        return Budget(None)
+        return None
     journals = (*run.path.glob("01_pairs/_replies/*.jsonl"), *run.path.glob("0[46]_*/**/*teacher.jsonl"))
-    return Budget(settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals))
+    return settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals)
 
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:

@@ -22,7 +22,6 @@ from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P
 from udrl_utils.teachers.recorded import RECORDED
 from udrl_utils.teachers.replies import Journal, read_singles
-from udrl_utils.teachers.server import Budget
 
 
 def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def settings_of(run: RunFolder) -> DistillationSettings:
 
 def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[tuple[str, str, str]], Counter]:
     """(task, intent, prompt) of a run's complete sets, unfiltered, and the counts of what notebook 01 would drop."""
-    teacher, sets = make_teacher(settings, Budget(None)), {}
+    teacher, sets = make_teacher(settings), {}
     for file, requests in shards(run / "01_pairs", plan(settings), settings):
         journal = Journal(journal_of(file))
         for request in requests if journal.replies else []:

@@ -20,7 +20,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import SETTINGS, DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, batch, server
 from udrl_utils.teachers.replies import Journal, Request, parse_reply
-from udrl_utils.teachers.server import Budget, ChatClient
+from udrl_utils.teachers.server import ChatClient
 
 REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
 
@@ -42,7 +42,7 @@ def served(smoke: dict, *urls: str, **changes) -> tuple[DistillationSettings, Ru
 
 
 def teacher_at(*urls: str, concurrency: int = 8, budget: int | None = None, client=ChatClient, **how) -> OpenAITeacher:
-    return OpenAITeacher(client("m", urls, concurrency, 0.5, Budget(budget)), 1.0, 0, **how)
+    return OpenAITeacher(client("m", urls, concurrency, 0.5, budget), 1.0, 0, **how)
 
 
 def scripted(answer_to) -> ScriptedServer:

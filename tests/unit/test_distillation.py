@@ -17,7 +17,6 @@ from udrl_utils.runs import RunFolder, shards_of
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, resolve
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
-from udrl_utils.teachers.server import Budget
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)
 
@@ -189,4 +188,4 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
 
 def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
     with pytest.raises(SettingsError, match="teacher_model=''"):
-        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}), Budget(None))
+        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}))

@@ -37,7 +37,7 @@ class BatchClient(ChatClient):
         """Wait for batches under way, then ask what they leave."""
         answered: set[str] = set()
         for batch, questions in list(journal.batches.items()):
-            self.budget.spend(questions)
+            self.spend(questions)
             answered |= await self._collect(sdk, batch, journal)
         left = {key: question for key, question in new.items() if key not in answered}
         if left:
@@ -46,7 +46,7 @@ class BatchClient(ChatClient):
     async def _ask_rest(self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal) -> None:
         todo = iter(new.items())
         while part := dict(itertools.islice(todo, MOST)):
-            self.budget.spend(len(part))
+            self.spend(len(part))
             await self._collect(sdk, await self._send(sdk, part, journal), journal)
 
     async def _send(self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal) -> str:

@@ -75,31 +75,24 @@ class TooLong(RunError):
     """A question does not fit into the context window of the model."""
 
 
-class Budget:
-    """Requests that may still be made, failed ones included; None for any number. `parameter` is what limits them."""
-
-    def __init__(self, requests: int | None, parameter: str = "teacher_budget"):
-        self.left, self.parameter = requests, parameter
-
-    def spend(self, requests: int = 1) -> None:
-        """Raises: RunError when less is left."""
-        if self.left is not None:
-            if self.left < requests:
-                raise RunError(
-                    f"the request budget is spent and all replies so far are kept: raise {self.parameter} and run again"
-                )
-            self.left -= requests
-
-
 class ChatClient:
     """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
     The first question is asked alone, so that a server that cannot answer costs one request. What a server refuses is
     changed for all later requests where that is possible, and a line says so. The key comes from OPENAI_API_KEY alone.
+    `budget` is how many requests may be made, failed ones included, or None for any number; <who>_budget sets it.
     """
 
-    def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float, budget: Budget):
-        self.model, self.base_urls, self.budget = model, list(base_urls), budget
+    def __init__(
+        self,
+        model: str,
+        base_urls: Sequence[str],
+        concurrency: int,
+        timeout: float,
+        budget: int | None = None,
+        who: str = "teacher",
+    ):
+        self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
         self.concurrency, self.timeout = concurrency, timeout
         self.where = " and ".join(base_urls) or "the server"
         self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
@@ -129,6 +122,14 @@ class ChatClient:
                 f"{journal.said}"
             )
         return replies
+
+    def spend(self, requests: int = 1) -> None:
+        """Take requests from the budget. Raises: RunError when less is left."""
+        if self.budget is not None:
+            if self.budget < requests:
+                kept = "the request budget is spent and all replies so far are kept"
+                raise RunError(f"{kept}: raise {self.who}_budget and run again")
+            self.budget -= requests
 
     async def _ask(self, new: dict[str, Question], journal: Journal, known: bool) -> None:
         async with openai.AsyncOpenAI(
@@ -252,7 +253,7 @@ class Attempts(openai.DefaultAioHttpClient):
         """The response; one that should be a chat completion and is none has the status 502, which the SDK repeats."""
         if KEY not in request.headers:  # batch files
             return await super().send(request, **how)
-        self.client.budget.spend()
+        self.client.spend()
         address = min(self.turns, key=self.turns.get, default=None)
         if address:
             self.turns[address] += 1
