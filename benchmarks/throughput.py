@@ -24,7 +24,7 @@ from faults.servers import ScriptedServer
 
 from udrl_utils.teachers import OpenAITeacher
 from udrl_utils.teachers.replies import Journal, Request
-from udrl_utils.teachers.server import Budget, ChatClient
+from udrl_utils.teachers.server import ChatClient
 
 PATIENCE = 1.0  # seconds beyond the latency until a request is given up
 
@@ -54,8 +54,8 @@ def measured(requests: int, latency: float, concurrency: int, faulty: float) -> 
     """Requests per second, and their share of concurrency / latency."""
     asked = [Request("text_to_image", f"koi pond {k}", 8) for k in range(requests)]
     with tempfile.TemporaryDirectory() as folder, server_apart(latency, faulty) as url:
-        client = ChatClient("scripted", [url], concurrency, timeout=latency + PATIENCE)
-        teacher = OpenAITeacher(client, 1.0, 0, Budget(None))
+        client = ChatClient("scripted", [url], concurrency, latency + PATIENCE)
+        teacher = OpenAITeacher(client, 1.0, 0)
         teacher.write(asked[:1], Journal(Path(folder) / "first"))  # imports the client
         journal = Journal(Path(folder) / "journal")
         began = time.monotonic()

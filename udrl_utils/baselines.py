@@ -20,7 +20,6 @@ from udrl_utils.student import Student
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.local import LocalTeacher
 from udrl_utils.teachers.replies import Journal, Request
-from udrl_utils.teachers.server import Budget
 
 FORM = re.compile(r"local:(?P<local>\S+)|openai:(?P<served>\S+)@(?P<url>https?://[^\s@]+)")
 TIMED = 4  # sets that are asked for one after the other, to see how long one takes
@@ -44,7 +43,7 @@ def baselines_of(settings: AnalysisSettings, distillation: DistillationSettings)
             continue
         backend = {"teacher": "local" if form["local"] else "openai", "teacher_model": name}
         asked = distillation.model_copy(update={**backend, "teacher_base_urls": [form["url"]] if form["url"] else []})
-        teacher = make_teacher(asked, Budget(None))
+        teacher = make_teacher(asked)
         found[teacher.name.removesuffix(".gguf")] = teacher
     return found
 

@@ -18,7 +18,7 @@ from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers import client_of
 from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import Budget, ChatClient, Question, options_of
+from udrl_utils.teachers.server import ChatClient, Question, options_of
 
 SCORES = (1, 10)
 SCHEMA = {
@@ -41,11 +41,8 @@ class Judge:
     `request` holds further fields of each request.
     """
 
-    def __init__(
-        self, client: ChatClient, votes: int, journal: Journal, budget: Budget, request: dict[str, Any] | None = None
-    ):
-        self.client, self.votes, self.journal, self.budget = client, votes, journal, budget
-        self.request = request or {}
+    def __init__(self, client: ChatClient, votes: int, journal: Journal, request: dict[str, Any] | None = None):
+        self.client, self.votes, self.journal, self.request = client, votes, journal, request or {}
 
     def __call__(self, pairs: pd.DataFrame, embed: Any = None) -> Any:
         """Mean score of each pair, shape (len(pairs),); NaN where no vote could be read, and a line says how many.
@@ -54,17 +51,14 @@ class Judge:
         """
         rows = zip(pairs.task, pairs.intent, pairs.prompt, strict=True)
         questions = [self._question(*row, vote) for row in rows for vote in range(self.votes)]
-        replies = self.client.ask(questions, self.journal, self.budget)
+        replies = self.client.ask(questions, self.journal)
         votes = [read_score(reply or "") for reply in replies]
         unread = [reply for reply, vote in zip(replies, votes, strict=True) if np.isnan(vote)]
         if unread:
             example = next((f", such as {reply[:80]!r}" for reply in unread if reply), "")
             empty = f"{unread.count(None)} without a reply, {len(unread) - unread.count(None)} without a score"
             print(f"judge: {len(unread)} of {len(votes)} votes are left out: {empty}{example}", flush=True)
-        table = np.array(votes, dtype=float).reshape(len(pairs), self.votes)
-        given = np.isfinite(table)
-        total = np.where(given, table, 0).sum(1)
-        return np.where(given.any(1), total / np.maximum(given.sum(1), 1), np.nan)
+        return pd.DataFrame(np.reshape(votes, (len(pairs), self.votes))).mean(axis=1).to_numpy()
 
     def _question(self, task: str, intent: str, prompt: str, vote: int) -> Question:
         rubric = load_data("judge")["instruction"].format(definition=TASKS[task].definition)
@@ -82,8 +76,8 @@ def make_judge(settings: AnnotationSettings, run: RunFolder, stage: str) -> Judg
     journal = Journal(run / stage / "_judge.jsonl")
     used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
     journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-    budget = Budget(settings.judge_budget - used if settings.judge_budget else None, "judge_budget")
-    return Judge(client_of(settings, "judge"), settings.judge_votes, journal, budget, settings.judge_request)
+    budget = settings.judge_budget - used if settings.judge_budget else None
+    return Judge(client_of(settings, "judge", budget), settings.judge_votes, journal, settings.judge_request)
 
 
 def read_score(reply: str) -> float:

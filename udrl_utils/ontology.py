@@ -70,26 +70,25 @@ def with_article(phrase: str) -> str:
     return f"{'an' if vowel or phrase.startswith(('heir', 'hour', 'x-ray')) else 'a'} {phrase}"
 
 
-class Words:
-    """Draws from vocabulary.yaml and from the subjects of the ontology, and fills patterns with what it drew."""
+def filled(pattern: str, rng: random.Random, known: dict[str, str]) -> str:
+    """A pattern whose {slots} have the values given in `known`, else words of vocabulary.yaml or subjects, drawn.
 
-    def __init__(self, rng: random.Random):
-        self.rng = rng
+    {a:slot} puts an article before what is countable, {many:slot} takes its plural.
+    """
 
-    def fill(self, pattern: str, **known: str) -> str:
-        """Replace each {slot} of a pattern by a value given in `known`, else by one that is drawn."""
-        return re.sub(r"\{(?:(a|many):)?(\w+)\}", lambda m: self._slot(m[1], m[2], known), pattern)
-
-    def _slot(self, form: str | None, name: str, known: dict[str, str]) -> str:
+    def value(slot: re.Match[str]) -> str:
+        form, name = slot.groups()
         if name in known:
             phrase, countable = known[name], known[name] not in uncountable_subjects()
         elif name in load_data("vocabulary"):
-            phrase, countable = self.rng.choice(load_data("vocabulary")[name]), True
+            phrase, countable = rng.choice(load_data("vocabulary")[name]), True
         else:
-            phrase, countable = self.rng.choice(subjects_of(name))
+            phrase, countable = rng.choice(subjects_of(name))
         if not countable or form is None:
             return phrase
         return with_article(phrase) if form == "a" else plural(phrase)
+
+    return re.sub(r"\{(?:(a|many):)?(\w+)\}", value, pattern)
 
 
 @cache
@@ -113,18 +112,18 @@ def ontology_intents(seed: int, task: str) -> Iterator[str]:
     A domain of the ontology, one of its subjects and a pattern of intents.yaml are drawn, and the pattern is filled.
     """
     rng = random.Random(f"intents {seed} {task}")
-    fill, patterns = Words(rng).fill, load_data("intents")
+    patterns = load_data("intents")
     while True:
         domain = rng.choice(ontology())
         of_task, x = patterns[task], rng.choice(domain.subjects)
         groups = [patterns["any"]["any"], of_task["any"], of_task.get(domain.kind, of_task["any"])]
         [group] = rng.choices(groups, (1, 2, 2))
         phrases = {
-            name: rng.choice(getattr(domain, f"{name}s", ())) for name in ("scene", "detail", "template", "follow_up")
+            name: rng.choice(getattr(domain, f"{name}s")) for name in ("scene", "detail", "template", "follow_up")
         }
         sibling = rng.choice([subject for subject in domain.subjects if subject != x])
         known = {**phrases, "related": rng.choice(domain.related), "x": x, "sibling": sibling}
-        intent = lower_intent(fill(rng.choice(group), **known))
+        intent = lower_intent(filled(rng.choice(group), rng, known))
         if len(intent.split()) <= 20:
             yield intent
 

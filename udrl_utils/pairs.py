@@ -26,9 +26,8 @@ from udrl_utils.splits import assign_splits, mentions
 from udrl_utils.tables import load_intents, read_table
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
-from udrl_utils.teachers.recorded import RECORDED, recorded_requests
+from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
-from udrl_utils.teachers.server import Budget
 from udrl_utils.text import clean_intent, count_words, distinct, words
 
 if TYPE_CHECKING:
@@ -119,13 +118,14 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     passes the filters.
     """
     folder = run / "01_pairs"
-    given = given_pairs(settings) if settings.pairs else None
-    requests = list(given) if given else plan(settings)
+    given = given_pairs(settings) if settings.pairs else {}
+    requests = list(given) or plan(settings)
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
-    check_splits(given or {}, splits, settings)
+    check_splits(given, splits, settings)
     keep(folder, stamp_of(settings, requests, given))
-    teacher = None if given else make_teacher(settings, budget_of(run, settings))
-    total, usage, started, again = Counter(), Counter(), time.monotonic(), teacher is not None
+    sets = {(request.task, request.intent): prompts for request, prompts in given.items()}
+    teacher = RecordedTeacher("given", sets) if given else make_teacher(settings, budget_of(run, settings))
+    total, usage, started, again = Counter(), Counter(), time.monotonic(), True
     parts = shards(folder, requests, settings)
     for number, (file, batch) in enumerate(parts, 1):
         made = is_sound(file)
@@ -135,7 +135,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
             if not made:
                 run.reopen("01_pairs")
             try:
-                written = teacher.write(batch, journal) if teacher else [given[request] for request in batch]
+                written = teacher.write(batch, journal)
             except RunError as error:
                 if not made:
                     raise
@@ -143,8 +143,7 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
                 print(f"{file.name} stays without {lacks} replies: {error}", flush=True)
             if written and (not made or journal.left_out.total() < lacks):
                 run.reopen("01_pairs")
-                author = teacher.name if teacher else "given"
-                pairs, counts, dropped = kept_pairs(batch, written, splits, author, settings, held_out)
+                pairs, counts, dropped = kept_pairs(batch, written, splits, teacher.name, settings, held_out)
                 missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
                 notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
                 write_shard(file, pair_table(pairs), **notes)
@@ -177,11 +176,11 @@ def left_out(usage: dict[str, int]) -> int:
 
 
 def stamp_of(
-    settings: DistillationSettings, requests: list[Request], given: dict[Request, list[str]] | None
+    settings: DistillationSettings, requests: list[Request], given: dict[Request, list[str]]
 ) -> dict[str, dict]:
     """What the pairs are made from: settings, the intents or pairs that were read, and the recording if it is used."""
     name = "pairs" if given else "intents"
-    read = [[*astuple(request), *(given or {}).get(request, ())] for request in requests]
+    read = [[*astuple(request), *given.get(request, ())] for request in requests]
     recorded = settings.teacher == "recorded" and not given
     files = [RECORDED / "prompts.parquet"] if recorded else []
     files += [Path(settings.tasks_file)] if settings.tasks_file else []
@@ -200,12 +199,12 @@ def journal_of(file: Path) -> Path:
     return file.parent / "_replies" / f"{file.stem}.jsonl"
 
 
-def budget_of(run: RunFolder, settings: DistillationSettings) -> Budget:
-    """The requests that a run may still make to its teacher; those for its pairs and of later notebooks are counted."""
+def budget_of(run: RunFolder, settings: DistillationSettings) -> int | None:
+    """How many requests a run may still make to its teacher, later notebooks included; None for any number."""
     if not settings.teacher_budget:
-        return Budget(None)
+        return None
     journals = (*run.path.glob("01_pairs/_replies/*.jsonl"), *run.path.glob("0[46]_*/**/*teacher.jsonl"))
-    return Budget(settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals))
+    return settings.teacher_budget - sum(Journal(file).usage["requests"] for file in journals)
 
 
 def cost(usage: dict[str, int], prices: list[float]) -> float:

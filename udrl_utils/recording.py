@@ -20,9 +20,8 @@ from udrl_utils.runs import RunFolder, read_stamp, write_json
 from udrl_utils.settings import DistillationSettings
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.local import MIN_P
-from udrl_utils.teachers.recorded import RECORDED, read_recorded
+from udrl_utils.teachers.recorded import RECORDED
 from udrl_utils.teachers.replies import Journal, read_singles
-from udrl_utils.teachers.server import Budget
 
 
 def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
     }
     parts = [{"seed": settings.seed, "prompts": len(table), **counts}]
     if add:
-        held, before = read_recorded(folder), json.loads((folder / "recording.json").read_text())
+        held, before = pd.read_parquet(folder / "prompts.parquet"), json.loads((folder / "recording.json").read_text())
         for name, value in asked.items():
             if before[name] != value:
                 raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")
@@ -74,7 +73,7 @@ def settings_of(run: RunFolder) -> DistillationSettings:
 
 def written_sets(run: RunFolder, settings: DistillationSettings) -> tuple[list[tuple[str, str, str]], Counter]:
     """(task, intent, prompt) of a run's complete sets, unfiltered, and the counts of what notebook 01 would drop."""
-    teacher, sets = make_teacher(settings, Budget(None)), {}
+    teacher, sets = make_teacher(settings), {}
     for file, requests in shards(run / "01_pairs", plan(settings), settings):
         journal = Journal(journal_of(file))
         for request in requests if journal.replies else []:

@@ -35,13 +35,13 @@ def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) ->
     Raises: SettingsError when the source cannot be read or lacks a column; it names the row, or the nearest column.
     """
     path = Path(source)
-    endings = [ending.lower() for ending in path.suffixes]
-    ending = next(iter([e for e in reversed(endings) if e != ".gz"][:1]), "")
+    zipped = path.suffix.lower() == ".gz"
+    ending = (path.with_suffix("") if zipped else path).suffix.lower()
     try:
         if path.is_dir():
             raise ValueError("it is a folder")
         if path.exists() or ending in FORMATS or source.startswith((".", "/", "~")):
-            table = _read_file(path, ending, columns, zipped=endings[-1:] == [".gz"])
+            table = _read_file(path, ending, columns, zipped)
         else:
             from datasets import load_dataset
 

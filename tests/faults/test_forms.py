@@ -69,6 +69,7 @@ SINGLES = [
     ("a role before", "", f"<|im_start|>assistant\n{POND}<|im_end|>"),
     ("full-width markers", "", f"{POND}<｜end▁of▁sentence｜>"),
     ("a label", "", f"Prompt: {POND}"),
+    ("a number and a label", "", f"1. Search: {POND}"),
     ("a bold label", "", f"**Prompt:** {POND}"),
     ("all bold", "", f"**{POND}**"),
     ("quoted", "", f'"{POND}"'),

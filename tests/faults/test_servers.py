@@ -20,7 +20,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import SETTINGS, DistillationSettings, resolve
 from udrl_utils.teachers import OpenAITeacher, batch, server
 from udrl_utils.teachers.replies import Journal, Request, parse_reply
-from udrl_utils.teachers.server import Budget, ChatClient
+from udrl_utils.teachers.server import ChatClient
 
 REQUESTS = [Request("text_to_image", f"koi pond {k}", 8) for k in range(40)]
 
@@ -42,7 +42,7 @@ def served(smoke: dict, *urls: str, **changes) -> tuple[DistillationSettings, Ru
 
 
 def teacher_at(*urls: str, concurrency: int = 8, budget: int | None = None, client=ChatClient, **how) -> OpenAITeacher:
-    return OpenAITeacher(client("m", urls, concurrency, 0.5), 1.0, 0, Budget(budget), **how)
+    return OpenAITeacher(client("m", urls, concurrency, 0.5, budget), 1.0, 0, **how)
 
 
 def scripted(answer_to) -> ScriptedServer:
@@ -327,7 +327,7 @@ def test_single_prompts_have_a_question_each_and_come_back_in_order(tmp_path) ->
         return f"{body['messages'][-1]['content']} seen with seed {body['seed']}"
 
     with ScriptedServer(faulty=0.2, answer=answer) as server_:
-        teacher = OpenAITeacher(ChatClient("m", [server_.url], 8, 0.5), 0.9, 7, Budget(None), "single")
+        teacher = teacher_at(server_.url, form="single")
         written = teacher.write(REQUESTS[:5], Journal(tmp_path / "journal"))
         asked = len(server_.bodies)
         assert teacher.write(REQUESTS[:5], Journal(tmp_path / "journal")) == written and len(server_.bodies) == asked

@@ -17,7 +17,6 @@ from udrl_utils.runs import RunFolder, shards_of
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, resolve
 from udrl_utils.teachers import make_teacher
 from udrl_utils.teachers.replies import Request, parse_reply, shown_examples, split_reply
-from udrl_utils.teachers.server import Budget
 
 plain = st.from_regex(r"[a-z][a-z ,]{0,40}[a-z]", fullmatch=True)
 
@@ -98,16 +97,6 @@ def test_a_prompt_that_borrows_from_the_examples_is_dropped(smoke: dict) -> None
         assert pairs.prompt.tolist() == kept and counts["from_example"] == 3 - len(kept)
 
 
-def test_near_duplicates() -> None:
-    prompts = [
-        "a red fox in the snow at dawn",
-        "a red fox in the snow at dawn",
-        "a blue whale under the ice",
-        "A red fox, in the snow at dawn!",
-    ]
-    assert drop_near_duplicates(prompts, 0.9) == [0, 2]
-
-
 @given(st.lists(st.text("ab ", max_size=14), max_size=8), st.floats(0.05, 1))
 def test_the_similarity_of_prompts_is_exact(prompts: list[str], threshold: float) -> None:
     def grams(prompt: str) -> set:
@@ -146,15 +135,6 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
     assert distil(settings, run) == (counts, usage)
     for part in (outputs / "whole" / "01_pairs").glob("*.parquet"):
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()
-
-
-def test_splits_do_not_share_intents(smoke: dict, outputs) -> None:
-    settings, run = start(smoke)
-    distil(settings, run)
-    pairs = read_pairs(run)
-    assert pairs.groupby("intent").split.nunique().max() == 1
-    assert pairs.pair_id.is_unique
-    assert set(pairs.task) == set(settings.tasks)
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) -> None:
@@ -204,11 +184,8 @@ def test_given_pairs_replace_the_teacher(smoke: dict, outputs, tmp_path) -> None
     settings, run = start(smoke, pairs=str(tmp_path / "pairs.jsonl"), **changes)
     assert distil(settings, run)[0]["kept"] == 120
     assert set(read_pairs(run).teacher) == {"given"}
-    (tmp_path / "odd.jsonl").write_text(json.dumps({"task": "haiku", "intent": "a", "prompt": "b"}))
-    with pytest.raises(SettingsError, match="unknown task 'haiku'"):
-        distil(*start(smoke, run="odd", pairs=str(tmp_path / "odd.jsonl")))
 
 
 def test_an_llm_teacher_needs_a_model(smoke: dict) -> None:
     with pytest.raises(SettingsError, match="teacher_model=''"):
-        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}), Budget(None))
+        make_teacher(resolve(DistillationSettings, smoke | {"teacher": "openai"}))

@@ -20,7 +20,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings, resolve
 from udrl_utils.teachers import server
 from udrl_utils.teachers.replies import Journal
-from udrl_utils.teachers.server import Budget, ChatClient
+from udrl_utils.teachers.server import ChatClient
 
 PAIRS = pd.DataFrame(
     {
@@ -91,11 +91,11 @@ def test_a_grade_is_from_1_to_10_or_none(reply: str) -> None:
 
 def test_votes_are_averaged_and_paid_for_once(tmp_path, capsys: pytest.CaptureFixture) -> None:
     with ScriptedServer(answer=grades) as server:
-        client = ChatClient("m", [server.url], 4, 5.0)
-        first = Judge(client, 2, Journal(tmp_path / "judge.jsonl"), Budget(6))(PAIRS)
+        first, later = (ChatClient("m", [server.url], 4, 5.0, requests) for requests in (6, 0))
+        scores = Judge(first, 2, Journal(tmp_path / "judge.jsonl"))(PAIRS)
         asked = len(server.bodies)
-        again = Judge(client, 2, Journal(tmp_path / "judge.jsonl"), Budget(0))(pd.concat([PAIRS, PAIRS.head(1)]))
-    assert first[:2].tolist() == [7, 7] and np.isnan(first[2])
+        again = Judge(later, 2, Journal(tmp_path / "judge.jsonl"))(pd.concat([PAIRS, PAIRS.head(1)]))
+    assert scores[:2].tolist() == [7, 7] and np.isnan(scores[2])
     assert again[3] == 7 and asked == len(server.bodies) == 6
     assert "judge: 2 of 6 votes are left out: 0 without a reply, 2 without a score, such as 'I would" in (
         capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_a_judge_that_thinks_and_one_that_says_nothing(tmp_path, capsys: pytest.
             return 200, completion("<think>A score: 3", "length") if cut else completion("<think>3?</think>Score: 8")
 
     with Thinking() as server:
-        judge = Judge(ChatClient("m", [server.url], 4, 5.0), 1, Journal(tmp_path / "judge.jsonl"), Budget(None))
+        judge = Judge(ChatClient("m", [server.url], 4, 5.0), 1, Journal(tmp_path / "judge.jsonl"))
         scores = judge(PAIRS)
     assert scores[:2].tolist() == [8, 8] and np.isnan(scores[2])
     assert "1 of 3 votes are left out: 1 without a reply, 0 without a score" in capsys.readouterr().out

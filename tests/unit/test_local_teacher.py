@@ -123,7 +123,7 @@ def test_thoughts_are_no_prompts_and_models_are_told_not_to_think(tmp_path: Path
     ):
         teacher = LocalTeacher("thinker", 1.0, 0, form)
         for key in teacher._asked(REQUESTS[0]):
-            journal.add_reply(key, reply)
+            journal.add(key=key, reply=reply)
         assert teacher.write(REQUESTS[:1], journal) == [prompts]
     thinks = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     writer = Writer(str(save_llama(tmp_path, thinks)), 0.0)

@@ -15,7 +15,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import DistillationSettings, resolve
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import recorded
-from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher
+from udrl_utils.teachers.recorded import RECORDED
 
 
 def answer(body: dict, number: int) -> str:
@@ -95,4 +95,4 @@ def test_the_shipped_recording_is_what_its_card_says() -> None:
     assert set(table.task) == set(TASKS) and f"{len(table)} prompts" in card and "sha256" in card
     assert sum(file.stat().st_size for file in RECORDED.iterdir()) < 12e6
     assert len(sets) == table.groupby(["task", "intent"]).ngroups  # a set is not torn apart
-    assert RecordedTeacher().name in card
+    assert recorded.recorded_name() in card

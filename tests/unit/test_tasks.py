@@ -24,7 +24,6 @@ from udrl_utils.teachers.replies import (
     borrows,
     messages,
     parse_reply,
-    parse_single,
     shown_examples,
     single_messages,
     split_reply,
@@ -121,18 +120,10 @@ def test_tasks_take_turns_and_more_intents_begin_with_the_same_ones(smoke: dict)
         plan(resolve(DistillationSettings, smoke | {"teacher": "local", "n_intents": 0}))
 
 
-def test_bad_sources_are_one_line(smoke: dict, tmp_path) -> None:
+def test_a_file_without_intents_is_one_line(smoke: dict, tmp_path) -> None:
     (tmp_path / "empty.csv").write_text("intent\n")
-    (tmp_path / "other.csv").write_text("query\nkoi\n")
-    for name, wanted in (
-        ("empty.csv", "holds no intent"),
-        ("other.csv", "has no column 'intent'"),
-        ("none.csv", "there is no such file"),
-    ):
-        settings = resolve(DistillationSettings, smoke | {"intents": str(tmp_path / name)})
-        with pytest.raises(SettingsError, match=wanted) as caught:
-            load_intents(settings)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"^[^\n]*holds no intent$"):
+        load_intents(resolve(DistillationSettings, smoke | {"intents": str(tmp_path / "empty.csv")}))
 
 
 def test_messages_hold_instruction_examples_and_request() -> None:
@@ -168,21 +159,6 @@ def test_examples_vary_by_intent_and_what_is_borrowed_from_them_is_known() -> No
     assert not borrows(Request("text_to_image", request.intent + " axolotl", 8), "an axolotl in the night")
     [(_, (shown, *_)), *_] = shown_examples(request)
     assert borrows(request, f"a red kite, {' '.join(shown.split()[-4:])}")
-
-
-@pytest.mark.parametrize(
-    ("reply", "prompt"),
-    [
-        ("a koi pond at dawn", ["a koi pond at dawn"]),
-        ('\n"A koi pond at dawn."\nI hope you like it.', ["A koi pond at dawn."]),
-        ("Prompt: a koi pond", ["a koi pond"]),
-        ("1. Search: koi pond filter", ["koi pond filter"]),
-        ("  \n", []),
-        ('a sign that says "open late"', ['a sign that says "open late"']),
-    ],
-)
-def test_a_single_reply_is_its_first_line(reply: str, prompt: list[str]) -> None:
-    assert parse_single(reply) == prompt
 
 
 @given(st.text(max_size=200))

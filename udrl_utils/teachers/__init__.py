@@ -9,8 +9,9 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.settings import AnnotationSettings, DistillationSettings
 from udrl_utils.teachers.batch import BatchClient
 from udrl_utils.teachers.local import LocalTeacher
-from udrl_utils.teachers.recorded import RecordedTeacher
+from udrl_utils.teachers.recorded import RecordedTeacher, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import (
+    Chat,
     Journal,
     Request,
     messages,
@@ -20,7 +21,7 @@ from udrl_utils.teachers.replies import (
     single_messages,
     split_reply,
 )
-from udrl_utils.teachers.server import Budget, ChatClient, Question, TooLong, options_of
+from udrl_utils.teachers.server import ChatClient, Question, TooLong, options_of
 
 
 class Teacher(Protocol):
@@ -46,22 +47,24 @@ class OpenAITeacher:
         client: ChatClient,
         temperature: float,
         seed: int,
-        budget: Budget,
         form: str = "list",
         together: int = 1,
         request: dict[str, Any] | None = None,
     ):
-        self.name, self.client, self.budget, self.form, self.together = client.model, client, budget, form, together
+        self.name, self.client, self.form, self.together = client.model, client, form, together
         self.temperature, self.seed, self.request = temperature, seed, request or {}
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts. Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent."""
         if self.form == "single":
-            self.client.ask([q for request in requests for q in self._singles(request)], journal, self.budget)
+            self.client.ask([q for request in requests for q in self._singles(request)], journal)
             return [read_singles(self.replies(request, journal)) for request in requests]
-        groups = grouped(requests, self.together)
+        kinds: dict[tuple[str, int], list[Request]] = {}  # a task and a number of prompts
+        for request in dict.fromkeys(requests):
+            kinds.setdefault((request.task, request.n), []).append(request)
+        groups = [kind[k : k + self.together] for kind in kinds.values() for k in range(0, len(kind), self.together)]
         try:
-            answers = self.client.ask([self._list(group) for group in groups], journal, self.budget)
+            answers = self.client.ask([self._list(group) for group in groups], journal)
         except TooLong as error:
             if self.together == 1:
                 raise RunError(f"{error}; lower prompts_per_intent, or serve the model with a longer context") from None
@@ -79,43 +82,37 @@ class OpenAITeacher:
         return [journal.reply_to(question.key(self.name)) for question in self._singles(request)]
 
     def _singles(self, request: Request) -> list[Question]:
-        how = {"temperature": self.temperature, "max_tokens": 120}
-        options = [options_of({**how, "seed": self.seed + k}, self.request) for k in range(request.n)]
-        return [Question(single_messages(request, k), chosen) for k, chosen in enumerate(options)]
+        return [self._question(single_messages(request, k), self.seed + k, 120) for k in range(request.n)]
 
     def _list(self, group: list[Request]) -> Question:
-        task, n, intents = group[0].task, group[0].n, [request.intent for request in group]
-        how = {"temperature": self.temperature, "seed": self.seed, "max_tokens": 120 * n * len(group)}
-        return Question(messages(task, intents, n), options_of(how, self.request), reply_schema(len(group), n))
+        task, n, count = group[0].task, group[0].n, len(group)
+        chat = messages(task, [request.intent for request in group], n)
+        return self._question(chat, self.seed, 120 * n * count, reply_schema(count, n))
+
+    def _question(self, chat: Chat, seed: int, tokens: int, schema: dict[str, Any] | None = None) -> Question:
+        how = {"temperature": self.temperature, "seed": seed, "max_tokens": tokens}
+        return Question(chat, options_of(how, self.request), schema)
 
 
-def grouped(requests: Sequence[Request], most: int) -> list[list[Request]]:
-    """Distinct requests in groups of at most `most`, each of one task and one number of prompts."""
-    kinds: dict[tuple[str, int], list[Request]] = {}
-    for request in dict.fromkeys(requests):
-        kinds.setdefault((request.task, request.n), []).append(request)
-    return [kind[start : start + most] for kind in kinds.values() for start in range(0, len(kind), most)]
-
-
-def make_teacher(settings: DistillationSettings, budget: Budget) -> Teacher:
-    """The teacher that the settings name; one that is paid for stops when its budget is spent.
+def make_teacher(settings: DistillationSettings, budget: int | None = None) -> Teacher:
+    """The teacher that the settings name; a served one stops when its budget of requests is spent.
 
     Raises: SettingsError for an LLM teacher without a model.
     """
     if settings.teacher == "recorded":
-        return RecordedTeacher()
+        return RecordedTeacher(recorded_name(), recorded_sets())
     if not settings.teacher_model:
         raise SettingsError(f"parameter teacher_model='' must name a model with teacher={settings.teacher!r}")
-    how, form, request = (settings.teacher_temperature, settings.seed), settings.teacher_form, settings.teacher_request
+    how, request = (settings.teacher_temperature, settings.seed, settings.teacher_form), settings.teacher_request
     if settings.teacher == "local":
-        return LocalTeacher(settings.teacher_model, *how, form, request.get("chat_template_kwargs"))
-    together = settings.teacher_intents_per_request
-    return OpenAITeacher(client_of(settings, "teacher"), *how, budget, form, together, request)
+        return LocalTeacher(settings.teacher_model, *how, request.get("chat_template_kwargs"))
+    client = client_of(settings, "teacher", budget)
+    return OpenAITeacher(client, *how, settings.teacher_intents_per_request, request)
 
 
-def client_of(settings: DistillationSettings | AnnotationSettings, who: str) -> ChatClient:
+def client_of(settings: DistillationSettings | AnnotationSettings, who: str, budget: int | None) -> ChatClient:
     """The client of the servers that the settings name for the `teacher` or the `judge`."""
     model, urls, concurrency, timeout, batch = (
         getattr(settings, f"{who}_{name}") for name in ("model", "base_urls", "concurrency", "timeout", "batch")
     )
-    return (BatchClient if batch else ChatClient)(model, urls, concurrency, timeout)
+    return (BatchClient if batch else ChatClient)(model, urls, concurrency, timeout, budget, who)

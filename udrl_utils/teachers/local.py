@@ -6,7 +6,6 @@ computed once, completions of one chat share it whole, and finished rows leave t
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype, side_by_side
 from udrl_utils.teachers.replies import (
+    Chat,
     Journal,
     Request,
     key_of,
@@ -33,12 +33,11 @@ MIN_P = 0.05  # tokens less likely than this share of the likeliest are never dr
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; a longer one is given up
 
-Chat = list[dict[str, str]]
 Reply = tuple[str, int]  # the text, '' where the model did not come to an end, and its tokens
 
 
 class LocalTeacher:
-    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as soon as a batch ends."""
+    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal batch by batch."""
 
     def __init__(self, model: str, temperature: float, seed: int, form: str, template: dict[str, Any] | None = None):
         self.model, self.name = model, located(model).name if located(model).exists() else model
@@ -58,21 +57,15 @@ class LocalTeacher:
         """Write the replies that the journal lacks. Batches never depend on it and are written whole, and so a run
         that was cut off gets the same replies."""
         batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
-        started, done, missing, lock = time.monotonic(), 0, sum(map(len, batches)), threading.Lock()
-
-        def write(batch: dict[str, list[int]]) -> None:
-            nonlocal done
-            replies = self.writer(batch, longest)
-            with lock:
-                for key, (reply, tokens) in zip(batch, replies, strict=True):
-                    journal.add_reply(key, reply, tokens_out=tokens)
-                done += len(batch)
-                rate = done / (time.monotonic() - started)
-                left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
-                print(f"teacher: {done} of {missing} replies, {left}", flush=True)
-
-        for _ in side_by_side(write, batches):
-            pass
+        started, done, missing = time.monotonic(), 0, sum(map(len, batches))
+        written = side_by_side(lambda batch: self.writer(batch, longest), batches)
+        for batch, replies in zip(batches, written, strict=True):
+            for key, (reply, tokens) in zip(batch, replies, strict=True):
+                journal.add(key=key, reply=reply, tokens_out=tokens)
+            done += len(batch)
+            rate = done / (time.monotonic() - started)
+            left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
+            print(f"teacher: {done} of {missing} replies, {left}", flush=True)
 
     def _asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
@@ -106,24 +99,20 @@ class Writer:
         print(f"teacher {Path(model).name} on {self.device} in {dtype}: {reason}", flush=True)
         self.model, self.tokenizer = load_causal_lm(model)
         if not self.tokenizer.chat_template:
-            raise SettingsError(
-                f"model {model!r} has no chat template: it is a base model, a teacher is an instruct one"
-            )
+            raise SettingsError(f"model {model!r} has no chat template: it is a base model and no instruct one")
         self.model, self.temperature = self.model.to(self.device, dtype), temperature
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = sorted({self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
 
     def text(self, chat: Chat) -> str:
         """A chat as the model reads it, up to its reply; models that can be told not to think are told so."""
-        how = {"tokenize": False, "add_generation_prompt": True, **self.template}
-        try:
-            return self.tokenizer.apply_chat_template(chat, **how)
-        except Exception:  # templates raise errors of their own for roles that they do not know
-            pass
-        try:
-            return self.tokenizer.apply_chat_template(without_system(chat), **how)
-        except Exception as error:
-            raise SettingsError(f"the chat template of {self.name!r} refuses a chat: {str(error)[:200]}") from None
+        how, said = {"tokenize": False, "add_generation_prompt": True, **self.template}, ""
+        for form in (list, without_system):
+            try:
+                return self.tokenizer.apply_chat_template(form(chat), **how)
+            except Exception as error:  # templates raise errors of their own for roles that they do not know
+                said = str(error)[:200]
+        raise SettingsError(f"the chat template of {self.name!r} refuses a chat: {said}")
 
     def batches(self, chats: dict[str, Chat], longest: int) -> list[dict[str, list[int]]]:
         """Token ids by key, in batches of chats that share their system text and their examples."""
@@ -152,10 +141,10 @@ class Writer:
         with torch.inference_mode():
             for row, token in self._written(list(batch.values()), longest, Draw(sampling, self.device)):
                 written[row].append(token)
-        texts = [
-            self.tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in self.ends else "" for ids in written
+        return [
+            (self.tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in self.ends else "", len(ids))
+            for ids in written
         ]
-        return [(text, len(ids)) for text, ids in zip(texts, written, strict=True)]
 
     def _written(self, rows: list[list[int]], longest: int, draw: Draw) -> Iterator[tuple[int, int]]:
         """(row, token) for each token that is drawn, ends included; the likeliest at temperature 0."""

@@ -24,19 +24,15 @@ RECORDED = DATA / "recorded"
 OTHERWISE = "a model on this machine (teacher=local) or a server (teacher=openai) writes for any intent"
 
 
-def read_recorded(folder: Path | None = None) -> pd.DataFrame:
-    """Recorded prompts in the order of their recording: task, intent, prompt; the package's own, or a folder's."""
-    return pd.read_parquet((folder or RECORDED) / "prompts.parquet")
-
-
 def recorded_sets(folder: Path | None = None) -> dict[tuple[str, str], list[str]]:
-    """Recorded prompts by (task, intent), in the order of their recording."""
+    """Prompts by (task, intent), in the order of their recording; the package's own, or a folder's."""
     return _sets(folder or RECORDED)
 
 
 @cache
 def _sets(folder: Path) -> dict[tuple[str, str], list[str]]:
-    return read_recorded(folder).groupby(["task", "intent"], sort=False).prompt.apply(list).to_dict()
+    table = pd.read_parquet(folder / "prompts.parquet")
+    return table.groupby(["task", "intent"], sort=False).prompt.apply(list).to_dict()
 
 
 def recorded_name(folder: Path | None = None) -> str:
@@ -70,15 +66,14 @@ def recorded_requests(settings: DistillationSettings) -> list[Request]:
 
 
 class RecordedTeacher:
-    """Answers with what was recorded, and leaves the journal empty."""
+    """Answers with the prompts of (task, intent) that are there already, and leaves the journal empty."""
 
-    def __init__(self) -> None:
-        self.name = recorded_name()
+    def __init__(self, name: str, sets: dict[tuple[str, str], list[str]]):
+        self.name, self.sets = name, sets
 
-    def write(self, requests: Sequence[Request], journal: Journal | None = None) -> list[list[str]]:
-        """Recorded prompts of each request, at most n. Raises: SettingsError for what was not recorded."""
-        sets = recorded_sets()
+    def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
+        """Prompts of each request, at most n. Raises: SettingsError for what was not recorded."""
         for request in requests:
-            if (request.task, request.intent) not in sets:
+            if (request.task, request.intent) not in self.sets:
                 raise SettingsError(f"nothing was recorded for {request.intent!r} as {request.task}; {OTHERWISE}")
-        return [sets[request.task, request.intent][: request.n] for request in requests]
+        return [self.sets[request.task, request.intent][: request.n] for request in requests]

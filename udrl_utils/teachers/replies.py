@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,7 @@ FIELD = re.compile(rf"(?:{NAMES}|quer(?:y|ie)|text|result|item)s?|\D*\d+", re.I)
 QUOTES = ('""', "“”", "''", "‘’", "``", ("**", "**"))
 EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # the examples shown when one prompt is asked for
 RARE = 4.0  # Zipf frequency (wordfreq) from which a word is too common to tell where it comes from
+Chat = list[dict[str, str]]  # turns, each with its role and content
 NO_ANSWER = ("empty", "cut", "filtered")  # faults of a reply that arrived, and was paid for, but answers nothing
 
 
@@ -57,7 +60,7 @@ class Request:
     n: int
 
 
-def single_messages(request: Request, number: int) -> list[dict[str, str]]:
+def single_messages(request: Request, number: int) -> Chat:
     """Chat messages that ask for one prompt, the `number`-th of a request, with three examples as turns.
 
     Prompts of a request are short, middling and long in turn, and so are their examples: lengths vary because they are
@@ -110,7 +113,7 @@ def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:
     return {tuple(tokens[k : k + size]) for k in range(len(tokens) - size + 1)}
 
 
-def without_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+def without_system(chat: Chat) -> Chat:
     """A chat for models that know no system role: the system text opens the first turn of the user."""
     first, second, *rest = chat
     return [{"role": "user", "content": f"{first['content']}\n\n{second['content']}"}, *rest]
@@ -150,7 +153,7 @@ def read_singles(replies: Sequence[str | None]) -> list[str]:
     return [prompt for reply in replies for prompt in parse_single(reply or "")]
 
 
-def messages(task: str, intents: Sequence[str], n: int) -> list[dict[str, str]]:
+def messages(task: str, intents: Sequence[str], n: int) -> Chat:
     """Chat messages that ask for n prompts of each intent, few-shot examples included.
 
     One intent is answered by a JSON list; several are numbered, and answered by an object with a list for each number.
@@ -258,37 +261,28 @@ class Journal:
         self.faults: dict[str, str] = {}
         self.batches: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()  # questions that were last asked for and have no reply, by fault
-        self.said = ""  # what was last said of an attempt that failed
-        if file.exists():
-            self._read()
-
-    def _read(self) -> None:
-        whole = 0
-        with self.file.open("rb") as lines:
-            for line in lines:
-                try:
-                    self._count(json.loads(line))
-                except (ValueError, KeyError, TypeError):
-                    if not line.endswith(b"\n"):
-                        break
-                    self.usage["unreadable"] += 1
-                whole += len(line)
-        if whole < self.file.stat().st_size:
-            with self.file.open("r+b") as lines:
-                lines.truncate(whole)
+        self.said = ""  # the last fault, and what was said of it
+        if not file.exists():
+            return
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        for line in content[:whole].splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                self._count(json.loads(line))
+        if whole < len(content):
+            os.truncate(file, whole)
 
     def _count(self, entry: dict[str, Any]) -> None:
         if "batch" in entry:
-            if entry["questions"]:
-                self.batches[entry["batch"]] = entry["questions"]
-            else:
-                self.batches.pop(entry["batch"], None)
+            self.batches[entry["batch"]] = entry["questions"]
+            if not entry["questions"]:
+                del self.batches[entry["batch"]]
             return
         key, error = entry["key"], entry.get("error")
         if error is None:
             self.replies[key] = entry["reply"]
         else:
-            self.faults[key], self.said = error, entry.get("said", "")
+            self.faults[key], self.said = error, f"{error} {entry.get('said', '')}"
             self.usage[f"failed_{error}"] += 1
             self.unanswered[key] += error in NO_ANSWER
         for name in ("tokens_in", "tokens_out"):
@@ -299,22 +293,12 @@ class Journal:
         """The reply to a question: '' for one that came and answers nothing, None where none has come."""
         return self.replies.get(key, "" if self.unanswered[key] else None)
 
-    def add_reply(self, key: str, reply: str, tokens_in: int = 0, tokens_out: int = 0) -> None:
-        """Keep a reply under the key of its question."""
-        self._append({"key": key, "reply": reply, "tokens_in": tokens_in, "tokens_out": tokens_out})
-
-    def add_failure(self, key: str, error: str, said: str = "", tokens_in: int = 0, tokens_out: int = 0) -> None:
-        """Keep that an attempt failed: a word for its kind, such as 429 or timeout, and what the server said."""
-        self._append({"key": key, "error": error, "said": said, "tokens_in": tokens_in, "tokens_out": tokens_out})
-
-    def add_batch(self, batch: str, questions: int) -> None:
-        """Keep that a batch file with this number of questions is under way; 0 means that its answers are kept."""
-        self._append({"batch": batch, "questions": questions})
-
-    def _append(self, entry: dict[str, Any]) -> None:
+    def add(self, **entry: Any) -> None:
+        """Keep an attempt: `key`, `reply` or `error` and what was `said`, `tokens_in`, `tokens_out`; or that a `batch`
+        file with so many `questions` is under way, where 0 means that its answers are kept."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(entry, ensure_ascii=True) + "\n")
+            lines.write(json.dumps(entry) + "\n")
         self._count(entry)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ import openai
 from anyio.from_thread import start_blocking_portal
 
 from udrl_utils.errors import RunError
-from udrl_utils.teachers.replies import Journal, key_of, without_system, without_thoughts
+from udrl_utils.teachers.replies import Chat, Journal, key_of, without_system, without_thoughts
 
 ATTEMPTS = 8  # per question
 PROBES = 3  # questions that are asked one after the other until a server has answered one of them
@@ -28,9 +28,8 @@ REST = 20  # turns that a server is left out after it could not be reached
 MOST_ROOM = 16  # a model that thinks may write this many times the tokens that its answer needs
 FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of replies that answer nothing
 LONGEST_REPLY = 200_000  # characters; the rest is dropped
-LONGEST_BODY = 2_000_000  # bytes; a longer response is not read
 KEY = "X-Client-Request-Id"  # header with the key of a question
-LIMITS = ("max_tokens", "max_completion_tokens")
+REFUSALS = (400, 413, 422)  # of one question, or of the way in which it is asked
 NEVER = re.compile(r'"insufficient_quota"|billing_hard_limit|credit balance|api[ _]key not valid', re.I)
 WINDOW = re.compile(
     r"context[ _](?:length|window|size)|maximum (?:context|model|sequence) len|prompt.{0,40}too long"
@@ -55,8 +54,8 @@ MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # raised for w
 class Question:
     """A chat to be continued, and how: messages, sampling options, the JSON schema that the reply should have."""
 
-    messages: list[dict[str, str]]
-    options: dict[str, Any] = field(default_factory=dict)
+    messages: Chat
+    options: dict[str, Any]
     schema: dict[str, Any] | None = None
 
     def key(self, model: str) -> str:
@@ -76,44 +75,32 @@ class TooLong(RunError):
     """A question does not fit into the context window of the model."""
 
 
-class Budget:
-    """Requests that may still be made, failed ones included; None for any number. `parameter` is what limits them."""
-
-    def __init__(self, requests: int | None, parameter: str = "teacher_budget"):
-        self.left, self.parameter = requests, parameter
-
-    def spend(self, requests: int = 1) -> None:
-        """Raises: RunError when less is left."""
-        if self.left is not None:
-            if self.left < requests:
-                raise RunError(
-                    f"the request budget is spent and all replies so far are kept: raise {self.parameter} and run again"
-                )
-            self.left -= requests
-
-
 class ChatClient:
     """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
     The first question is asked alone, so that a server that cannot answer costs one request. What a server refuses is
     changed for all later requests where that is possible, and a line says so. The key comes from OPENAI_API_KEY alone.
+    `budget` is how many requests may be made, failed ones included, or None for any number; <who>_budget sets it.
     """
 
-    def __init__(self, model: str, base_urls: Sequence[str], concurrency: int, timeout: float):
-        self.model, self.base_urls = model, list(base_urls)
+    def __init__(
+        self,
+        model: str,
+        base_urls: Sequence[str],
+        concurrency: int,
+        timeout: float,
+        budget: int | None = None,
+        who: str = "teacher",
+    ):
+        self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
         self.concurrency, self.timeout = concurrency, timeout
+        self.where = " and ".join(base_urls) or "the server"
         self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
         self.room = 1  # times the token limit
-        self.said = ""  # what a server last said of a request that failed
         self.proven = False  # whether a server has answered a question
         self.silent = 0  # questions in a row that got no reply after all attempts
 
-    @property
-    def where(self) -> str:
-        """The servers, for messages."""
-        return " and ".join(self.base_urls) or "the server"
-
-    def ask(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> list[str | None]:
+    def ask(self, questions: Sequence[Question], journal: Journal) -> list[str | None]:
         """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
 
         `journal.left_out` then counts the questions without a reply by their last fault.
@@ -124,38 +111,47 @@ class ChatClient:
         new = {key: question for key, question in asked.items() if not journal.replies.get(key)}
         if new:
             with start_blocking_portal() as portal:  # a notebook's own event loop is already running
-                portal.call(self._ask_all, new, journal, budget, len(new) < len(asked))
+                portal.call(self._ask, new, journal, len(new) < len(asked))
         journal.left_out = Counter(journal.faults.get(key, "unasked") for key in new if not journal.replies.get(key))
         replies = [journal.replies.get(question.key(self.model)) for question in questions]
         if questions and not any(replies):
             faults = ", ".join(f"{name} {n}" for name, n in journal.usage.items() if name.startswith("failed_"))
-            kind = TooLong if WINDOW.search(self.said) else RunError
+            kind = TooLong if WINDOW.search(journal.said) else RunError
             raise kind(
                 f"{self.where} answered none of the requests to model {self.model!r} ({faults}); the last fault: "
-                f"{self.said}"
+                f"{journal.said}"
             )
         return replies
 
-    async def _ask_all(self, new: dict[str, Question], journal: Journal, budget: Budget, known: bool) -> None:
-        """Ask until a server has answered, then all the rest; `known` says that earlier runs were answered."""
-        todo = iter(new.items())
+    def spend(self, requests: int = 1) -> None:
+        """Take requests from the budget. Raises: RunError when less is left."""
+        if self.budget is not None:
+            if self.budget < requests:
+                kept = "the request budget is spent and all replies so far are kept"
+                raise RunError(f"{kept}: raise {self.who}_budget and run again")
+            self.budget -= requests
+
+    async def _ask(self, new: dict[str, Question], journal: Journal, known: bool) -> None:
         async with openai.AsyncOpenAI(
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             base_url=next(iter(self.base_urls), None),
             max_retries=ATTEMPTS - 1,
             timeout=self.timeout,
-            http_client=Attempts(self, journal, budget),
+            http_client=Attempts(self, journal),
         ) as sdk:
-            for key, question in itertools.islice(todo, 0 if self.proven else 1 if known else PROBES):
-                await self._answer(sdk, key, question, journal)
-                if self.proven or WINDOW.search(self.said):
-                    break
-            if self.proven or known:
-                await self._ask_rest(sdk, dict(todo), journal, budget)
+            await self._ask_all(sdk, new, journal, known)
 
-    async def _ask_rest(
-        self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal, budget: Budget
-    ) -> None:
+    async def _ask_all(self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal, known: bool) -> None:
+        """Ask until a server has answered, then all the rest; `known` says that earlier runs were answered."""
+        todo = iter(new.items())
+        for key, question in itertools.islice(todo, 0 if self.proven else 1 if known else PROBES):
+            await self._answer(sdk, key, question, journal)
+            if self.proven or WINDOW.search(journal.said):
+                break
+        if self.proven or known:
+            await self._ask_rest(sdk, dict(todo), journal)
+
+    async def _ask_rest(self, sdk: openai.AsyncOpenAI, new: dict[str, Question], journal: Journal) -> None:
         """Ask questions side by side."""
         todo, stopped = iter(new.items()), []
 
@@ -182,104 +178,94 @@ class ChatClient:
             try:
                 reply = await sdk.post("/chat/completions", cast_to=object, body=body, options={"headers": headers})
             except openai.APIStatusError as error:
-                if self.refused(error.response):
+                if refused(error.response):
                     address = str(error.request.url).removesuffix("/chat/completions")
                     said = f"{address} answers {error.status_code} to model {self.model!r}: {words_of(error.response)}"
                     check = "check the model's name, the address, the environment variable OPENAI_API_KEY and the quota"
                     raise RunError(f"{said} ({check})") from None
-                if adapted != self.adapted or self._adapt(error.response, question):
+                if adapted != self.adapted:  # by an answer to another question
                     continue
-                if error.status_code in (400, 413, 422):  # an answer to this question only
+                if name := self.adaptation(error.response):
+                    self.adapted |= {name}
+                    said = f"{ADAPTATIONS[name][1]}; the server said: {words_of(error.response)}"
+                    print(f"{self.model}: {said}", flush=True)
+                    continue
+                if error.status_code in REFUSALS:  # an answer to this question only
                     return
-                return self._count_silence()
+                return self._count_silence(journal)
             except openai.OpenAIError:
-                return self._count_silence()
+                return self._count_silence(journal)
             self.silent = 0
             fault = keep_reply(reply, key, journal)
             if not fault:
                 self.proven = True
-                return
-            self.said = journal.said
             if fault != "thinking" or room == MOST_ROOM:
-                return  # the next run asks again
+                return  # the next run asks again where nothing was answered
             if self.room < 4 * room:
                 self.room = 4 * room
                 print(f"{self.model} was cut off while it was thinking: it may write {self.room} times as much now")
 
-    def _count_silence(self) -> None:
+    def _count_silence(self, journal: Journal) -> None:
         """Raises: RunError when the servers have left a first question, or many in a row, without an answer."""
         self.silent += 1
         if not self.proven or self.silent >= 2 * self.concurrency:
             raise RunError(
-                f"{self.where} does not answer requests to model {self.model!r}; the last fault: {self.said}; all "
+                f"{self.where} does not answer requests to model {self.model!r}; the last fault: {journal.said}; all "
                 "replies so far are kept: run again when the server answers"
             )
 
     def body(self, question: Question, room: int) -> dict[str, Any]:
         """A request as it is sent, with `room` times the tokens for its reply."""
-        options = {name: value for name, value in question.options.items() if name not in self.adapted}
-        for limit in LIMITS:
-            if limit in question.options:
-                sent = "max_completion_tokens" if "max_tokens" in self.adapted else limit
-                options[sent] = room * question.options[limit]
+        options = {}
+        for name, value in question.options.items():
+            if name in ("max_tokens", "max_completion_tokens"):
+                options["max_completion_tokens" if "max_tokens" in self.adapted else name] = room * value
+            elif name not in self.adapted:
+                options[name] = value
         chat = without_system(question.messages) if "system" in self.adapted else question.messages
         if question.schema and "schema" not in self.adapted:
             form = {"name": "reply", "strict": True, "schema": question.schema}
             options["response_format"] = {"type": "json_schema", "json_schema": form}
         return {"model": self.model, "messages": chat, **options}
 
-    def refused(self, response: Any) -> bool:
-        """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
-        return response.status_code in (401, 402, 403, 404) or bool(NEVER.search(response.text))
-
     def adaptation(self, response: Any) -> str:
         """Name of the adaptation that a response asks for and that has not been made; '' for none."""
         said = words_of(response)
-        if response.status_code not in (400, 413, 422, 500) or WINDOW.search(said):
+        if response.status_code not in (*REFUSALS, 500) or WINDOW.search(said):
             return ""
-        left = [name for name in ADAPTATIONS if name not in self.adapted]
-        return next((name for name in left if re.search(ADAPTATIONS[name][0], said, re.I)), "")
-
-    def _adapt(self, response: Any, question: Question) -> bool:
-        """Whether another way to ask is left; it is taken from now on."""
-        said, name = words_of(response), self.adaptation(response)
-        if not name and question.schema and response.status_code in (400, 413, 422) and not WINDOW.search(said):
-            name = "schema"  # many servers do not say what they refuse of it
-        if not name or name in self.adapted:
-            return False
-        self.adapted |= {name}
-        print(f"{self.model}: {ADAPTATIONS[name][1]}; the server said: {said}", flush=True)
-        return True
+        for name, (pattern, _) in ADAPTATIONS.items():
+            if name not in self.adapted and re.search(pattern, said, re.I):
+                return name
+        schema = b'"response_format"' in response.request.content and "schema" not in self.adapted
+        return "schema" if schema and response.status_code != 500 else ""  # many servers do not name what they refuse
 
 
 class Attempts(openai.DefaultAioHttpClient):
-    """Where the SDK sends requests: each attempt is paid from the budget, goes to the next server, and is kept in the
-    journal if it fails."""
+    """Where the SDK sends requests: each attempt at a question is paid from the budget, goes to the next server, and is
+    kept in the journal if it fails."""
 
-    def __init__(self, client: ChatClient, journal: Journal, budget: Budget):
+    def __init__(self, client: ChatClient, journal: Journal):
         super().__init__()
-        self.client, self.journal, self.budget = client, journal, budget
+        self.client, self.journal = client, journal
         self.turns = dict.fromkeys(client.base_urls, 0)  # by address; the one with the fewest is next
 
     async def send(self, request: Any, **how: Any) -> Any:
-        """The response, read to its end; one that is no chat completion has the status 502, which the SDK repeats."""
-        self.budget.spend()
+        """The response; one that should be a chat completion and is none has the status 502, which the SDK repeats."""
+        if KEY not in request.headers:  # batch files
+            return await super().send(request, **how)
+        self.client.spend()
         address = min(self.turns, key=self.turns.get, default=None)
         if address:
             self.turns[address] += 1
             request.url = type(request.url)(f"{address.rstrip('/')}/chat/completions")
             request.headers["Host"] = request.url.netloc.decode()
         try:
-            response = await super().send(request, **how | {"stream": True})
-            if int(response.headers.get("content-length", 0)) > LONGEST_BODY:
-                await response.aclose()
-                response = type(response)(200, text=f"more than {LONGEST_BODY} bytes", request=request)
-            await response.aread()
+            response = await super().send(request, **how)
         except Exception as error:
             kind = type(error).__name__
             # what the transport calls a ConnectTimeout is also a server that hangs up
             fault = "timeout" if kind in ("ReadTimeout", "WriteTimeout") else "connection"
-            self._failed(request, fault, one_line(str(error) or kind))
+            self.journal.add(key=request.headers[KEY], error=fault, said=one_line(str(error) or kind))
             if address:
                 self.turns[address] += REST
             raise
@@ -291,18 +277,19 @@ class Attempts(openai.DefaultAioHttpClient):
                 return response
             except MALFORMED:
                 fault, response.status_code = "bad_reply", 502
-        elif self.client.refused(response) or self.client.adaptation(response):
+        elif refused(response) or self.client.adaptation(response):
             response.headers["x-should-retry"] = "false"
-        self._failed(request, fault, words_of(response))
+        self.journal.add(key=request.headers[KEY], error=fault, said=words_of(response))
         return response
 
-    def _failed(self, request: Any, error: str, said: str) -> None:
-        self.client.said = f"{error} {said}"
-        self.journal.add_failure(request.headers[KEY], error, said)
+
+def refused(response: Any) -> bool:
+    """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
+    return response.status_code in (401, 402, 403, 404) or bool(NEVER.search(response.text))
 
 
-def read_completion(body: Any) -> tuple[str, str, tuple[int, int]]:
-    """Text of a chat completion, why it ended, and its tokens (in, out).
+def read_completion(body: Any) -> tuple[str, str, dict[str, int]]:
+    """Text of a chat completion, why it ended, and its tokens as the journal counts them.
 
     Raises: an error of MALFORMED for what is not a chat completion.
     """
@@ -310,7 +297,8 @@ def read_completion(body: Any) -> tuple[str, str, tuple[int, int]]:
     content = choice["message"].get("content") or ""
     if not isinstance(content, str):  # chunks, of which thoughts have no text
         content = "".join(chunk.get("text") or "" for chunk in content)
-    tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    spent = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
+    tokens = {name: int(number or 0) for name, number in spent.items()}
     return content[:LONGEST_REPLY], str(choice.get("finish_reason")), tokens
 
 
@@ -320,11 +308,11 @@ def keep_reply(body: Any, key: str, journal: Journal) -> str:
     text, reason, tokens = read_completion(body)
     answer = without_thoughts(text)
     if answer and reason not in FAULTS:
-        journal.add_reply(key, text, *tokens)
+        journal.add(key=key, reply=text, **tokens)
         return ""
     fault = FAULTS.get(reason, "empty")
     said = f"a reply {'that is not finished' if answer else 'without text'}, finish_reason {reason}"
-    journal.add_failure(key, fault, said, *tokens)
+    journal.add(key=key, error=fault, said=said, **tokens)
     return "thinking" if fault == "cut" and not answer else fault
 
 
