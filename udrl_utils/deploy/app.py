@@ -31,7 +31,7 @@ from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.deploy.server import Server
 
 
-def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
+def make_app(server: Server, keys: Sequence[str]) -> FastAPI:
     """The HTTP application of a server. `keys`: API keys, one of which /v1/ asks for; none asks for none."""
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -80,22 +81,23 @@ def costs(
     """For each engine: cold start, weights [MB], latency of one prompt [s], prompts per second by batch size."""
     found = {}
     for name, engine in engines.items():
-        turns = [requests[k % len(requests)] for k in range(settings.latency_requests + 1)]
+        turns = islice(cycle(requests), settings.latency_requests + 1)
         seconds = timed(lambda request, e=engine: e.generate([request[0]], request[1]), turns)
+        p50, p95 = np.percentile(seconds, [50, 95]).tolist()
         found[name] = {
             **cold_start(engine),
             "weights_mb": weights_mb(engine),
-            "p50_s": float(np.percentile(seconds, 50)),
-            "p95_s": float(np.percentile(seconds, 95)),
+            "p50_s": p50,
+            "p95_s": p95,
             "prompts_per_second": {str(size): throughput(engine, requests, size) for size in settings.batch_sizes},
         }
-        print(f"{name}: {found[name]['p50_s'] * 1000:.0f} ms per prompt", flush=True)
+        print(f"{name}: {p50 * 1000:.0f} ms per prompt", flush=True)
     return found
 
 
 def throughput(engine: Engine, requests: Sequence[tuple[str, Command]], batch_size: int) -> float:
     """Prompts per second when `batch_size` of them are written at once."""
-    intents, commands = zip(*(requests[k % len(requests)] for k in range(batch_size)), strict=True)
+    intents, commands = zip(*islice(cycle(requests), batch_size), strict=True)
     seconds = timed(lambda seed: engine.generate(intents, commands, seed=seed, batch_size=batch_size), range(4))
     return batch_size / median(seconds)
 
