@@ -36,7 +36,7 @@ class Server:
         self.batcher = Batcher(engine, queue, lambda size: self.metrics.batches.observe(size))
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.tasks, self.rewards = list(engine.codec.edges), engine.codec.rewards
-        self.models = [name, *(f"{name}:{task}" for task in self.tasks)]
+        self.models = {name: None, **{f"{name}:{task}": task for task in self.tasks}}  # the task that each is for
         self.feasible = lru_cache(4096)(engine.codec.feasible)
         self.started = int(time.time())
 
@@ -71,7 +71,7 @@ class Server:
         if model not in self.models:
             line = f"model={model!r:.80} is unknown; allowed are {', '.join(self.models)}"
             raise Refused(404, line, "model", "model_not_found")
-        return model.removeprefix(self.name).removeprefix(":") or None
+        return self.models[model]
 
     def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
         """A job that writes `n` prompts for each intent. Raises: Refused."""

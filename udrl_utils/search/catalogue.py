@@ -129,7 +129,7 @@ def split_keywords(value: Any) -> tuple[str, ...]:
     """Keywords of a table's cell: a list, or text split at commas and semicolons."""
     if value is None or isinstance(value, str):
         return clean_keywords(re.split("[,;]", (value or "")[:100_000]))
-    return clean_keywords([str(word) for word in value])
+    return clean_keywords(value)
 
 
 def texts_of(catalogue: pd.DataFrame) -> list[str]:
