@@ -7,11 +7,11 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hostile import HOSTILE
 from pictures import xmp
 from PIL import Image
+from test_retrieval import letters
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.figures import save
@@ -35,11 +35,6 @@ class Writer:
     def generate(self, intents, command, n=1, seed=0, guidance=1.0):
         self.command = command[0]
         return [[f"{intent} {k}" for k in range(n)] for intent in intents]
-
-
-def letters(texts: list[str]) -> np.ndarray:
-    counts = np.array([[text.count(chr(k)) + 0.01 for k in range(97, 123)] for text in texts], dtype=np.float32)
-    return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -136,13 +137,8 @@ def weights_mb(engine: Engine) -> float:
 
 def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeats: int = 3) -> list[float]:
     """Tokens per second, one figure per repeat: 16 tokens are read and `written` tokens are written."""
-    decode(batch_size, 2)  # warms up; short, since a large model is slow
-    rates = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        decode(batch_size, written)
-        rates.append(batch_size * written / (time.perf_counter() - began))
-    return rates
+    turns = [2, *[written] * repeats]  # the first warms up; short, since a large model is slow
+    return [batch_size * written / seconds for seconds in timed(partial(decode, batch_size), turns)]
 
 
 def by_transformers(model: PreTrainedModel, **options: Any) -> Decode:

@@ -60,7 +60,7 @@ class ChatRequest(Completion):
 
 
 class PromptsRequest(Asked):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     intent: str = Intent
     rewards: bool = False
