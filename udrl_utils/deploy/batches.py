@@ -22,10 +22,6 @@ BATCH = 64  # prompts that one core writes at once
 WINDOW = 0.002  # how long the first request of a batch waits for others [s]
 
 
-class QueueFull(Exception):
-    """More prompts are waiting than the queue may hold."""
-
-
 @dataclass(eq=False)
 class Job:
     """One request: `n` prompts for each of its prefixes, in the order of the prefixes.
@@ -38,9 +34,9 @@ class Job:
 
     prefixes: Sequence[Sequence[str]]
     most: Sequence[int]
-    n: int = 1
-    temperature: float = 1.0
-    seed: int | None = None
+    n: int
+    temperature: float
+    seed: int | None
     on_token: Callable[[int, int | None], None] | None = None
 
     def __post_init__(self) -> None:
@@ -54,12 +50,11 @@ class Job:
 class Batcher:
     """Writes jobs in batches. Used from one event loop; `start` and `stop` frame its work.
 
-    most_waiting: prompts that may wait; `submit` refuses what goes beyond.
     on_batch: called in the event loop with the number of prompts of each batch.
     """
 
-    def __init__(self, engine: DeployedStudent, most_waiting: int, on_batch: Callable[[int], Any]):
-        self.engine, self.most_waiting, self.on_batch = engine, most_waiting, on_batch
+    def __init__(self, engine: DeployedStudent, on_batch: Callable[[int], Any]):
+        self.engine, self.on_batch = engine, on_batch
         self.workers = engine.threads or os.cpu_count() or 1
         self.waiting = 0  # prompts
         self.ready = False
@@ -92,9 +87,7 @@ class Batcher:
         self._threads.shutdown()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its `done` is set when all its prompts are written. Raises: QueueFull."""
-        if self.waiting + job.size > self.most_waiting:
-            raise QueueFull
+        """Queue a job; its `done` is set when all its prompts are written."""
         self._jobs.append(job)
         self.waiting += job.size
         self._arrived.set()

@@ -20,7 +20,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from udrl_utils.commands import Command, CommandError
-from udrl_utils.deploy.batches import BATCH, Batcher, Job, QueueFull
+from udrl_utils.deploy.batches import BATCH, Batcher, Job
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
@@ -29,11 +29,11 @@ from udrl_utils.text import clean_intent, is_empty
 
 
 class Server:
-    """Answers for one exported student."""
+    """Answers for one exported student. `queue`: prompts that may wait; `deadline`: of one request [s]."""
 
     def __init__(self, engine: DeployedStudent, name: str, scorer: Scorer | None, queue: int, deadline: float):
-        self.engine, self.name, self.scorer, self.deadline = engine, name, scorer, deadline
-        self.batcher = Batcher(engine, queue, lambda size: self.metrics.batches.observe(size))
+        self.engine, self.name, self.scorer, self.queue, self.deadline = engine, name, scorer, queue, deadline
+        self.batcher = Batcher(engine, lambda size: self.metrics.batches.observe(size))
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.tasks, self.rewards = list(engine.codec.edges), engine.codec.rewards
         self.models = {name: None, **{f"{name}:{task}": task for task in self.tasks}}  # the task that each is for
@@ -99,12 +99,11 @@ class Server:
         """Queue a job. Raises: Refused when the queue is full or the server is going down."""
         if not self.batcher.ready:
             raise Refused(503, "the server is starting or going down", None, None, **{"Retry-After": "1"})
-        try:
-            self.batcher.submit(job)
-        except QueueFull:
+        if self.batcher.waiting + job.size > self.queue:
             self.metrics.refused.labels("queue").inc()
-            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {self.batcher.most_waiting} may"
-            raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"}) from None
+            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {self.queue} may"
+            raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
+        self.batcher.submit(job)
 
     async def written(self, job: Job, request: Request) -> list[str]:
         """The prompts of a job. Raises: Refused when the deadline passes or the client has left."""
