@@ -15,7 +15,6 @@ from udrl_utils.errors import extra
 from udrl_utils.machine import device_and_dtype
 
 Embed = Callable[[Sequence[str]], np.ndarray]
-BATCH_SIZE = {"cpu": 64, "cuda": 512}  # texts that are computed at once
 
 
 class Encoder:
@@ -39,7 +38,7 @@ class Encoder:
         self._known.clear()
 
     def _compute(self, texts: list[str]) -> np.ndarray:
-        size = BATCH_SIZE.get(self._model.device.type, 64)
+        size = 512 if self._model.device.type == "cuda" else 64
         return self._model.encode(texts, batch_size=size, show_progress_bar=False)
 
     @cached_property

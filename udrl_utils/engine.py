@@ -10,7 +10,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,22 +60,19 @@ class WordLists:
         for name, given in (("banned", banned), ("keep", keep)):
             if isinstance(given, str) or not all(isinstance(word, str) and word.strip() for word in given):
                 raise CommandError(f"{name}={given!r} should be a list of words, such as ['blue']")
-        self.banned, self.keep = ([" ".join(word.split()) for word in given] for given in (banned, keep))
-        both = [word for word in self.keep if self._found(self.banned, word)]
-        if both:
-            raise CommandError(f"keep={both[0]!r} is banned, too")
+        banned, keep = ([" ".join(word.split()) for word in given] for given in (banned, keep))
+        pattern = r"(?<!\w){}(?:e?s)?(?!\w)"  # a word or its plural
+        self._banned = [re.compile(pattern.format(re.escape(word)), re.I) for word in banned]
+        self._keep = {word: re.compile(pattern.format(re.escape(word)), re.I) for word in keep}
+        for word in keep:
+            if self._has_banned(word):
+                raise CommandError(f"keep={word!r} is banned, too")
 
-    @staticmethod
-    def _found(listed: Sequence[str], text: str) -> list[str]:
-        return [word for word in listed if re.search(WordLists._pattern(word), text, re.I)]
-
-    @staticmethod
-    def _pattern(word: str) -> str:
-        """A word or its plural."""
-        return rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)"
+    def _has_banned(self, text: str) -> bool:
+        return any(word.search(text) for word in self._banned)
 
     def _missing(self, text: str) -> list[str]:
-        return [word for word in self.keep if word not in self._found(self.keep, text)]
+        return [word for word, pattern in self._keep.items() if not pattern.search(text)]
 
     def added_to(self, intent: str) -> str:
         """An intent with the words to keep that it lacks."""
@@ -83,14 +80,14 @@ class WordLists:
 
     def met_by(self, prompt: str) -> bool:
         """Whether a prompt holds all words to keep and none that is banned."""
-        return not self._found(self.banned, prompt) and not self._missing(prompt)
+        return not self._has_banned(prompt) and not self._missing(prompt)
 
     def mended(self, prompt: str) -> str:
         """The prompt without banned words, and with those to keep at its end where it lacks them."""
         if self.met_by(prompt):
             return prompt
-        for word in self._found(self.banned, prompt):
-            prompt = re.sub(self._pattern(word), "", prompt, flags=re.I)
+        for word in self._banned:
+            prompt = word.sub("", prompt)
         prompt = re.sub(r"\s+(?=[,.;:!?])", "", " ".join(prompt.split())).strip(" ,")
         return ", ".join(filter(None, [prompt, *self._missing(prompt)]))
 
@@ -115,16 +112,14 @@ class Engine:
 
     def prefix(self, intent: str, command: Command) -> str:
         """The text that the student continues. An intent longer than half of the context is cut, with a warning."""
-        return self.codec.prefix(self.codec.encode(command), self._fitting(clean_intent(intent)))
-
-    def _fitting(self, intent: str) -> str:
-        room = self.positions // 2
+        intent, room = clean_intent(intent), self.positions // 2
         # a token of ordinary text has at most 16 characters, so that the rest need not be tokenized
         ids = self._tokenizer.encode(harmless(intent[: 16 * room]), add_special_tokens=False).ids
-        if len(ids) <= room:
-            return intent
-        warnings.warn(f"the intent has at least {len(ids)} tokens; this student reads the first {room}", stacklevel=6)
-        return self._tokenizer.decode(ids[:room]).strip()
+        if len(ids) > room:
+            line = f"the intent has at least {len(ids)} tokens; this student reads the first {room}"
+            warnings.warn(line, stacklevel=5)
+            intent = self._tokenizer.decode(ids[:room]).strip()
+        return self.codec.prefix(self.codec.encode(command), intent)
 
     def generate(
         self,
@@ -179,7 +174,7 @@ class Engine:
         """n prompts per intent, each under its command, as the model writes them."""
         asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
         opened = self._opened(intents, commands, how)
-        longest = [self._longest(c) for c in commands]
+        longest = [self.longest(c) for c in commands]
         # Prompts of similar length share a batch, since it is padded and runs until its last prompt ends.
         order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
         count = -(-len(order) // (batch_size or self.batch_size))  # number of batches, of nearly equal size
@@ -200,7 +195,7 @@ class Engine:
         """Pieces of one prompt as they are written; same arguments and errors as `generate`."""
         how = self.sampling_with(seed=seed, **sampling)
         [command] = self._checked([intent], [command], strict)
-        batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self._longest(command))
+        batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self.longest(command))
         return self._stream(batch, how)
 
     def sampling_with(self, **changes: float) -> Sampling:
@@ -238,20 +233,23 @@ class Engine:
             if command.levels and how.guidance != 1
         }
 
-    def _longest(self, command: Command) -> int:
+    def longest(self, command: Command) -> int:
+        """Words that a prompt under a command may have."""
         return command.length or self.codec.longest or 60
 
-    def _most(self, prefix_tokens: int, words: int) -> int:
+    def most(self, prefix_tokens: int, words: int) -> int:
         """Most tokens to write after a prefix for a prompt of `words` words, including its length notes."""
         return min(self.positions - prefix_tokens, TOKENS_PER_WORD * words + 16)
 
-    def _pieces(self, ids: Iterable[int]) -> Iterator[str]:
+    def decoder(self) -> Callable[[int], str | None]:
+        """A function that takes the tokens of one prompt, one after the other, and returns the text that each adds."""
         from tokenizers.decoders import DecodeStream
 
-        decoder = DecodeStream(skip_special_tokens=True)
-        yield from filter(None, (decoder.step(self._tokenizer, token) for token in ids))
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token)
 
-    def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Prompts from their tokens."""
         return [closed_up(text) for text in self._tokenizer.decode_batch(ids, skip_special_tokens=True)]
 
     def _write(self, batches: Iterable[Batch], how: Sampling) -> Iterator[list[str]]:

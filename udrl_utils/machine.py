@@ -35,10 +35,8 @@ def git_revision() -> str | None:
     if shutil.which("git") is None:
         return None
     command = ["git", "rev-parse", "--verify", "HEAD"]
-    return (
-        subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
-        or None
-    )
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def cpu_facts() -> str:

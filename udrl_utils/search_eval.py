@@ -6,7 +6,6 @@ a folder. How one search works is not known here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,17 +21,13 @@ from udrl_utils.student import Student, find_student
 from udrl_utils.teachers import Teacher
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A catalogue that can be searched, its judged searches, and the prompts of each writer for them."""
+def prepare(
+    settings: SearchSettings, writer: Student, embed: Embed, llms: dict[str, Teacher], home: Path
+) -> tuple[PromptSearch, list[Judged], dict[str, list[Prompts]]]:
+    """A catalogue that is loaded into `home`, its judged searches, and the prompts of each writer for them.
 
-    finder: PromptSearch
-    judged: list[Judged]
-    prompts: dict[str, list[Prompts]]
-
-
-def prepare(settings: SearchSettings, writer: Student, embed: Embed, llms: dict[str, Teacher], home: Path) -> Prepared:
-    """Load a catalogue into `home` and let every writer write. Raises: SettingsError when no search is judged."""
+    Raises: SettingsError when no search is judged.
+    """
     items, _ = load_catalogue(settings, home / "items")
     judged = judged_searches(settings, items)
     if not judged:
@@ -40,7 +35,7 @@ def prepare(settings: SearchSettings, writer: Student, embed: Embed, llms: dict[
     finder = PromptSearch(Search(items, [Space(embed, vectors_of(items, embed))]), writer, settings)
     intents, replies = [one.text for one in judged], {who: home / f"{who.replace('/', '_')}.jsonl" for who in llms}
     asked = {who: llm_prompts(llm, intents, settings.search_prompts, replies[who]) for who, llm in llms.items()}
-    return Prepared(finder, judged, {**asked, "student": finder.write(intents)})
+    return finder, judged, {**asked, "student": finder.write(intents)}
 
 
 def search_eval(
@@ -53,17 +48,14 @@ def search_eval(
     """
     found = find_student(student)
     writer, embed = Student.load(found.folder), Encoder(found.encoder or AnnotationSettings().encoder)
-    here = prepare(settings, writer, embed, llms, home / "catalogue")
-    under = dict.fromkeys(here.prompts, settings)
+    finder, judged, prompts = prepare(settings, writer, embed, llms, home / "catalogue")
+    under = dict.fromkeys(prompts, settings)
     if tune_on:
-        there = prepare(tune_on, writer, embed, llms, home / "tuning")
-        under = {who: measures.tune(there.finder, there.judged, texts) for who, texts in there.prompts.items()}
-    intents = [one.text for one in here.judged]
-    queries = {
-        who: PromptSearch(here.finder.search, writer, under[who]).queries(intents, texts)
-        for who, texts in here.prompts.items()
-    }
-    results, covered = measures.compare(here.finder.search, here.judged, queries)
+        other, known, elsewhere = prepare(tune_on, writer, embed, llms, home / "tuning")
+        under = {who: measures.tune(other, known, texts) for who, texts in elsewhere.items()}
+    search, intents = finder.search, [one.text for one in judged]
+    queries = {who: PromptSearch(search, writer, under[who]).queries(intents, ps) for who, ps in prompts.items()}
+    results, covered = measures.compare(search, judged, queries)
     tuned = {who: {name: getattr(one, name) for name in measures.TUNED} for who, one in under.items()}
     gained, groups = measures.gains(results, settings), measures.grouped(results)
     by_group = {name: measures.means(rows, settings) for name, rows in groups.items()}

@@ -96,11 +96,11 @@ class Student(Engine):
             file.replace(folder / file.name)
         new.rmdir()
 
-    def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str], batch_size: int = 64) -> list[float]:
+    def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str]) -> list[float]:
         """Log-probability of each prompt and its end token after its prefix [nats], cut off where the context ends."""
         batches = []
-        for start in range(0, len(prefixes), batch_size):
-            rows = slice(start, start + batch_size)
+        for start in range(0, len(prefixes), 64):
+            rows = slice(start, start + 64)
             pairs = [f"{a}{b}{self.tokenizer.eos_token}" for a, b in zip(prefixes[rows], prompts[rows], strict=True)]
             fits = {"truncation": True, "max_length": self.model.config.max_position_embeddings}
             batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False, **fits)
@@ -116,11 +116,8 @@ class Student(Engine):
         ids = ids.to(self.model.device)
         position = ids.attention_mask.cumsum(-1)
         with torch.inference_mode():
-            logits = self.model(
-                input_ids=ids.input_ids,
-                attention_mask=ids.attention_mask,
-                position_ids=(position - 1).clamp(min=0),
-            ).logits
+            places = (position - 1).clamp(min=0)
+            logits = self.model(ids.input_ids, attention_mask=ids.attention_mask, position_ids=places).logits
         each = logits[:, :-1].float().log_softmax(-1).gather(-1, ids.input_ids[:, 1:, None])[..., 0]
         written = position[:, 1:] > torch.tensor(sizes, device=position.device)[:, None]
         return (each * written).sum(-1).tolist()
@@ -134,19 +131,19 @@ class Student(Engine):
                 for rows, tokens in each:
                     for row, token in zip(rows, tokens, strict=True):
                         written[row].append(token)
-                yield self._texts(written)
+                yield self.texts(written)
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         with self._evaluating():
             steps = self._steps(batch, Draw(how, self.model.device))
-            yield from self._pieces(token for _, tokens in steps for token in tokens)
+            yield from filter(None, map(self.decoder(), (token for _, tokens in steps for token in tokens)))
 
     def _steps(self, batch: Batch, draw: Draw) -> Iterator[tuple[list[int], list[int]]]:
         import torch
 
         prefixes = [*batch.prefixes, *batch.opened.values()]
         ids = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False)
-        most, end = self._most(ids.input_ids.shape[1], batch.words), self.tokenizer.eos_token_id
+        most, end = self.most(ids.input_ids.shape[1], batch.words), self.tokenizer.eos_token_id
         # wraps each step: a `with` around the loop would leave inference mode on in the caller between two steps
         return torch.inference_mode()(write)(self.model, ids.to(self.model.device), list(batch.opened), draw, most, end)
 

@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_pytorch(page, student: Student) -> None:
         assert read == student.tokenizer(answer["prefix"], add_special_tokens=False).input_ids
         with torch.inference_mode():  # greedy: each token is the most probable one after those before it
             likeliest = student.model(torch.tensor([read + written])).logits[0, len(read) - 1 :].argmax(-1).tolist()
-        most = student._most(len(read), student._longest(command))
+        most = student.most(len(read), student.longest(command))
         expected = [*written, student.tokenizer.eos_token_id] if len(written) < most else [*written, likeliest[-1]]
         assert likeliest == expected, (intent, command)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -126,17 +125,6 @@ def test_an_option_that_an_engine_does_not_have_is_one_line(
     with pytest.raises(CommandError, match=line):
         engine.generate(["koi"], COMMAND, **changes)
     assert engine.generate(["koi"], COMMAND, min_p=0, guidance=1) == engine.generate(["koi"], COMMAND)
-
-
-def test_an_engine_that_is_not_used_can_be_given_up(exported: dict[str, Path]) -> None:
-    program = "import sys; from udrl_utils.deploy.export import DeployedStudent; DeployedStudent.load(sys.argv[1])"
-    for folder in exported.values():
-        subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=60)
-
-
-def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
-    with pytest.raises(CommandError, match="beam=4: not an option of PyTorch, which has seed, temperature, min_p, gui"):
-        Student.load(trained).generate(["koi"], COMMAND, beam=4)
 
 
 def test_commands_are_checked_as_of_the_trained_student(exported: dict[str, Path]) -> None:

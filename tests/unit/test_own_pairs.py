@@ -83,7 +83,7 @@ def test_prompts_of_200_words_are_trained_on_without_a_cut(smoke: dict, capsys) 
         written = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
         assert " ".join(tokenizer.decode(written, skip_special_tokens=True).split()) == prompt
     student = Student(model, tokenizer, codec)
-    assert student._most(longest // 2, 200) + longest // 2 <= context
+    assert student.most(longest // 2, 200) + longest // 2 <= context
     [[text]] = student.generate(["heron"], Command("text_to_image", length=200))
     assert isinstance(text, str)
 
@@ -104,7 +104,7 @@ def test_there_are_tokens_enough_for_long_words_and_long_prompts(smoke: dict) ->
     for size in (3, 40, 200):
         prompt = codec.count_down(" ".join(random.Random(size).choices(["the", "sky", "old", "a"], k=size)), 4)
         needed = len(tokenizer(prompt + tokenizer.eos_token).input_ids)
-        assert 2.5 * size + 12 < needed <= student._most(20, size) or size == 3
+        assert 2.5 * size + 12 < needed <= student.most(20, size) or size == 3
 
 
 def test_an_intent_that_is_cut_is_told(smoke: dict) -> None:

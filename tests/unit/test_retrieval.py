@@ -72,15 +72,6 @@ def test_a_space_finds_what_sorting_finds() -> None:
     assert Space(letters, vectors).nearest([query])[0] == np.argsort(-(vectors @ center), kind="stable").tolist()
 
 
-def test_cells_find_nearly_what_a_flat_index_finds() -> None:
-    vectors = units(4000)
-    embed = lambda places: vectors[[int(place) for place in places]]  # noqa: E731
-    queries = [{str(place): 1.0} for place in range(50)]
-    flat, cells = ([row[:10] for row in Space(embed, vectors, exact).nearest(queries)] for exact in (10_000, 100))
-    assert [row[0] for row in cells] == [row[0] for row in flat], "an item is nearest to itself"
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(flat, cells, strict=True)]) > 0.5
-
-
 def test_fusion_prefers_what_several_rankings_hold() -> None:
     assert fuse([[1, 2], [2, 3]]) == [2, 1, 3]
     assert fuse([[], [4, 5]]) == [4, 5]

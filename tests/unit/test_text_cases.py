@@ -346,7 +346,7 @@ def test_four_languages_and_an_own_task_go_through_all_steps(
     tokenizer = train_tokenizer([*made.intent, *made.prompt], 700, codec.tokens())
     rows = command_pairs(made, codec, training, tokenizer)
     student = Student(new_student(training, tokenizer), tokenizer, codec)
-    for prompt, row in zip(student._texts(tokenizer(rows["completion"][:]).input_ids), rows["completion"], strict=True):
+    for prompt, row in zip(student.texts(tokenizer(rows["completion"][:]).input_ids), rows["completion"], strict=True):
         assert prompt == "".join(re.sub(r"<[|]\w+:\d+[|]>", "", row)).strip(), "the tokenizer holds every script"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -31,7 +31,7 @@ from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.deploy.server import Server
 
 
-def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
+def make_app(server: Server, keys: Sequence[str]) -> FastAPI:
     """The HTTP application of a server. `keys`: API keys, one of which /v1/ asks for; none asks for none."""
 
     @asynccontextmanager
@@ -84,16 +84,14 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
     async def root() -> Response:
         return HTMLResponse(page)
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
-        return error.response()
-
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return refusal_of(error).response()
 
     @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refused):
+            return error.response()
         line = f"{request.method} {request.url.path[:80]}: {error.detail}"
         return Refused(error.status_code, "the body is not JSON" if error.status_code == 400 else line).response()
 

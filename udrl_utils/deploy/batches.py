@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,6 @@ from udrl_utils.deploy.export import PRECISIONS, DeployedStudent, import_ctransl
 
 BATCH = 64  # prompts that one core writes at once
 WINDOW = 0.002  # how long the first request of a batch waits for others [s]
-
-
-class QueueFull(Exception):
-    """More prompts are waiting than the queue may hold."""
 
 
 @dataclass(eq=False)
@@ -38,30 +34,27 @@ class Job:
 
     prefixes: Sequence[Sequence[str]]
     most: Sequence[int]
-    n: int = 1
-    temperature: float = 1.0
-    seed: int | None = None
+    n: int
+    temperature: float
+    seed: int | None
     on_token: Callable[[int, int | None], None] | None = None
-    written: list[list[int]] = field(default_factory=list)  # tokens of each prompt, without the end token
-    cut: list[bool] = field(default_factory=list)  # whether a prompt reached the most tokens that it may have
-    cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self.size = len(self.prefixes) * self.n
-        self.written, self.cut = [[] for _ in range(self.size)], [False] * self.size
-        self.left = self.size
+        self.size = self.left = len(self.prefixes) * self.n  # prompts, and those that have not ended
+        self.written: list[list[int]] = [[] for _ in range(self.size)]  # tokens of each prompt, without the end token
+        self.cut = [False] * self.size  # whether a prompt reached the most tokens that it may have
+        self.cancelled = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Batcher:
     """Writes jobs in batches. Used from one event loop; `start` and `stop` frame its work.
 
-    most_waiting: prompts that may wait; `submit` refuses what goes beyond.
     on_batch: called in the event loop with the number of prompts of each batch.
     """
 
-    def __init__(self, engine: DeployedStudent, most_waiting: int = 256, on_batch: Callable[[int], Any] = int):
-        self.engine, self.most_waiting, self.on_batch = engine, most_waiting, on_batch
+    def __init__(self, engine: DeployedStudent, on_batch: Callable[[int], Any]):
+        self.engine, self.on_batch = engine, on_batch
         self.workers = engine.threads or os.cpu_count() or 1
         self.waiting = 0  # prompts
         self.ready = False
@@ -94,9 +87,7 @@ class Batcher:
         self._threads.shutdown()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its `done` is set when all its prompts are written. Raises: QueueFull."""
-        if self.waiting + job.size > self.most_waiting:
-            raise QueueFull
+        """Queue a job; its `done` is set when all its prompts are written."""
         self._jobs.append(job)
         self.waiting += job.size
         self._arrived.set()
@@ -168,7 +159,7 @@ class Batcher:
             if job.on_token:
                 self._loop.call_soon_threadsafe(job.on_token, k, None)
             if not job.left:
-                self._loop.call_soon_threadsafe(self._finish, job)
+                self._loop.call_soon_threadsafe(job.done.set_result, None)
             return True
 
         generator.generate_batch(
@@ -182,11 +173,6 @@ class Batcher:
     def _release(self) -> None:
         self._free += 1
         self._arrived.set()
-
-    @staticmethod
-    def _finish(job: Job) -> None:
-        if not job.done.done():
-            job.done.set_result(None)
 
     @staticmethod
     def _fail(batch: list[Job], error: Exception) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from udrl_utils.commands import Command, CommandCodec
+from udrl_utils.commands import CommandCodec
 from udrl_utils.engine import Batch, Engine, Sampling
 from udrl_utils.errors import RunError, extra
 from udrl_utils.runs import RunFolder, digest, outputs_root
@@ -88,21 +88,6 @@ class DeployedStudent(Engine):
         """The tokens of a prefix."""
         return self._tokenizer.encode(prefix, add_special_tokens=False).tokens
 
-    def most(self, prefix_tokens: int, command: Command) -> int:
-        """Most tokens to write after a prefix for a prompt under a command."""
-        return self._most(prefix_tokens, self._longest(command))
-
-    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Prompts from their tokens."""
-        return self._texts(ids)
-
-    def decoder(self) -> Callable[[int], str | None]:
-        """A function that takes the tokens of one prompt, one after the other, and returns the text that each adds."""
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=True)
-        return lambda token: stream.step(self._tokenizer, token)
-
     def options(self, temperature: float) -> dict[str, Any]:
         """How CTranslate2 samples at a temperature; at 0 it takes the most probable token."""
         if temperature == 0:
@@ -113,17 +98,17 @@ class DeployedStudent(Engine):
         generator = self.generator(how.seed)
         for batch in batches:
             prefixes = [self.tokens(text) for text in batch.prefixes]
-            most = self._most(max(map(len, prefixes)), batch.words)
+            most = self.most(max(map(len, prefixes)), batch.words)
             written = generator.generate_batch(
                 prefixes, max_length=most, include_prompt_in_result=False, **self.options(how.temperature)
             )
-            yield self._texts([result.sequences_ids[0] for result in written])
+            yield self.texts([result.sequences_ids[0] for result in written])
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         prefix = self.tokens(batch.prefixes[0])
-        most = self._most(len(prefix), batch.words)
+        most = self.most(len(prefix), batch.words)
         steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self.options(how.temperature))
-        return self._pieces(step.token_id for step in steps if not step.is_last)
+        return filter(None, map(self.decoder(), (step.token_id for step in steps if not step.is_last)))
 
     def generator(self, seed: int) -> Any:
         """A new CTranslate2 generator: a seed only reaches threads that have not sampled yet."""

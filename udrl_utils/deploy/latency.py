@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -80,22 +82,23 @@ def costs(
     """For each engine: cold start, weights [MB], latency of one prompt [s], prompts per second by batch size."""
     found = {}
     for name, engine in engines.items():
-        turns = [requests[k % len(requests)] for k in range(settings.latency_requests + 1)]
+        turns = islice(cycle(requests), settings.latency_requests + 1)
         seconds = timed(lambda request, e=engine: e.generate([request[0]], request[1]), turns)
+        p50, p95 = np.percentile(seconds, [50, 95]).tolist()
         found[name] = {
             **cold_start(engine),
             "weights_mb": weights_mb(engine),
-            "p50_s": float(np.percentile(seconds, 50)),
-            "p95_s": float(np.percentile(seconds, 95)),
+            "p50_s": p50,
+            "p95_s": p95,
             "prompts_per_second": {str(size): throughput(engine, requests, size) for size in settings.batch_sizes},
         }
-        print(f"{name}: {found[name]['p50_s'] * 1000:.0f} ms per prompt", flush=True)
+        print(f"{name}: {p50 * 1000:.0f} ms per prompt", flush=True)
     return found
 
 
 def throughput(engine: Engine, requests: Sequence[tuple[str, Command]], batch_size: int) -> float:
     """Prompts per second when `batch_size` of them are written at once."""
-    intents, commands = zip(*(requests[k % len(requests)] for k in range(batch_size)), strict=True)
+    intents, commands = zip(*islice(cycle(requests), batch_size), strict=True)
     seconds = timed(lambda seed: engine.generate(intents, commands, seed=seed, batch_size=batch_size), range(4))
     return batch_size / median(seconds)
 
@@ -134,13 +137,8 @@ def weights_mb(engine: Engine) -> float:
 
 def decoding(decode: Decode, batch_size: int = 1, written: int = WRITTEN, repeats: int = 3) -> list[float]:
     """Tokens per second, one figure per repeat: 16 tokens are read and `written` tokens are written."""
-    decode(batch_size, 2)  # warms up; short, since a large model is slow
-    rates = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        decode(batch_size, written)
-        rates.append(batch_size * written / (time.perf_counter() - began))
-    return rates
+    turns = [2, *[written] * repeats]  # the first warms up; short, since a large model is slow
+    return [batch_size * written / seconds for seconds in timed(partial(decode, batch_size), turns)]
 
 
 def by_transformers(model: PreTrainedModel, **options: Any) -> Decode:

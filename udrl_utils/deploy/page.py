@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MOST = 12_000_000  # largest page [bytes]
 # Matrices of a GPT-2 layer; Transformers stores them as (inputs, outputs).
-MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 def server_page(engine: Engine, name: str, rewards: bool) -> str:
@@ -78,14 +78,11 @@ def page_facts(engine: Engine, measured: bool = False) -> dict[str, Any]:
     """What the form offers: tasks, and for each reward its range and the value of the best command."""
     codec, tasks = engine.codec, []
     for task in filter(codec.edges.__contains__, TASKS):
-        lengths, best = codec.usual_lengths(task) if codec.longest else [], engine.best_command(task).asked
-        ranges = {
-            name: {"low": lengths[0], "high": lengths[-1], "step": 1}
-            if name == "length"
-            else {"low": 0, "high": 1, "step": 0.05}
-            for name in codec.rewards_of(task)
-        }
-        rewards = {name: {**limits, "value": best.get(name)} for name, limits in ranges.items()}
+        best = engine.best_command(task).asked
+        rewards = {n: {"low": 0, "high": 1, "step": 0.05, "value": best.get(n)} for n in codec.rewards_of(task)}
+        if codec.longest:
+            lengths = codec.usual_lengths(task)
+            rewards["length"] |= {"low": lengths[0], "high": lengths[-1], "step": 1}
         tasks.append({"name": task, "title": TASKS[task].title, "rewards": rewards})
     sampling = engine.sampling
     return {"tasks": tasks, "temperature": sampling.temperature, "minP": sampling.min_p, "measured": measured}
@@ -140,12 +137,9 @@ def packed(student: Student) -> tuple[list[dict[str, Any]], bytes]:
 
 def matrices(student: Student) -> dict[str, np.ndarray]:
     """Weights by their short names, as float32; matrices as (outputs, inputs), so that one row gives one output."""
-    weights = {
-        name.removeprefix("transformer."): tensor.detach().float().cpu().numpy()
-        for name, tensor in student.model.state_dict().items()
-        if name != "lm_head.weight"  # the same as the embeddings of tokens
-    }
-    return {name: rows.T if is_transposed(name) else rows for name, rows in weights.items()}
+    weights = student.model.transformer.state_dict()  # the head's are the embeddings of tokens
+    turned = {name: tensor.T if name.endswith(TRANSPOSED) else tensor for name, tensor in weights.items()}
+    return {name: tensor.float().cpu().numpy() for name, tensor in turned.items()}
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,14 +152,9 @@ def round_weights(student: Student) -> None:
     """Give a student in PyTorch the weights that its page has: rounded to 8 bits."""
     import torch
 
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in student.model.state_dict().items()}
+    weights = student.model.transformer.state_dict()
     for name, rows in matrices(student).items():
         if rows.ndim == 2:
             integers, scale = quantized(rows)
             rounded = torch.from_numpy(integers * scale[:, None])
-            weights[name].copy_(rounded.T if is_transposed(name) else rounded)
-
-
-def is_transposed(name: str) -> bool:
-    """Whether Transformers stores a weight as (inputs, outputs)."""
-    return name.endswith(tuple(f"{matrix}.weight" for matrix in MATRICES))
+            weights[name].copy_(rounded.T if name.endswith(TRANSPOSED) else rounded)

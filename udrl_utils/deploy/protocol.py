@@ -1,6 +1,6 @@
-"""What requests may hold and what replies look like: OpenAI's completions with one more field, `command`, and errors.
+"""What requests may hold: OpenAI's completions with one more field, `command`, and refusals that name a wrong field.
 
-Request models, the parts of replies, and refusals that name the field. Nothing here knows how prompts are written.
+Nothing here knows how prompts are written.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-
-from udrl_utils.deploy.batches import Job
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
 Intent = Field(max_length=4000)
@@ -62,7 +60,7 @@ class ChatRequest(Completion):
 
 
 class PromptsRequest(Asked):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     intent: str = Intent
     rewards: bool = False
@@ -79,24 +77,6 @@ class Refused(HTTPException):
     def response(self) -> Response:
         text = json.dumps({"error": self.error})  # as ASCII, since a name may hold half of a surrogate pair
         return Response(text, self.status_code, self.headers, media_type="application/json")
-
-
-def choice(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
-
-
-def reason(job: Job, k: int) -> str:
-    return "length" if job.cut[k] else "stop"
-
-
-def usage(job: Job) -> dict[str, int]:
-    """Tokens that were read once per prefix, and written."""
-    read, written = sum(map(len, job.prefixes)), sum(map(len, job.written))
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-def event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
 def intent_of(messages: Sequence[Message]) -> str:

@@ -7,11 +7,12 @@ imported: achieved rewards, where they are asked for, are measured by a second p
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,36 +20,23 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from udrl_utils.commands import Command, CommandError
-from udrl_utils.deploy.batches import BATCH, Batcher, Job, QueueFull
+from udrl_utils.deploy.batches import BATCH, Batcher, Job
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
-from udrl_utils.deploy.protocol import (
-    Asked,
-    ChatRequest,
-    Completion,
-    PromptsRequest,
-    Refused,
-    StreamOptions,
-    choice,
-    event,
-    reason,
-    usage,
-)
+from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.text import clean_intent, is_empty
 
 
 class Server:
-    """Answers for one exported student."""
+    """Answers for one exported student. `queue`: prompts that may wait; `deadline`: of one request [s]."""
 
-    def __init__(
-        self, engine: DeployedStudent, name: str, scorer: Scorer | None = None, queue: int = 256, deadline: float = 30.0
-    ):
-        self.engine, self.name, self.scorer, self.deadline = engine, name, scorer, deadline
-        self.batcher = Batcher(engine, queue, lambda size: self.metrics.batches.observe(size))
+    def __init__(self, engine: DeployedStudent, name: str, scorer: Scorer | None, queue: int, deadline: float):
+        self.engine, self.name, self.scorer, self.queue, self.deadline = engine, name, scorer, queue, deadline
+        self.batcher = Batcher(engine, lambda size: self.metrics.batches.observe(size))
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.tasks, self.rewards = list(engine.codec.edges), engine.codec.rewards
-        self.models = [name, *(f"{name}:{task}" for task in self.tasks)]
+        self.models = {name: None, **{f"{name}:{task}": task for task in self.tasks}}  # the task that each is for
         self.feasible = lru_cache(4096)(engine.codec.feasible)
         self.started = int(time.time())
 
@@ -83,7 +71,7 @@ class Server:
         if model not in self.models:
             line = f"model={model!r:.80} is unknown; allowed are {', '.join(self.models)}"
             raise Refused(404, line, "model", "model_not_found")
-        return model.removeprefix(self.name).removeprefix(":") or None
+        return self.models[model]
 
     def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
         """A job that writes `n` prompts for each intent. Raises: Refused."""
@@ -99,7 +87,7 @@ class Server:
         if len(intents) * asked.n > BATCH:
             line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {BATCH} are written at once"
             raise Refused(400, line, "n")
-        most = [self.engine.most(len(prefix), command) for prefix in prefixes]
+        most = [self.engine.most(len(prefix), self.engine.longest(command)) for prefix in prefixes]
         if limit := getattr(asked, "max_completion_tokens", None) or getattr(asked, "max_tokens", None):
             most = [min(limit, tokens) for tokens in most]
         temperature = self.engine.sampling.temperature if asked.temperature is None else asked.temperature
@@ -111,12 +99,11 @@ class Server:
         """Queue a job. Raises: Refused when the queue is full or the server is going down."""
         if not self.batcher.ready:
             raise Refused(503, "the server is starting or going down", None, None, **{"Retry-After": "1"})
-        try:
-            self.batcher.submit(job)
-        except QueueFull:
+        if self.batcher.waiting + job.size > self.queue:
             self.metrics.refused.labels("queue").inc()
-            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {self.batcher.most_waiting} may"
-            raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"}) from None
+            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {self.queue} may"
+            raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
+        self.batcher.submit(job)
 
     async def written(self, job: Job, request: Request) -> list[str]:
         """The prompts of a job. Raises: Refused when the deadline passes or the client has left."""
@@ -208,9 +195,10 @@ class Server:
             raise Refused(400, "rewards=true: this server was started without --rewards", "rewards")
         command, note = self.command(asked)
         texts = await self.written(self.job(asked, [asked.intent], command, "intent"), request)
-        achieved: Sequence[dict[str, Any]] = [{"length": len(text.split())} for text in texts]
-        if asked.rewards and self.scorer is not None:
+        if asked.rewards and self.scorer:
             achieved = await self.scorer.achieved(command.task, clean_intent(asked.intent), texts)
+        else:
+            achieved = [{"length": len(text.split())} for text in texts]
         return {
             "task": command.task,
             "command": command.asked,
@@ -220,6 +208,24 @@ class Server:
 
     def listed(self, model: str) -> dict[str, Any]:
         return {"id": model, "object": "model", "created": self.started, "owned_by": "udrl"}
+
+
+def choice(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+
+
+def reason(job: Job, k: int) -> str:
+    return "length" if job.cut[k] else "stop"
+
+
+def usage(job: Job) -> dict[str, int]:
+    """Tokens that were read once per prefix, and written."""
+    read, written = sum(map(len, job.prefixes)), sum(map(len, job.written))
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
 async def client_left(request: Request) -> None:

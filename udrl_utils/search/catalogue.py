@@ -23,7 +23,7 @@ from udrl_utils.search import icons
 from udrl_utils.search.images import MAX_TEXT, SUFFIXES, BadImage, clean_keywords, clean_text, open_image
 from udrl_utils.settings import SearchSettings
 from udrl_utils.tables import read_table
-from udrl_utils.text import share
+from udrl_utils.text import distinct, share
 
 COLUMNS = ["id", "title", "keywords", "image"]
 KEYWORDS = 2  # weight of the mean of an item's keywords, where its title weighs 1
@@ -129,7 +129,7 @@ def split_keywords(value: Any) -> tuple[str, ...]:
     """Keywords of a table's cell: a list, or text split at commas and semicolons."""
     if value is None or isinstance(value, str):
         return clean_keywords(re.split("[,;]", (value or "")[:100_000]))
-    return clean_keywords([str(word) for word in value])
+    return clean_keywords(value)
 
 
 def texts_of(catalogue: pd.DataFrame) -> list[str]:
@@ -140,11 +140,11 @@ def texts_of(catalogue: pd.DataFrame) -> list[str]:
 def vectors_of(catalogue: pd.DataFrame, embed: Embed) -> np.ndarray:
     """Unit vectors of the items, shape (items, width), float32: title plus KEYWORDS times the mean of its keywords."""
     keywords = [words.split(", ") if words else [] for words in catalogue.keywords]
-    vectors, distinct = embed(catalogue.title.tolist()).copy(), list(dict.fromkeys(itertools.chain(*keywords)))
-    known, of_words = {word: place for place, word in enumerate(distinct)}, embed(distinct)
+    vectors, every = embed(catalogue.title.tolist()).copy(), list(distinct(itertools.chain(*keywords)))
+    known = dict(zip(every, embed(every), strict=True))
     for vector, words in zip(vectors, keywords, strict=True):
         if words:
-            together = of_words[[known[word] for word in words]].sum(axis=0)
+            together = sum(known[word] for word in words)
             vector += KEYWORDS * together / np.linalg.norm(together)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

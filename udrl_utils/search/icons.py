@@ -39,7 +39,7 @@ def _metadata() -> Path:
 @cache
 def halves(name: str) -> tuple[list[str], list[str]]:
     """An icon's search terms that the catalogue holds, and those that are searched for, split by a hash."""
-    terms = clean_keywords([str(term) for term in icons()[name]["search"]["terms"]])
+    terms = clean_keywords(icons()[name]["search"]["terms"])
     terms = sorted(set(terms) - {icons()[name]["label"].lower()}, key=lambda term: share(f"{name} {term}", 0))
     return terms[: -(-len(terms) // 2)], terms[-(-len(terms) // 2) :]
 

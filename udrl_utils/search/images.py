@@ -116,13 +116,13 @@ def _decoded(value: bytes | list[bytes]) -> str:
     return (value[0] if isinstance(value, list) else value).decode("utf-8", "replace")
 
 
-def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+def clean_text(text: Any, limit: int = MAX_TEXT) -> str:
     """One line of visible characters, at most `limit` of them."""
     visible = "".join(c if c.isprintable() else " " for c in str(text)[: 20 * limit])
     return " ".join(visible.split())[:limit].strip()
 
 
-def clean_keywords(keywords: Sequence[str]) -> tuple[str, ...]:
+def clean_keywords(keywords: Sequence[Any]) -> tuple[str, ...]:
     """Distinct keywords in lower case, each cleaned, empty ones dropped, at most MAX_KEYWORDS."""
     cleaned = (clean_text(word)[:60].lower() for word in keywords[: 10 * MAX_KEYWORDS])
     return tuple(filter(None, dict.fromkeys(cleaned)))[:MAX_KEYWORDS]

@@ -9,6 +9,7 @@ import base64
 import io
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ OPEN = "open"  # the stop of a slider that asks for nothing
 
 def thumbnail(path: str, size: int = 160) -> Image.Image:
     """An item's picture with sides of at most `size` pixels; a gray square where it has none or cannot be opened."""
-    try:
-        image = open_image(Path(path))[0] if path else Image.new("RGB", (size, size), "#eeeeee")
-    except BadImage:
-        image = Image.new("RGB", (size, size), "#eeeeee")
+    image = Image.new("RGB", (size, size), "#eeeeee")
+    if path:
+        with suppress(BadImage):
+            image = open_image(Path(path))[0]
     image.thumbnail((size, size))
     return image
 

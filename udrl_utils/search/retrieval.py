@@ -27,7 +27,6 @@ from udrl_utils.settings import SearchSettings
 from udrl_utils.teachers import Journal, Request, Teacher
 from udrl_utils.text import distinct, stem, words
 
-EXACT = 200_000  # items up to which every item is compared; a larger index looks at the nearest tenth of its cells
 DEPTH = 200  # items of a ranked list
 PAGE, POOL = 10, 50  # items on the first page, and the best items that the page is chosen from by MMR
 FUSION = 60  # added to each rank by reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)
@@ -44,11 +43,9 @@ class Lexical:
     def __init__(self, texts: Sequence[str]):
         with extra("search", "a search"):
             import bm25s
-        self.index, self.items = bm25s.BM25(), len(texts)
+        self.index = bm25s.BM25()
         self.index.index([self.tokens(text) for text in texts], show_progress=False)
         self.known: dict[str, int] = self.index.vocab_dict
-        parts = self.index.scores  # for each token, the items that hold it and what it adds to their scores
-        self.ends, self.holders, self.gains = parts["indptr"], parts["indices"], parts["data"]
 
     @staticmethod
     def tokens(text: str) -> list[str]:
@@ -59,24 +56,19 @@ class Lexical:
         """Places of the best items per query; items that hold none of its words are not among them."""
         found = []
         for query in queries:
-            scores = np.zeros(self.items, dtype=np.float32)
-            for text, weight in query.items():
-                for token in distinct(self.tokens(text)):
-                    if weight and token in self.known:
-                        span = self._span(token)
-                        scores[self.holders[span]] += weight * self.gains[span]
+            scores = sum(weight * self._scores(list(distinct(self.tokens(text)))) for text, weight in query.items())
             best = np.argsort(-scores, kind="stable")[:DEPTH]
             found.append(best[scores[best] > 0].tolist())
         return found
 
     def holding(self, text: str) -> int:
         """Number of items that hold every word of the text."""
-        tokens = set(self.tokens(text))
-        held = [self.holders[self._span(token)] for token in tokens & self.known.keys()]
-        return int((np.bincount(np.concatenate(held)) == len(tokens)).sum()) if held else 0
+        held = [self._scores([token]) > 0 for token in distinct(self.tokens(text))]
+        return int(np.all(held, axis=0).sum()) if held else 0
 
-    def _span(self, token: str) -> slice:
-        return slice(self.ends[self.known[token]], self.ends[self.known[token] + 1])
+    def _scores(self, tokens: list[str]) -> np.ndarray:
+        """What the tokens add to the score of each item, shape (items,); 0 where it holds none of them."""
+        return self.index.get_scores_from_ids([self.known[token] for token in tokens if token in self.known])
 
 
 class Space:
@@ -86,24 +78,17 @@ class Space:
     Raises: SettingsError without faiss.
     """
 
-    def __init__(self, embed: Embed, vectors: np.ndarray, exact: int = EXACT):
+    def __init__(self, embed: Embed, vectors: np.ndarray):
         with extra("search", "a search"):
             import faiss
-        self.embed, self.vectors = embed, vectors
-        cells = int(2 * len(vectors) ** 0.5)
-        form = "Flat" if len(vectors) <= exact else f"IVF{cells},Flat"
-        self.index = faiss.index_factory(vectors.shape[1], form, faiss.METRIC_INNER_PRODUCT)
-        self.index.train(vectors)
+        self.embed, self.vectors, self.index = embed, vectors, faiss.IndexFlatIP(vectors.shape[1])
         self.index.add(vectors)
-        if len(vectors) > exact:
-            self.index.nprobe = max(1, cells // 10)
 
     def nearest(self, queries: Sequence[Query]) -> Ranked:
         """Places of the items with the largest cosine to each query's weighted sum of vectors."""
         vectors = iter(self.embed([text for query in queries for text in query]))
         sums = [sum(weight * next(vectors) for weight in query.values()) for query in queries]
-        found = self.index.search(np.array(sums, dtype=np.float32), min(DEPTH, len(self.vectors)))[1]
-        return [[place for place in row if place >= 0] for row in found.tolist()]  # faiss pads with -1
+        return self.index.search(np.array(sums, dtype=np.float32), min(DEPTH, len(self.vectors)))[1].tolist()
 
 
 def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
