@@ -6,6 +6,7 @@ computed once, completions of one chat share it whole, and finished rows leave t
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -37,7 +38,7 @@ Reply = tuple[str, int]  # the text, '' where the model did not come to an end, 
 
 
 class LocalTeacher:
-    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal batch by batch."""
+    """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as soon as a batch ends."""
 
     def __init__(self, model: str, temperature: float, seed: int, form: str, template: dict[str, Any] | None = None):
         self.model, self.name = model, located(model).name if located(model).exists() else model
@@ -57,15 +58,21 @@ class LocalTeacher:
         """Write the replies that the journal lacks. Batches never depend on it and are written whole, and so a run
         that was cut off gets the same replies."""
         batches = [b for b in self.writer.batches(asked, longest) if not b.keys() <= journal.replies.keys()]
-        started, done, missing = time.monotonic(), 0, sum(map(len, batches))
-        written = side_by_side(lambda batch: self.writer(batch, longest), batches)
-        for batch, replies in zip(batches, written, strict=True):
-            for key, (reply, tokens) in zip(batch, replies, strict=True):
-                journal.add(key=key, reply=reply, tokens_out=tokens)
-            done += len(batch)
-            rate = done / (time.monotonic() - started)
-            left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
-            print(f"teacher: {done} of {missing} replies, {left}", flush=True)
+        started, done, missing, lock = time.monotonic(), 0, sum(map(len, batches)), threading.Lock()
+
+        def write(batch: dict[str, list[int]]) -> None:
+            nonlocal done
+            replies = self.writer(batch, longest)
+            with lock:  # kept at once: a later batch may end first
+                for key, (reply, tokens) in zip(batch, replies, strict=True):
+                    journal.add(key=key, reply=reply, tokens_out=tokens)
+                done += len(batch)
+                rate = done / (time.monotonic() - started)
+                left = f"{rate:.2f}/s, {(missing - done) / rate / 60:.0f} min left in this shard"
+                print(f"teacher: {done} of {missing} replies, {left}", flush=True)
+
+        for _ in side_by_side(write, batches):
+            pass
 
     def _asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
