@@ -181,7 +181,7 @@ def before_and_after(samples: pd.DataFrame, metrics: dict[str, Any], codec: Comm
         values = samples if name == "length" else levels
         asked = samples[f"asked_{name}"]
         asked = asked.groupby(asked // 4).transform("mean") if name == "length" else asked
-        rows = samples.assign(asked=asked, achieved=values[name])[samples.reward == name].dropna(subset="achieved")
+        rows = samples.assign(asked=asked, achieved=values[name]).loc[samples.reward == name].dropna(subset="achieved")
         unit, top = ("words", rows.asked.max() + 4) if name == "length" else ("0 lowest, 1 highest", 1)
         axis.plot([0, top], [0, top], label="exactly what was asked", **GUIDE)
         for model in found:

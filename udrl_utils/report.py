@@ -217,7 +217,7 @@ def side_by_side(shown: Callable[[RunFolder], pd.Series], first: RunFolder, seco
 def differences(first: RunFolder, second: RunFolder) -> pd.DataFrame:
     """Settings, machine and versions that differ between two runs, one row each."""
     both = side_by_side(facts, first, second)
-    return both[both.iloc[:, 0] != both.iloc[:, 1]]
+    return both.loc[both.iloc[:, 0] != both.iloc[:, 1]]
 
 
 def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
@@ -227,7 +227,7 @@ def results_side_by_side(first: RunFolder, second: RunFolder) -> pd.DataFrame:
         metrics = read_metrics(run)
         systems = systems_table(metrics)
         cells = {f"{who}: {what}": row[what] for who, row in systems.iterrows() for what in systems}
-        return pd.concat([summary_table(metrics)["value"], pd.Series(cells)])
+        return pd.Series({**summary_table(metrics)["value"], **cells})
 
     return side_by_side(results, first, second)
 

@@ -137,7 +137,7 @@ def packed(student: Student) -> tuple[list[dict[str, Any]], bytes]:
 
 def matrices(student: Student) -> dict[str, np.ndarray]:
     """Weights by their short names, as float32; matrices as (outputs, inputs), so that one row gives one output."""
-    weights = student.model.transformer.state_dict()  # the head's are the embeddings of tokens
+    weights = student.model.get_submodule("transformer").state_dict()  # the head's are the embeddings of tokens
     turned = {name: tensor.T if name.endswith(TRANSPOSED) else tensor for name, tensor in weights.items()}
     return {name: tensor.float().cpu().numpy() for name, tensor in turned.items()}
 
@@ -152,7 +152,7 @@ def round_weights(student: Student) -> None:
     """Give a student in PyTorch the weights that its page has: rounded to 8 bits."""
     import torch
 
-    weights = student.model.transformer.state_dict()
+    weights = student.model.get_submodule("transformer").state_dict()
     for name, rows in matrices(student).items():
         if rows.ndim == 2:
             integers, scale = quantized(rows)
