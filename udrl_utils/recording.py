@@ -39,9 +39,8 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
         "model": Path(settings.teacher_model).name.removesuffix(".gguf"),
         "form": settings.teacher_form,
         "temperature": settings.teacher_temperature,
-        "prompts_per_intent": settings.prompts_per_intent,
     }
-    parts = [{"seed": settings.seed, "prompts": len(table), **counts}]
+    parts = [{"seed": settings.seed, "per_intent": settings.prompts_per_intent, "prompts": len(table), **counts}]
     if add:
         held, before = pd.read_parquet(folder / "prompts.parquet"), json.loads((folder / "recording.json").read_text())
         for name, value in asked.items():
@@ -96,7 +95,7 @@ Intents: {", ".join(f"{n} of {task}" for task, n in recording["intents"].items()
 
 - Model: `{recording["model"]}`{file}; weights: Apache-2.0
 - Asked in the form `{recording["form"]}`: the instruction and three examples of `data/tasks.yaml` as chat turns;
-  short, middling and long prompts in turn, {recording["prompts_per_intent"]} per intent
+  short, middling and long prompts in turn
 - Sampling: temperature {recording["temperature"]}, min-p {MIN_P}
 - Intents: drawn from `data/ontology`, `data/intents.yaml` and `data/vocabulary.yaml`, written for this project
 - Licence: that of this workbook

@@ -47,7 +47,8 @@ def recorded_requests(settings: DistillationSettings) -> list[Request]:
     """
     tasks, n = settings.tasks, settings.prompts_per_intent
     if settings.intents == "ontology":
-        held = [Request(task, intent, n) for task, intent in recorded_sets() if task in tasks]
+        sets = recorded_sets()
+        held = [Request(*key, min(n, len(prompts))) for key, prompts in sets.items() if key[0] in tasks]
         if not held or settings.n_intents > len(held):
             raise SettingsError(
                 f"parameter n_intents={settings.n_intents} is more than was recorded for {', '.join(tasks)}: "
