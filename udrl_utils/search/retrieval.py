@@ -56,7 +56,8 @@ class Lexical:
         """Places of the best items per query; items that hold none of its words are not among them."""
         found = []
         for query in queries:
-            scores = sum(weight * self._scores(list(distinct(self.tokens(text)))) for text, weight in query.items())
+            gains = [weight * self._scores(list(distinct(self.tokens(text)))) for text, weight in query.items()]
+            scores = sum(gains, start=self._scores([]))
             best = np.argsort(-scores, kind="stable")[:DEPTH]
             found.append(best[scores[best] > 0].tolist())
         return found
