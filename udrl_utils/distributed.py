@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from udrl_utils.rewards import read_annotated
 from udrl_utils.rounds import find_best_commands, run_sampler, train_rounds
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import TrainingSettings
@@ -31,7 +32,8 @@ def main() -> None:
     if not arguments.plain:
         train_rounds(settings, run)
         if PartialState().is_main_process:
-            find_best_commands(run, run_sampler(settings, run, Student.load(run / "03_student")))
+            sampler = run_sampler(settings, run, Student.load(run / "03_student"))
+            find_best_commands(run, sampler, read_annotated(run, "validation"))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student, model_card
 from udrl_utils.text import clean_intent
-from udrl_utils.trainer import RATE, set_dropout
+from udrl_utils.trainer import rate_of, set_dropout
 from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
 
@@ -183,7 +183,7 @@ def learn_round(
     hindsight = seen(pd.concat(earlier_rounds(run, number + 1), ignore_index=True), settings)
     known = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     rows = pd.concat([hindsight, known], ignore_index=True)
-    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": (settings.learning_rate or RATE) / 2})
+    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": rate_of(settings) / 2})
     with PartialState().main_process_first():
         data = [
             command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")
@@ -208,13 +208,13 @@ def run_sampler(settings: TrainingSettings, run: RunFolder, student: Student) ->
     return Sampler(student, rewards, Encoder(annotation.encoder), seed=settings.seed)
 
 
-def find_best_commands(run: RunFolder, sampler: Sampler) -> pd.DataFrame:
-    """Ask for a grid of lengths and levels on validation intents, and keep the best command of each task.
+def find_best_commands(run: RunFolder, sampler: Sampler, held: pd.DataFrame) -> pd.DataFrame:
+    """Ask for a grid of lengths and levels on the intents of `held`, and keep the best command of each task.
 
     What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
     measured. The best commands are written into the student's commands.json and card; the table of all is returned.
     """
-    measured = measure_front(sampler, read_annotated(run, "validation"))
+    measured = measure_front(sampler, held)
     if measured.empty:
         return measured
     best, table = best_commands(measured)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 READY = DATA / "ready"  # the student that the package ships
+READ_AT_ONCE = 64  # prompts whose likelihood is computed together
 
 
 def ready_facts() -> dict[str, Any]:
@@ -99,8 +100,8 @@ class Student(Engine):
     def log_likelihood(self, prefixes: Sequence[str], prompts: Sequence[str]) -> list[float]:
         """Log-probability of each prompt and its end token after its prefix [nats], cut off where the context ends."""
         batches = []
-        for start in range(0, len(prefixes), 64):
-            rows = slice(start, start + 64)
+        for start in range(0, len(prefixes), READ_AT_ONCE):
+            rows = slice(start, start + READ_AT_ONCE)
             pairs = [f"{a}{b}{self.tokenizer.eos_token}" for a, b in zip(prefixes[rows], prompts[rows], strict=True)]
             fits = {"truncation": True, "max_length": self.model.config.max_position_embeddings}
             batch = self.tokenizer(pairs, padding=True, return_tensors="pt", add_special_tokens=False, **fits)

@@ -49,6 +49,11 @@ class Schedule:
         return settings.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
 
 
+def rate_of(settings: TrainingSettings) -> float:
+    """Peak learning rate: that of the settings, where it is not 0."""
+    return settings.learning_rate or RATE
+
+
 def schedule(settings: TrainingSettings, pairs: int, tokens: int) -> Schedule:
     """How to train on `pairs` pairs, whose prompts have `tokens` tokens together.
 
@@ -56,7 +61,7 @@ def schedule(settings: TrainingSettings, pairs: int, tokens: int) -> Schedule:
     over more often, under dropout (docs/log.md has what was measured).
     """
     passes = round(min(max(PRACTICE / max(tokens, 1), 1), MOST_PASSES), 1)
-    by_amount, rate = not settings.epochs, settings.learning_rate or RATE
+    by_amount, rate = not settings.epochs, rate_of(settings)
     epochs = passes if by_amount else settings.epochs
     dropout = 0.1 if by_amount and passes > FEW_PASSES else 0.0
     parts = [

@@ -127,6 +127,11 @@ def test_an_option_that_an_engine_does_not_have_is_one_line(
     assert engine.generate(["koi"], COMMAND, min_p=0, guidance=1) == engine.generate(["koi"], COMMAND)
 
 
+def test_unknown_ways_to_sample_are_one_line(trained: Path) -> None:
+    with pytest.raises(CommandError, match="beam=4: not an option of PyTorch, which has seed, temperature, min_p, gui"):
+        Student.load(trained).generate(["koi"], COMMAND, beam=4)
+
+
 def test_commands_are_checked_as_of_the_trained_student(exported: dict[str, Path]) -> None:
     engine = DeployedStudent.load(exported["int8"])
     with pytest.raises(CommandError, match="is empty"):

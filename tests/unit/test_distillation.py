@@ -137,6 +137,15 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()
 
 
+def test_splits_do_not_share_intents(smoke: dict, outputs) -> None:
+    settings, run = start(smoke)
+    distil(settings, run)
+    pairs = read_pairs(run)
+    assert pairs.groupby("intent").split.nunique().max() == 1
+    assert pairs.pair_id.is_unique
+    assert set(pairs.task) == set(settings.tasks)
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(smoke: dict, outputs) -> None:
     distil(*start(smoke))
     before = {file: file.read_bytes() for file in outputs.rglob("*.parquet")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from datetime import datetime
@@ -89,6 +90,11 @@ def test_no_title_prompt_or_intent_runs_as_code(text: str) -> None:
 
 def test_no_title_is_read_as_a_formula(panel: SearchPanel, tmp_path: Path) -> None:
     save(page.grids(panel.catalogue, {"$$\\frac{1}{$": [0]}, 2), tmp_path, "sheet")
+
+
+def test_what_is_typed_is_escaped(panel: SearchPanel) -> None:
+    shown = panel.page(f"quiz {SCRIPT}")
+    assert "<script" not in shown and shown.count(html.escape(SCRIPT)) >= 3
 
 
 def test_an_image_is_an_intent(panel: SearchPanel) -> None:

@@ -222,6 +222,12 @@ def test_a_bad_file_is_one_line_before_any_work(smoke, outputs, tmp_path, monkey
     assert "\n" not in str(caught.value) and "mine.csv" in str(caught.value)
 
 
+def test_max_words_is_bounded(smoke: dict) -> None:
+    assert resolve(DistillationSettings, smoke | {"max_words": 200}).max_words == 200
+    with pytest.raises(SettingsError, match="max_words=201 should be less than or equal to 200"):
+        resolve(DistillationSettings, smoke | {"max_words": 201})
+
+
 @pytest.mark.parametrize(
     ("sizes", "changes", "told"),
     [

@@ -44,6 +44,11 @@ def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset)
         assert resolved == {name: (DEFAULTS | values)[name] for name in cls.model_fields}
 
 
+def test_the_ready_student_is_trained_as_that_of_the_laptop():
+    ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
+    assert ready.keys() <= {"run", "shard_size"}
+
+
 @pytest.mark.parametrize(
     ("cls", "change", "told"),
     [
@@ -51,18 +56,22 @@ def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset)
         (TrainingSettings, {"qqqqqq": "x"}, "qqqqqq='x'; allowed are ablation_rows, ablation_seeds"),
         (TrainingSettings, {"epochs": -1}, "epochs=-1 should be greater than or equal to 0"),
         (TrainingSettings, {"epochs": "many"}, "epochs='many' should be a valid number"),
+        (TrainingSettings, {"bins": 1}, "bins=1 should be greater than or equal to 2"),
         (TrainingSettings, {"bins": 2.5}, "bins=2.5 should be a valid integer"),
         (TrainingSettings, {"command_dropout": 1.0}, "command_dropout=1.0 should be less than 1"),
         (TrainingSettings, {"learning_rate": float("nan")}, "learning_rate=nan should be"),
         (TrainingSettings, {"copy_init": "maybe"}, "copy_init='maybe' should be a valid boolean"),
         (TrainingSettings, {"base": None}, "base=None should be a valid string"),
         (TrainingSettings, {"run": "../elsewhere"}, "run='../elsewhere' should match pattern"),
+        (TrainingSettings, {"seed": -1}, "seed=-1 should be greater than or equal to 0"),
         (TrainingSettings, {"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
+        (TrainingSettings, {"word_swaps": 2}, "word_swaps=2 should be less than or equal to 1"),
         (TrainingSettings, {"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
         (DistillationSettings, {"teacher": "oracle"}, "teacher='oracle' should be 'recorded', 'local' or 'openai'"),
         (DistillationSettings, {"tasks": ["poem"]}, "tasks='poem' should be 'text_to_image', 'text_to_template', "),
         (DistillationSettings, {"tasks": []}, "tasks=[] List should have at least 1 item"),
         (DistillationSettings, {"intents": ""}, "intents='' should have at least 1 character"),
+        (DistillationSettings, {"near_duplicate": 1.1}, "near_duplicate=1.1 should be less than or equal to 1"),
         (DistillationSettings, {"min_words": 9, "max_words": 8}, "max_words=8 should not be less than min_words=9"),
     ],
     ids=str,

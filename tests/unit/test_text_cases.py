@@ -23,7 +23,7 @@ from udrl_utils.engine import Engine, WordLists
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.pairs import distil, dropped_prompts, read_pairs
+from udrl_utils.pairs import distil, dropped_prompts, given_pairs, read_pairs
 from udrl_utils.rewards import REWARDS, annotate, annotate_run, outside_names
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder
@@ -98,6 +98,15 @@ def test_a_file_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path, name
     with pytest.raises(SettingsError) as caught:
         read_table(str(tmp_path / name), ["intent"])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_null_drops_one_prompt_and_not_those_beside_it(smoke: dict, tmp_path: Path) -> None:
+    rows = [{"task": "text_to_image", "intent": "Koi", "prompt": p} for p in ("a quiet koi pond", None, "koi at dawn")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = resolve(DistillationSettings, smoke | {"pairs": str(tmp_path / "a.jsonl")})
+    assert list(given_pairs(settings).items()) == [
+        (Request("text_to_image", "Koi", 3), ["a quiet koi pond", "", "koi at dawn"])
+    ]
 
 
 @pytest.mark.parametrize(
