@@ -82,7 +82,8 @@ class CommandCodec:
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
     cased says whether train intents have capitals; if not, the student reads intents in lower case. scripts are those
-    that the train intents are written in.
+    that the train intents are written in. words are those of the train split, with a space between them: a prompt with
+    any other is drawn again.
     """
 
     bins: int
@@ -97,6 +98,7 @@ class CommandCodec:
     sampling: dict[str, float] = field(default_factory=dict)
     cased: bool = False
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
+    words: str = ""
 
     @classmethod
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, is_empty, scripts
+from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,7 @@ class Engine:
         self.codec, self.positions, self._tokenizer = codec, positions, tokenizer
         options: dict[str, Any] = {name: value for name, value in codec.sampling.items() if name in self.knows}
         self.sampling = Sampling(**options)
+        self._vocabulary = Vocabulary([codec.words]) if codec.words else None
 
     def best_command(self, task: str) -> Command:
         """The command whose prompts scored best on the validation intents of a task."""
@@ -135,7 +137,8 @@ class Engine:
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
-        A prompt that is broken (`degenerate`) is drawn again, at most REDRAWS times.
+        A prompt that is broken, or has a word that neither the train split nor its intent has, is drawn again, at most
+        REDRAWS times.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -158,7 +161,7 @@ class Engine:
                 (k, j)
                 for k, texts in enumerate(written)
                 for j, text in enumerate(texts)
-                if not wishes.met_by(text) or degenerate(text, read[k], self.codec.scripts)
+                if not wishes.met_by(text) or self._broken(text, read[k])
             ]
             if not wrong:
                 break
@@ -167,6 +170,11 @@ class Engine:
             for (k, j), [text] in zip(wrong, again, strict=True):
                 written[k][j] = text
         return [[wishes.mended(text) for text in texts] for texts in written]
+
+    def _broken(self, prompt: str, intent: str) -> bool:
+        """Whether a prompt is `degenerate`, or has words that do not exist."""
+        made_up = self._vocabulary is not None and self._vocabulary.non_words(intent, prompt)
+        return bool(made_up) or degenerate(prompt, intent, self.codec.scripts)
 
     def _draw(
         self, intents: Sequence[str], commands: Sequence[Command], n: int, how: Sampling, batch_size: int | None

@@ -104,7 +104,7 @@ class DistillationSettings(StageSettings):
     tasks: list[TaskName] = setting(list(TASKS), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
-    n_intents: int = setting(0, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
+    n_intents: int = setting(800, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
     pairs: str = setting("", "file or Hub data set of (task, intent, prompt) in place of a teacher; '' for none")
     teacher: Literal["recorded", "local", "openai"] = setting(
@@ -191,13 +191,13 @@ class TrainingSettings(SamplingSettings):
     n_embd: int = setting(192, "width, from scratch only", ge=32, le=4096)
     n_positions: int = setting(256, "context [tokens]; more where the longest pair needs it", ge=64, le=4096)
     copy_init: bool = setting(True, "start from scratch with a copying circuit in the first two layers")
-    epochs: float = setting(3, "passes over the train split; 0 for what suits the number of pairs", ge=0, le=1000)
+    epochs: float = setting(2, "passes over the train split; 0 for what suits the number of pairs", ge=0, le=1000)
     batch_size: int = setting(8, "pairs per optimiser step", ge=1)
     learning_rate: float = setting(0.001, "peak learning rate; 0 for what suits the number of pairs", ge=0, lt=1)
     horizon: int = setting(1, "words between two notes of the length still to come; 0 for no notes", ge=0)
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
     rounds: int = setting(1, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
-    round_sets: int = setting(2000, "sets of 4 prompts that a round asks for; at most half as many as pairs", ge=10)
+    round_sets: int = setting(1000, "sets of 4 prompts that a round asks for; at most half as many as pairs", ge=10)
     unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )

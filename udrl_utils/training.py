@@ -27,6 +27,7 @@ from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student
 from udrl_utils.trainer import make_room, make_trainer, set_dropout, untrained
 from udrl_utils.training_log import TrainingLog, callback
+from udrl_utils.vocabulary import Vocabulary
 
 
 def train_rows(settings: TrainingSettings, run: RunFolder) -> pd.DataFrame:
@@ -54,9 +55,9 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame) -
     check_start(settings, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train, run.settings(AnnotationSettings).rewards, settings.bins)
     sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
-    return replace(
-        codec, form=settings.command_form, place=settings.command_place, horizon=settings.horizon, sampling=sampling
-    )
+    words = " ".join(sorted(Vocabulary([*train.intent.unique(), *train.prompt]).taught))
+    form, place = settings.command_form, settings.command_place
+    return replace(codec, form=form, place=place, horizon=settings.horizon, sampling=sampling, words=words)
 
 
 def check_start(settings: TrainingSettings, test_fraction: float) -> None:

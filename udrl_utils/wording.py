@@ -7,9 +7,7 @@ whether a prompt fits its intent, and a model that is the teacher as well finds 
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,8 @@ import pandas as pd
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import AnalysisSettings, IntervalSettings
-from udrl_utils.text import degenerate, scripts, words
+from udrl_utils.text import degenerate, scripts
+from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 READ = 24  # prompts per system and task that are read for fluency: the laptop preset's take two cores half a minute
 BAND = 4  # words; prompts whose lengths fall into one band count as equally long
-ENDINGS = ("s", "es", "d", "ed", "ing", "er", "est")
 
 
 @cache
@@ -40,72 +38,10 @@ def english() -> frozenset[str]:
     return frozenset(get_frequency_dict("en", "large"))
 
 
-def plain_words(text: str) -> list[str]:
-    """Lower-case words of a text; an accent belongs to its letter, and all apostrophes are alike."""
-    return words(unicodedata.normalize("NFC", text).replace("’", "'"))
-
-
-def parts_of(word: str) -> list[str]:
-    """What hyphens and apostrophes join: "tea-house's" is tea, house and s."""
-    return re.split(r"[-']", word)
-
-
-def forms(text: str) -> set[str]:
-    """Words of a text, and what is joined in them."""
-    return {form for word in plain_words(text) for form in (word, *parts_of(word))}
-
-
-class Vocabulary:
-    """Words that a prompt may use: those of English, of the training text, and of the prompt's own intent."""
-
-    def __init__(self, texts: Iterable[str]):
-        """`texts`: intents and prompts that were trained on."""
-        self.english = english()
-        self.taught = {form for text in texts for form in forms(text)} - self.english
-
-    @classmethod
-    def of(cls, annotated: pd.DataFrame) -> Vocabulary:
-        """With the train split of a run's annotated pairs."""
-        train = annotated[annotated.split == "train"]
-        return cls([*train.intent.unique(), *train.prompt])
-
-    def non_words(self, intent: str, prompt: str) -> list[str]:
-        """The prompt's words that do not exist, in their order.
-
-        A compound or a possessive exists when each of its parts does; so does whatever holds a digit. A word of the
-        intent or of the training text that English lacks may be inflected ("zorblat", "zorblats").
-        """
-        own = self.taught | forms(intent)
-        return [
-            word
-            for word in plain_words(prompt)
-            if not self._exists(word, own) and not all(self._exists(part, own) for part in parts_of(word))
-        ]
-
-    def share(self, intent: str, prompt: str) -> float:
-        """Share of the prompt's words that do not exist, 0..1; NaN for a prompt without words."""
-        count = len(plain_words(prompt))
-        return len(self.non_words(intent, prompt)) / count if count else float("nan")
-
-    def _exists(self, word: str, own: set[str]) -> bool:
-        return (
-            word in self.english
-            or word in own
-            or any(letter.isdigit() for letter in word)
-            or not own.isdisjoint(_uninflected(word))
-        )
-
-
-def _uninflected(word: str) -> Iterator[str]:
-    """What a regular English inflection may have been made from."""
-    for ending in ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) > 3:
-            stem = word.removesuffix(ending)
-            yield from (stem, stem + "e")
-            if stem[-1] == stem[-2]:
-                yield stem[:-1]
-            if stem[-1] == "i":
-                yield stem[:-1] + "y"
+def vocabulary_of(annotated: pd.DataFrame) -> Vocabulary:
+    """Words that a run's prompts may use: those of English and of the train split."""
+    train = annotated[annotated.split == "train"]
+    return Vocabulary([*train.intent.unique(), *train.prompt], english())
 
 
 def fluency_reader(settings: AnalysisSettings) -> Reader | None:
@@ -157,7 +93,7 @@ def worded(samples: pd.DataFrame, annotated: pd.DataFrame, reader: Reader | None
 
     Fluency is that of the first prompts of each system and task, spread over all intents, and NaN for others.
     """
-    vocabulary = Vocabulary.of(annotated)
+    vocabulary = vocabulary_of(annotated)
     shares = [vocabulary.share(intent, prompt) for intent, prompt in zip(samples.intent, samples.prompt, strict=True)]
     known = scripts(" ".join(annotated.intent.unique()))
     broken = [float(degenerate(p, i, known)) for i, p in zip(samples.intent, samples.prompt, strict=True)]

@@ -21,7 +21,8 @@ from udrl_utils.language_models import fetch, float_weights
 from udrl_utils.pairs import distil, read_pairs
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import ROOT, DistillationSettings, resolve
-from udrl_utils.wording import Vocabulary
+from udrl_utils.vocabulary import Vocabulary
+from udrl_utils.wording import english
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def gguf() -> Path:
 
 def made_up(pairs: pd.DataFrame) -> float:
     """Share of words that do not exist, over all prompts."""
-    words = Vocabulary(pairs.intent)
+    words = Vocabulary(pairs.intent, english())
     return sum(map(words.share, pairs.intent, pairs.prompt)) / len(pairs)
 
 

@@ -51,10 +51,17 @@ def test_a_run_reads_back_what_was_recorded(smoke: dict, packed: Path) -> None:
     assert [request.task for request in plan(few)] == ["related_search"] * 2
 
 
+def test_fewer_recorded_than_asked_for_are_all_taken(smoke: dict, packed: Path, capsys) -> None:
+    assert len(plan(resolve(DistillationSettings, smoke | {"n_intents": 5000}))) == 9
+    assert "n_intents=5000, and 9 were recorded for" in capsys.readouterr().out
+
+
 def test_what_was_not_recorded_is_one_line(smoke: dict, packed: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("zorblax\nkoi\n")
+    table = pd.read_parquet(packed / "prompts.parquet")
+    table[table.task != "related_search"].to_parquet(packed / "prompts.parquet")
     for changes, why in (
-        ({"n_intents": 5000}, r"n_intents=5000 is more than was recorded .*: 9; 0 takes all"),
+        ({"tasks": ["related_search"]}, r"tasks=\['related_search'\]: nothing was recorded .*teacher=local"),
         (
             {"intents": str(tmp_path / "mine.txt"), "n_intents": 0},
             r"nothing was recorded for 'zorblax' .*teacher=local",

@@ -19,7 +19,7 @@ import yaml
 
 from udrl_utils import cli, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.engine import Engine, WordLists
+from udrl_utils.engine import REDRAWS, Engine, WordLists
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
@@ -212,10 +212,10 @@ def test_broken_prompts_are_known(prompt: str, intent: str, bad: bool) -> None:
 class Scripted(Engine):
     """Writes what a script holds for each attempt."""
 
-    def __init__(self, *attempts: str):
+    def __init__(self, *attempts: str, words: str = ""):
         from tokenizers import Tokenizer, models
 
-        super().__init__(Tokenizer(models.BPE()), CommandCodec(2, 60, {"text_to_image": {}}), 64)
+        super().__init__(Tokenizer(models.BPE()), CommandCodec(2, 60, {"text_to_image": {}}, words=words), 64)
         self.attempts, self.read = list(attempts), []
 
     def _write(self, batches, how):
@@ -241,6 +241,15 @@ def test_word_lists_hold_in_every_prompt(attempts, lists, found) -> None:
     engine = Scripted(*attempts)
     assert engine.generate(["koi pond"], Command("text_to_image"), n=2, **lists) == [[found] * 2]
     assert ("bamboo" in engine.read[0]) is ("keep" in lists), "the student reads what it is to keep"
+
+
+def test_a_prompt_with_a_word_that_nobody_wrote_is_drawn_again() -> None:
+    # the second attempt holds a word of the intent, and an inflection
+    engine = Scripted("a blue koi scottage", "a zorblat's blue ponds", words="a blue koi pond")
+    assert engine.generate(["zorblat"], Command("text_to_image")) == [["a zorblat's blue ponds"]]
+    stubborn = Scripted("a scottage", words="a blue koi pond")
+    assert stubborn.generate(["koi"], Command("text_to_image")) == [["a scottage"]], "and given as it is in the end"
+    assert len(stubborn.read) == 1 + REDRAWS
 
 
 @pytest.mark.parametrize("lists", [{"banned": "blue"}, {"keep": [""]}, {"banned": ["blue"], "keep": ["blue sky"]}])

@@ -13,6 +13,7 @@ from udrl_utils.evaluation import set_metrics, system_metrics
 from udrl_utils.gpt2 import train_tokenizer
 from udrl_utils.language_models import load_causal_lm
 from udrl_utils.settings import AnalysisSettings, IntervalSettings, resolve
+from udrl_utils.vocabulary import Vocabulary
 
 TEXTS = ["a quiet koi pond", "a quiet garden with koi and a red bridge over the pond", "red lanterns"]
 
@@ -23,8 +24,8 @@ def settings(smoke: dict) -> AnalysisSettings:
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> wording.Vocabulary:
-    return wording.Vocabulary(["a risograph of a koi pond", "quorblish lamps"])
+def vocabulary() -> Vocabulary:
+    return Vocabulary(["a risograph of a koi pond", "quorblish lamps"], wording.english())
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +58,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> wording.Reader:
         ("koi pond", "", []),
     ],
 )
-def test_words_that_do_not_exist(vocabulary: wording.Vocabulary, intent: str, prompt: str, expected: list) -> None:
+def test_words_that_do_not_exist(vocabulary: Vocabulary, intent: str, prompt: str, expected: list) -> None:
     assert vocabulary.non_words(intent, prompt) == expected
 
 
-def test_the_share_is_one_of_words(vocabulary: wording.Vocabulary) -> None:
+def test_the_share_is_one_of_words(vocabulary: Vocabulary) -> None:
     assert vocabulary.share("koi pond", "a scottage of plarn, at dawn") == 2 / 6
     assert math.isnan(vocabulary.share("koi pond", "!"))
 
 
 def test_only_the_train_split_teaches_words() -> None:
     columns = {"intent": ["zorblat", "glimrous"], "prompt": ["a blornet", "a frindle"], "split": ["train", "test"]}
-    vocabulary = wording.Vocabulary.of(pd.DataFrame(columns))
+    vocabulary = wording.vocabulary_of(pd.DataFrame(columns))
     found = vocabulary.non_words("lamp", "zorblat blornet glimrous frindle")
     assert found == ["glimrous", "frindle"]
 

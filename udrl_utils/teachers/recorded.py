@@ -43,17 +43,17 @@ def recorded_name(folder: Path | None = None) -> str:
 def recorded_requests(settings: DistillationSettings) -> list[Request]:
     """What a run asks of the recorded teacher: the recorded intents of its tasks, or those of a file.
 
-    Raises: SettingsError when that is more than was recorded, or an intent was not recorded.
+    Where fewer were recorded than n_intents, all are asked for, and a line says so.
+    Raises: SettingsError when nothing was recorded for the tasks, or for an intent of the file.
     """
     tasks, n = settings.tasks, settings.prompts_per_intent
     if settings.intents == "ontology":
         sets = recorded_sets()
         held = [Request(*key, min(n, len(prompts))) for key, prompts in sets.items() if key[0] in tasks]
-        if not held or settings.n_intents > len(held):
-            raise SettingsError(
-                f"parameter n_intents={settings.n_intents} is more than was recorded for {', '.join(tasks)}: "
-                f"{len(held)}; 0 takes all, and {OTHERWISE}"
-            )
+        if not held:
+            raise SettingsError(f"parameter tasks={tasks}: nothing was recorded for them; {OTHERWISE}")
+        if settings.n_intents > len(held):
+            print(f"n_intents={settings.n_intents}, and {len(held)} were recorded for {', '.join(tasks)}", flush=True)
         return held[: settings.n_intents or None]
     typed = enumerate(load_intents(settings))
     wanted = [Request(tasks[k % len(tasks)], lower_intent(intent), n) for k, intent in typed]
