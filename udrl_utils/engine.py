@@ -53,6 +53,11 @@ class Batch:
     words: int  # length of the longest prompt that is commanded
 
 
+def seed_of_redraw(seed: int, number: int) -> int:
+    """Seed with which prompts are drawn again for the `number`-th time."""
+    return random.Random(f"again {seed} {number}").getrandbits(31)
+
+
 class WordLists:
     """Words or phrases that no prompt may hold, and others that each must hold; upper and lower case count the same."""
 
@@ -161,18 +166,18 @@ class Engine:
                 (k, j)
                 for k, texts in enumerate(written)
                 for j, text in enumerate(texts)
-                if not wishes.met_by(text) or self._broken(text, read[k])
+                if not wishes.met_by(text) or self.broken(text, read[k])
             ]
             if not wrong:
                 break
-            other = replace(how, seed=random.Random(f"again {seed} {number}").getrandbits(31))
+            other = replace(how, seed=seed_of_redraw(seed, number))
             again = self._draw([read[k] for k, _ in wrong], [commands[k] for k, _ in wrong], 1, other, batch_size)
             for (k, j), [text] in zip(wrong, again, strict=True):
                 written[k][j] = text
         return [[wishes.mended(text) for text in texts] for texts in written]
 
-    def _broken(self, prompt: str, intent: str) -> bool:
-        """Whether a prompt is `degenerate`, or has words that do not exist."""
+    def broken(self, prompt: str, intent: str) -> bool:
+        """Whether a prompt is `degenerate`, or has a word that neither the train split nor its intent has."""
         made_up = self._vocabulary is not None and self._vocabulary.non_words(intent, prompt)
         return bool(made_up) or degenerate(prompt, intent, self.codec.scripts)
 

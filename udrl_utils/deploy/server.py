@@ -25,6 +25,7 @@ from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
+from udrl_utils.engine import REDRAWS, seed_of_redraw
 from udrl_utils.text import clean_intent, is_empty
 
 
@@ -105,12 +106,29 @@ class Server:
             raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
         self.batcher.submit(job)
 
-    async def written(self, job: Job, request: Request) -> list[str]:
-        """The prompts of a job. Raises: Refused when the deadline passes or the client has left."""
+    async def written(self, job: Job, intents: list[str], request: Request) -> list[str]:
+        """The prompts of a job; those that are broken are drawn again. Raises: Refused as `finished` does."""
+        until = time.monotonic() + self.deadline
+        await self.finished(job, request, until)
+        for number in range(REDRAWS if job.temperature else 0):
+            texts = self.engine.texts(job.written)
+            wrong = [k for k, t in enumerate(texts) if not job.cut[k] and self.engine.broken(t, intents[k // job.n])]
+            if not wrong:
+                break
+            rows = [k // job.n for k in wrong]
+            seed = None if job.seed is None else seed_of_redraw(job.seed, number)
+            again = Job([job.prefixes[r] for r in rows], [job.most[r] for r in rows], 1, job.temperature, seed)
+            await self.finished(again, request, until)
+            for k, tokens, cut in zip(wrong, again.written, again.cut, strict=True):
+                job.written[k], job.cut[k] = tokens, cut
+        return self.engine.texts(job.written)
+
+    async def finished(self, job: Job, request: Request, until: float) -> None:
+        """Wait until a job is written. Raises: Refused at `until`, a monotonic time, or when the client has left."""
         self.submit(job)
         left = asyncio.create_task(client_left(request))
         try:
-            await asyncio.wait((job.done, left), timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((job.done, left), timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
             if left.done():
                 self.metrics.refused.labels("disconnect").inc()
                 raise Refused(499, "the client has left")
@@ -121,7 +139,6 @@ class Server:
             left.cancel()
             job.cancelled = True
         self.count(job)
-        return self.engine.texts(job.written)
 
     def count(self, job: Job) -> None:
         self.metrics.tokens.labels("read").inc(sum(map(len, job.prefixes)) * job.n)
@@ -141,7 +158,7 @@ class Server:
             events = self.events(job, tokens, chat, asked.stream_options, head)
             return StreamingResponse(events, media_type="text/event-stream")
         job = self.job(asked, intents, command, param)
-        texts = await self.written(job, request)
+        texts = await self.written(job, intents, request)
         choices = [
             choice(k, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, reason(job, k))
             for k, text in enumerate(texts)
@@ -194,7 +211,7 @@ class Server:
         if asked.rewards and self.scorer is None:
             raise Refused(400, "rewards=true: this server was started without --rewards", "rewards")
         command, note = self.command(asked)
-        texts = await self.written(self.job(asked, [asked.intent], command, "intent"), request)
+        texts = await self.written(self.job(asked, [asked.intent], command, "intent"), [asked.intent], request)
         if asked.rewards and self.scorer:
             achieved = await self.scorer.achieved(command.task, clean_intent(asked.intent), texts)
         else:
