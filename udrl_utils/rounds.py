@@ -26,7 +26,7 @@ from udrl_utils.runs import STAMP, RunFolder, stamp, write_shard
 from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student, model_card
-from udrl_utils.text import clean_intent
+from udrl_utils.text import clean_intent, repeats
 from udrl_utils.trainer import rate_of, set_dropout
 from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
@@ -99,11 +99,14 @@ def round_requests(train: pd.DataFrame, codec: CommandCodec, sets: int, seed: in
 
 
 def hindsight_rows(samples: pd.DataFrame, settings: DistillationSettings, number: int) -> pd.DataFrame:
-    """Samples as annotated pairs of the train split, filtered and freed of repetitions like a teacher's prompts.
+    """Samples as annotated pairs of the train split, filtered and freed of near-duplicates like a teacher's prompts.
 
+    Prompts that repeat words are dropped too: a cosine calls "koi pond with a koi pond" very relevant, and a student
+    that learns from it writes more of the kind.
     Raises: RunError when nothing is left.
     """
-    rows = samples[reject_reasons(samples, settings) == ""]
+    again = [repeats(prompt, intent) for prompt, intent in zip(samples.prompt, samples.intent, strict=True)]
+    rows = samples[(reject_reasons(samples, settings) == "") & ~pd.Series(again, samples.index, dtype=bool)]
     kept = [
         index
         for _, group in rows.groupby(["task", "intent", "set"], sort=False)

@@ -87,6 +87,13 @@ def test_hindsight_says_what_was_achieved_and_is_filtered_like_a_teacher(smoke: 
     assert set(rows.split) == {"train"} and rows.pair_id.is_unique
 
 
+def test_prompts_that_repeat_words_are_not_learned_from(smoke: dict) -> None:
+    rows = samples()
+    rows["prompt"] = ["a pond with a pond", *rows.prompt[1:]]
+    left = hindsight_rows(rows, resolve(DistillationSettings, smoke), 1).prompt.tolist()
+    assert left and "a pond with a pond" not in left
+
+
 def test_a_round_that_filtering_emptied_is_one_clear_line(smoke: dict) -> None:
     with pytest.raises(RunError, match="round 3 wrote 4 prompts and filtering left none"):
         hindsight_rows(samples().assign(prompt="koi 1"), resolve(DistillationSettings, smoke), 3)

@@ -33,7 +33,7 @@ from udrl_utils.student import Student
 from udrl_utils.tables import load_intents, read_table
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers.replies import Request, single_messages
-from udrl_utils.text import clean_intent, count_words, degenerate
+from udrl_utils.text import clean_intent, count_words, degenerate, repeats
 
 KOI = "intent\nKoi pond\ntea for two\n"
 
@@ -207,6 +207,23 @@ def test_words_are_counted_in_any_script(text: str, count: int) -> None:
 )
 def test_broken_prompts_are_known(prompt: str, intent: str, bad: bool) -> None:
     assert degenerate(prompt, intent) is bad
+
+
+@pytest.mark.parametrize(
+    ("prompt", "intent", "again"),
+    [
+        ("a lamp with a lamp", "lamp", True),
+        ("two lamps, lamp shop", "lamp", True),
+        ("a lamp by the sea", "lamp", False),
+        ("a lamp for a lamp shop", "lamp near a lamp shop", False),  # as often as the intent
+        ("the red of the red", "koi", False),  # short words
+        ("a lamp in soft light beside a small window, soft shadows on the floor", "lamp", False),  # one in 12 words
+        ("a lamp in soft light beside a small window, soft shadows on a small floor", "lamp", True),
+        ("我我我我", "我", False),
+    ],
+)
+def test_a_prompt_that_says_words_again_is_known(prompt: str, intent: str, again: bool) -> None:
+    assert repeats(prompt, intent) is again
 
 
 class Scripted(Engine):
