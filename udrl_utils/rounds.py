@@ -101,12 +101,13 @@ def round_requests(train: pd.DataFrame, codec: CommandCodec, sets: int, seed: in
 def hindsight_rows(samples: pd.DataFrame, settings: DistillationSettings, number: int) -> pd.DataFrame:
     """Samples as annotated pairs of the train split, filtered and freed of near-duplicates like a teacher's prompts.
 
-    Prompts that repeat words are dropped too: a cosine calls "koi pond with a koi pond" very relevant, and a student
-    that learns from it writes more of the kind.
+    Prompts that repeat words are dropped too, unless all do: a cosine calls "koi pond with a koi pond" very relevant,
+    and a student that learns from it writes more of the kind.
     Raises: RunError when nothing is left.
     """
-    again = [repeats(prompt, intent) for prompt, intent in zip(samples.prompt, samples.intent, strict=True)]
-    rows = samples[(reject_reasons(samples, settings) == "") & ~pd.Series(again, samples.index, dtype=bool)]
+    rows = samples[reject_reasons(samples, settings) == ""]
+    again = [repeats(prompt, intent) for prompt, intent in zip(rows.prompt, rows.intent, strict=True)]
+    rows = rows if all(again) else rows[~pd.Series(again, rows.index, dtype=bool)]
     kept = [
         index
         for _, group in rows.groupby(["task", "intent", "set"], sort=False)

@@ -92,6 +92,8 @@ def test_prompts_that_repeat_words_are_not_learned_from(smoke: dict) -> None:
     rows["prompt"] = ["a pond with a pond", *rows.prompt[1:]]
     left = hindsight_rows(rows, resolve(DistillationSettings, smoke), 1).prompt.tolist()
     assert left and "a pond with a pond" not in left
+    alone = hindsight_rows(rows[:1], resolve(DistillationSettings, smoke), 1)
+    assert alone.prompt.tolist() == ["a pond with a pond"], "there is nothing else to learn from"
 
 
 def test_a_round_that_filtering_emptied_is_one_clear_line(smoke: dict) -> None:
