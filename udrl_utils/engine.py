@@ -143,7 +143,7 @@ class Engine:
         """n prompts per intent, under one command for all intents or one command for each.
 
         A prompt that is broken, or has a word that neither the train split nor its intent has, is drawn again, at most
-        REDRAWS times.
+        REDRAWS times, and replaced by one that is no worse.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -162,24 +162,27 @@ class Engine:
         read = [wishes.added_to(intent) for intent in intents]
         written = self._draw(read, commands, n, how, batch_size)
         for number in range(REDRAWS):
-            wrong = [
-                (k, j)
+            faults = {
+                (k, j): found
                 for k, texts in enumerate(written)
                 for j, text in enumerate(texts)
-                if not wishes.met_by(text) or self.broken(text, read[k])
-            ]
-            if not wrong:
+                if (found := self.fault(text, read[k], wishes))
+            }
+            if not faults:
                 break
             other = replace(how, seed=seed_of_redraw(seed, number))
-            again = self._draw([read[k] for k, _ in wrong], [commands[k] for k, _ in wrong], 1, other, batch_size)
-            for (k, j), [text] in zip(wrong, again, strict=True):
-                written[k][j] = text
+            again = self._draw([read[k] for k, _ in faults], [commands[k] for k, _ in faults], 1, other, batch_size)
+            for ((k, j), found), [text] in zip(faults.items(), again, strict=True):
+                if self.fault(text, read[k], wishes) <= found:
+                    written[k][j] = text
         return [[wishes.mended(text) for text in texts] for texts in written]
 
-    def broken(self, prompt: str, intent: str) -> bool:
-        """Whether a prompt is `degenerate`, or has a word that neither the train split nor its intent has."""
-        made_up = self._vocabulary is not None and self._vocabulary.non_words(intent, prompt)
-        return bool(made_up) or degenerate(prompt, intent, self.codec.scripts)
+    def fault(self, prompt: str, intent: str, wishes: WordLists | None = None) -> int:
+        """How wrong a prompt is: 2 when it is `degenerate` or against the word lists, 1 when it has a word that neither
+        the train split nor its intent has, else 0."""
+        if degenerate(prompt, intent, self.codec.scripts) or (wishes and not wishes.met_by(prompt)):
+            return 2
+        return int(self._vocabulary is not None and bool(self._vocabulary.non_words(intent, prompt)))
 
     def _draw(
         self, intents: Sequence[str], commands: Sequence[Command], n: int, how: Sampling, batch_size: int | None

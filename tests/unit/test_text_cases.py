@@ -267,6 +267,8 @@ def test_a_prompt_with_a_word_that_nobody_wrote_is_drawn_again() -> None:
     stubborn = Scripted("a scottage", words="a blue koi pond")
     assert stubborn.generate(["koi"], Command("text_to_image")) == [["a scottage"]], "and given as it is in the end"
     assert len(stubborn.read) == 1 + REDRAWS
+    worse = Scripted("a scottage", "koi koi koi koi", words="a blue koi pond")
+    assert worse.generate(["koi"], Command("text_to_image")) == [["a scottage"]], "and nothing worse instead"
 
 
 @pytest.mark.parametrize("lists", [{"banned": "blue"}, {"keep": [""]}, {"banned": ["blue"], "keep": ["blue sky"]}])

@@ -112,15 +112,19 @@ class Server:
         await self.finished(job, request, until)
         for number in range(REDRAWS if job.temperature else 0):
             texts = self.engine.texts(job.written)
-            wrong = [k for k, t in enumerate(texts) if not job.cut[k] and self.engine.broken(t, intents[k // job.n])]
+            found = [0 if job.cut[k] else self.engine.fault(t, intents[k // job.n]) for k, t in enumerate(texts)]
+            wrong = [k for k, fault in enumerate(found) if fault]
             if not wrong:
                 break
             rows = [k // job.n for k in wrong]
             seed = None if job.seed is None else seed_of_redraw(job.seed, number)
             again = Job([job.prefixes[r] for r in rows], [job.most[r] for r in rows], 1, job.temperature, seed)
             await self.finished(again, request, until)
-            for k, tokens, cut in zip(wrong, again.written, again.cut, strict=True):
-                job.written[k], job.cut[k] = tokens, cut
+            for k, text, tokens, cut in zip(
+                wrong, self.engine.texts(again.written), again.written, again.cut, strict=True
+            ):
+                if self.engine.fault(text, intents[k // job.n]) <= found[k]:
+                    job.written[k], job.cut[k] = tokens, cut
         return self.engine.texts(job.written)
 
     async def finished(self, job: Job, request: Request, until: float) -> None:
