@@ -1,4 +1,4 @@
-"""Engines write prompts under commands: what every engine shares, how tokens are sampled, and guided decoding.
+"""Engines write prompts under commands: what every engine shares.
 
 Intents and commands go in, prompts come out. An engine knows the codec and how many tokens fit; the model that computes
 the tokens is known only to its subclasses, and whether a prompt obeys its command is not known here at all.
@@ -6,7 +6,6 @@ the tokens is known only to its subclasses, and whether a prompt obeys its comma
 
 from __future__ import annotations
 
-import math
 import random
 import re
 import warnings
@@ -16,32 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
+from udrl_utils.decoding import Sampling
 from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, is_empty, scripts
 from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import torch
     from tokenizers import Tokenizer
 
 # A prompt that has not ended after this many tokens per word is cut off. Of 4,184 prompts of real LLMs, 2 need more.
 TOKENS_PER_WORD = 4
 REDRAWS = 3  # times that a broken prompt, or one against the user's word lists, is drawn again
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are sampled.
-
-    min_p: tokens whose probability is below this share of the most probable token's are never sampled
-    (arXiv 2407.01082).
-    guidance: how strongly the levels of a command are followed; 1 is the distribution that was learnt. Higher values
-    obey better, vary less, and cost a second forward pass (classifier-free guidance, arXiv 2306.17806).
-    """
-
-    seed: int = 0
-    temperature: float = 1.0
-    min_p: float = 0.0
-    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -161,20 +144,18 @@ class Engine:
         commands = self._checked(intents, commands, strict)
         read = [wishes.added_to(intent) for intent in intents]
         written = self._draw(read, commands, n, how, batch_size)
+        each = ((k, j, text) for k, texts in enumerate(written) for j, text in enumerate(texts))
+        faults = {(k, j): self.fault(text, read[k], wishes) for k, j, text in each}
         for number in range(REDRAWS):
-            faults = {
-                (k, j): found
-                for k, texts in enumerate(written)
-                for j, text in enumerate(texts)
-                if (found := self.fault(text, read[k], wishes))
-            }
+            faults = {place: fault for place, fault in faults.items() if fault}
             if not faults:
                 break
             other = replace(how, seed=seed_of_redraw(seed, number))
             again = self._draw([read[k] for k, _ in faults], [commands[k] for k, _ in faults], 1, other, batch_size)
-            for ((k, j), found), [text] in zip(faults.items(), again, strict=True):
-                if self.fault(text, read[k], wishes) <= found:
-                    written[k][j] = text
+            for (k, j), [text] in zip(list(faults), again, strict=True):
+                fault = self.fault(text, read[k], wishes)
+                if fault <= faults[k, j]:
+                    written[k][j], faults[k, j] = text, fault
         return [[wishes.mended(text) for text in texts] for texts in written]
 
     def fault(self, prompt: str, intent: str, wishes: WordLists | None = None) -> int:
@@ -275,80 +256,3 @@ class Engine:
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         """Pieces of the prompt of a batch that holds one prefix."""
         raise NotImplementedError
-
-
-class Draw:
-    """Samples tokens on a device, step after step. Each part of the work has a random generator of its own."""
-
-    def __init__(self, sampling: Sampling, device: Any, part: int = 0):
-        import torch
-
-        seed = random.Random(f"tokens {sampling.seed} {part}").getrandbits(32)
-        self.sampling, self.random = sampling, torch.Generator(device).manual_seed(seed)
-
-    def next_tokens(self, logits: torch.Tensor, opened: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
-        """One token per row of `logits`, shape (rows, vocabulary) -> (rows,).
-
-        `opened` holds the logits of the `guided` rows without their levels, shape (guided rows, vocabulary). A guided
-        row is scored by opened + guidance * (commanded - opened), in log-probabilities. Tokens below min_p are then
-        left out, and one token is sampled.
-        """
-        import torch
-
-        how = self.sampling
-        scores = logits.float().log_softmax(-1)
-        if len(guided):
-            scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], how.guidance)
-        scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature
-        summed = scores.masked_fill_(scores < math.log(max(how.min_p, 1e-30)), -torch.inf).exp_().cumsum(-1)
-        # a number from [0, sum): the first token whose sum is above it, which is never one of probability 0
-        drawn = torch.rand(len(summed), 1, generator=self.random, device=summed.device) * summed[:, -1:]
-        return (summed > drawn).int().argmax(-1)
-
-
-def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> torch.Tensor:
-    """Logits of the token after the last of `ids`, shape (rows, vocabulary); the cache is extended in place."""
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-
-
-def write(
-    model: Any, batch: Any, guided: list[int], draw: Draw, most: int, end: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Continue each commanded prefix by at most `most` tokens, up to the token `end`, step by step.
-
-    `batch` is left-padded: first the commanded prefixes, then, for each row in `guided`, the same prefix without its
-    levels, which is continued with the tokens sampled for the guided row. Finished rows leave the batch, so that its
-    cost follows the prompts and not the longest of them.
-    Yields the rows that are still going and one token for each of them.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    size, device = len(batch.input_ids) - len(guided), batch.input_ids.device
-    rows, pairs = torch.arange(size, device=device), torch.tensor(guided, dtype=torch.long, device=device)
-    done = torch.zeros(size, dtype=torch.bool, device=device)
-    mask, ids, cache = batch.attention_mask, batch.input_ids, DynamicCache(config=model.config)
-    position = (mask.cumsum(-1) - 1).clamp(min=0)
-    for step in range(most):
-        logits = next_logits(model, ids, mask, position, cache)
-        drawn = draw.next_tokens(logits[: len(rows)], logits[len(rows) :], pairs)
-        done |= drawn == end
-        yield rows[~done].tolist(), drawn[~done].tolist()
-        if done.all() or step + 1 == most:
-            break
-        ids, position = torch.cat([drawn, drawn[pairs]])[:, None], position[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if done.float().mean() >= 0.2:
-            going, following = (~done).nonzero()[:, 0], (~done[pairs]).nonzero()[:, 0]
-            stay = torch.cat([going, len(rows) + following])
-            pairs = torch.searchsorted(going, pairs[following])
-            rows, done = rows[going], done[going]
-            ids, mask, position = ids[stay], mask[stay], position[stay]
-            cache.batch_select_indices(stay)

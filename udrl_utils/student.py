@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.engine import Batch, Draw, Engine, Sampling, write
+from udrl_utils.decoding import Draw, Sampling, write
+from udrl_utils.engine import Batch, Engine
 from udrl_utils.errors import RunError
 from udrl_utils.machine import device_and_dtype, side_by_side
 from udrl_utils.runs import RunFolder

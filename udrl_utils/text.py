@@ -23,7 +23,7 @@ WORD = regex.compile(
 LOOP = regex.compile(  # a syllable or a letter again and again, or one to five words three times in a row
     r"(\p{L}{3,8})\1{2}|(\p{L}{2})\2{3}|(\p{L})\3{5}|\b(\w+(?:\W+\w+){0,4})(?:\W+\4\b){2}"
 )
-WORDS_PER_REPEAT = 12  # of 14,536 recorded prompts, 10% say more words again
+WORDS_PER_REPEAT = 12  # of 14,536 recorded prompts, 8% say more words again
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # zero-width spaces, byte order mark, soft hyphen
 
 

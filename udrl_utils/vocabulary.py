@@ -43,7 +43,7 @@ class Vocabulary:
         A compound or a possessive exists when each of its parts does; so does whatever holds a digit. A word of the
         intent or of the training text that the language lacks may be inflected ("zorblat", "zorblats").
         """
-        own = self.taught | forms(intent)
+        own = forms(intent)
         return [
             word
             for word in plain_words(prompt)
@@ -58,9 +58,8 @@ class Vocabulary:
     def _exists(self, word: str, own: set[str]) -> bool:
         return (
             word in self.language
-            or word in own
+            or any(form in self.taught or form in own for form in (word, *_uninflected(word)))
             or any(letter.isdigit() for letter in word)
-            or not own.isdisjoint(_uninflected(word))
         )
 
 

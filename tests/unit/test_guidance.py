@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udrl_utils.engine import Draw, Sampling, write
+from udrl_utils.decoding import Draw, Sampling, write
 
 
 def draw(**changes: float) -> Draw:

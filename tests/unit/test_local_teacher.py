@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from udrl_utils.engine import Draw, Sampling
+from udrl_utils.decoding import Draw, Sampling
 from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import train_tokenizer
 from udrl_utils.teachers import local

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from udrl_utils.commands import CommandCodec
-from udrl_utils.engine import Batch, Engine, Sampling
+from udrl_utils.decoding import Sampling
+from udrl_utils.engine import Batch, Engine
 from udrl_utils.errors import RunError, extra
 from udrl_utils.runs import RunFolder, digest, outputs_root
 from udrl_utils.settings import DeploymentSettings

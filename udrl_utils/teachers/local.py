@@ -14,7 +14,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
-from udrl_utils.engine import Draw, Sampling, next_logits
+from udrl_utils.decoding import Draw, Sampling, next_logits
 from udrl_utils.errors import SettingsError
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype, side_by_side
