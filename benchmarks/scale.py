@@ -55,7 +55,7 @@ class HashedWords:
 
 
 def made_pairs(pairs: int, file: Path) -> None:
-    """A data set of so many pairs: intents of the ontology, and recorded prompts of their task with the intent before."""
+    """Write so many pairs: intents of the ontology, and recorded prompts with their intent before them."""
     drawn = {task: ontology_intents(0, task) for task in TASKS}
     recorded = {task: [] for task in TASKS}
     for (task, _), prompts in recorded_sets().items():

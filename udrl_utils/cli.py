@@ -245,15 +245,15 @@ def search_eval(
 def reckon(
     pairs: Annotated[int, typer.Option(min=1, help="pairs that the run is to keep")] = 52_000_000,
     preset: Annotated[str, typer.Option(help="a preset by name, or the path of a YAML file")] = "paper",
-    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as teacher_prices=[0.1,0.2]")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the preset's")] = None,
     writing: Annotated[float, typer.Option(min=1, help="tokens a second that the teacher writes")] = Speeds().writing,
     reading: Annotated[float, typer.Option(min=1, help="tokens a second that the judge reads")] = Speeds().reading,
     training: Annotated[float, typer.Option(min=1, help="a student of 93.8M learns [tokens/s]")] = Speeds().training,
 ) -> None:
-    """Reckon what a run of any size takes: requests, tokens, hours, cost, disk and memory. Nothing is asked or trained."""
+    """Reckon what a run of any size takes: requests, tokens, hours, cost, disk, memory. Nothing is asked or trained."""
     settings = read_settings(preset, changes or [])
-    stages = (settings[stage] for stage in ("01_pairs", "02_annotated", "03_student"))
-    typer.echo(page_of_estimate(estimate(pairs, *stages, Speeds(writing, reading, training)), pairs))
+    rows = estimate(pairs, settings, Speeds(writing, reading, training))
+    typer.echo(page_of_estimate(rows, pairs))
 
 
 def show_size(what: str, folder: Path) -> None:

@@ -7,10 +7,10 @@ each figure is reckoned. Sizes of texts are those of the recorded prompts, and n
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from udrl_utils.rounds import PASSES, PROMPTS_PER_SET
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers.replies import Request, messages, single_messages
 
@@ -36,20 +36,16 @@ class Speeds(NamedTuple):
     training: float = 174_000  # tokens a second of a student of MEASURED_PARAMETERS (benchmarks/gpu.py)
 
 
-def estimate(
-    pairs: int,
-    distillation: DistillationSettings,
-    annotation: AnnotationSettings,
-    training: TrainingSettings,
-    speeds: Speeds,
-) -> list[tuple[str, str, str]]:
-    """Rows of (what, how much, how that is reckoned) for a run that keeps so many pairs."""
+def estimate(pairs: int, settings: dict[str, Any], speeds: Speeds) -> list[tuple[str, str, str]]:
+    """Rows of (what, how much, how that is reckoned) for a run that keeps so many pairs; settings are by stage."""
+    distillation, annotation, training = (settings[stage] for stage in ("01_pairs", "02_annotated", "03_student"))
     n, several = distillation.prompts_per_intent, distillation.teacher_intents_per_request
     asked = pairs / KEPT
     intents = ceil(asked / n)
     read, written, requests = teacher_tokens(intents, n, distillation.teacher_form, several)
     scores = pairs * annotation.judge_votes if "judge" in annotation.rewards else 0
-    graded = scores * (len(load_data("judge")["instruction"]) + PROMPT_CHARACTERS + INTENT_CHARACTERS + 40) / CHARACTERS_PER_TOKEN
+    pair_and_rubric = len(load_data("judge")["instruction"]) + 40 + PROMPT_CHARACTERS + INTENT_CHARACTERS
+    graded = scores * pair_and_rubric / CHARACTERS_PER_TOKEN
     train = pairs * (1 - distillation.validation_fraction - distillation.test_fraction)
     sets = min(training.round_sets, train / 2)
     hindsight = PROMPTS_PER_SET * sets * training.rounds * (training.rounds + 1) / 2
@@ -57,7 +53,8 @@ def estimate(
     seen = row * (train * (training.epochs or 1) * (1 + training.plain_sft) + PASSES * 3 * hindsight)
     parameters = student_parameters(training)
     rate = speeds.training * MEASURED_PARAMETERS / parameters
-    found = [
+    on_disk = disk(pairs, requests, written, len(annotation.rewards), parameters)
+    return [
         ("intents", count(intents), f"{n} prompts each, of which {KEPT:.0%} pass the filters, as of the recording's"),
         ("requests to the teacher", count(requests), f"teacher_form={distillation.teacher_form}"),
         ("tokens that it reads, writes", f"{count(read)}, {count(written)}", "the messages as they are sent"),
@@ -69,11 +66,10 @@ def estimate(
         ("student", f"{count(parameters)} parameters", f"{training.n_layer} layers x {training.n_embd}"),
         ("tokens that it is trained on", count(seen), f"{row:.0f} a pair; {passes(training)}"),
         ("GPU hours of training", hours(seen / rate), f"{rate:,.0f} tokens a second: as measured, by its size"),
-        ("disk", size(disk(pairs, requests, written, len(annotation.rewards), parameters)), "pairs, replies, rows, checkpoints"),
+        ("disk", size(on_disk), "pairs, replies, rows, checkpoints"),
         ("memory of a worker", size(PROCESS_IN_MEMORY), "one shard, and the encoder"),
-        ("memory of a training process", size(PROCESS_IN_MEMORY + PAIR_IN_MEMORY * train), "texts and rewards of all pairs"),
+        ("memory of a training process", size(PROCESS_IN_MEMORY + PAIR_IN_MEMORY * train), "all pairs"),
     ]
-    return found
 
 
 def teacher_tokens(intents: int, n: int, form: str, several: int) -> tuple[float, float, int]:
@@ -98,7 +94,8 @@ def row_tokens(rewards: int, horizon: int) -> float:
 def student_parameters(training: TrainingSettings) -> int:
     """Parameters of a GPT-2 of that shape, its embeddings shared with its last layer."""
     width = training.n_embd
-    return width * (training.vocab_size + training.n_positions) + training.n_layer * (12 * width**2 + 13 * width) + 2 * width
+    layers = training.n_layer * (12 * width**2 + 13 * width)
+    return width * (training.vocab_size + training.n_positions) + layers + 2 * width
 
 
 def disk(pairs: int, requests: int, written: float, rewards: int, parameters: int) -> float:
@@ -112,7 +109,8 @@ def cost(read: float, written: float, prices: list[float]) -> tuple[str, str]:
     """What the teacher's tokens cost, and at which prices."""
     if not prices:
         return "-", "teacher_prices are not set"
-    return f"{(read * prices[0] + written * prices[1]) / 1e6:,.0f}", f"{prices[0]}, {prices[1]} a million tokens in, out"
+    spent = (read * prices[0] + written * prices[1]) / 1e6
+    return f"{spent:,.0f}", f"{prices[0]}, {prices[1]} for a million tokens in, out"
 
 
 def passes(training: TrainingSettings) -> str:

@@ -19,7 +19,7 @@ from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers import client_of
 from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import ChatClient, Question, options_of
+from udrl_utils.teachers.server import Budget, ChatClient, Question, options_of
 
 SCORES = (1, 10)
 SCHEMA = {
@@ -80,7 +80,7 @@ def make_judge(settings: AnnotationSettings, run: RunFolder, stage: str) -> Judg
     return judge_of(settings, journal, budget_of_judge(settings, run))
 
 
-def judge_of(settings: AnnotationSettings, journal: Journal, budget: Any) -> Judge:
+def judge_of(settings: AnnotationSettings, journal: Journal, budget: Budget) -> Judge:
     """The judge that the settings name; `budget` is that of its ChatClient."""
     return Judge(client_of(settings, "judge", budget), settings.judge_votes, journal, settings.judge_request)
 

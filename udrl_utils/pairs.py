@@ -29,8 +29,9 @@ from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
+from udrl_utils.teachers.server import Budget
 from udrl_utils.text import clean_intent, count_words, distinct, words
-from udrl_utils.workers import Budget, spread
+from udrl_utils.workers import spread
 
 if TYPE_CHECKING:
     import pyarrow

@@ -44,8 +44,9 @@ from udrl_utils.runs import (
 )
 from udrl_utils.settings import AnnotationSettings
 from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.server import Budget
 from udrl_utils.text import count_words, stem, words
-from udrl_utils.workers import Budget, spread
+from udrl_utils.workers import spread
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)

@@ -101,7 +101,7 @@ class WorkersSettings(StageSettings):
 
     workers: Literal["local", "ray"] = setting("local", "who makes the shards: this process (local) or a cluster (ray)")
     ray_address: str = setting(
-        "", "host:port of a Ray cluster, or auto for that of this machine; '' starts one", pattern=r"^(auto|[^/]+:\d+)?$"
+        "", "host:port of a Ray cluster, or auto: that of this machine; '' starts one", pattern=r"^(auto|[^/]+:\d+)?$"
     )
 
 

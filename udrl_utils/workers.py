@@ -7,28 +7,35 @@ made again by another from what is there. Nothing here knows what a shard holds.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import re
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import udrl_utils
-from udrl_utils.errors import RunError, SettingsError, UserError, extra
+from udrl_utils.errors import RunError, UserError, extra
 from udrl_utils.machine import environment
 from udrl_utils.runs import STAMP, RunFolder
 from udrl_utils.settings import WorkersSettings
 from udrl_utils.tasks import TASKS
 
-DEATHS = 3  # workers in a row that may end while they make one shard
+if TYPE_CHECKING:
+    from udrl_utils.teachers.server import Budget
+
+    Build = Callable[[Budget, Callable[[], None]], Callable[..., None]]  # (budget, reopen) -> what makes an item
+
+DEATHS = 3  # workers that may end while they make the same shard
+KEYS = {"OPENAI_API_KEY"}  # of this environment that workers are told; they are written nowhere
 STORE = 200_000_000  # bytes of a cluster of this machine for what is sent to workers; shards go through files
 Item = TypeVar("Item", bound=tuple)
-Budget = int | Callable[[int], int] | None  # requests that are left, or what takes some and says how many are left
-Build = Callable[[Budget, Callable[[], None]], Callable[..., None]]  # (budget, reopen) -> what makes an item
 
 
 def spread(
@@ -46,7 +53,7 @@ def spread(
     An item begins with the path of its shard. On Ray, items come in the order in which they end, all workers share the
     budget, and `computes` says that a worker needs a GPU, or without GPUs as many processor threads as this process.
 
-    Raises: what making an item raises here, once the others under way have ended; RunError when the cluster cannot be
+    Raises: what making an item raises, on Ray once the others under way have ended; RunError when the cluster cannot be
     used or a shard ends its workers again and again.
     """
     if settings.workers == "local":
@@ -63,37 +70,34 @@ def spread(
         else:
             todo.append(item)
     if todo:
-        ours = connect(settings.ray_address)
-        try:
-            yield from _spread_on_ray(Plan(run.path, stage, build, budget), run, todo, computes)
-        finally:
-            if ours:
-                import ray
-
-                ray.shutdown()
+        with _cluster(settings.ray_address) as ray:
+            yield from _on_ray(ray, Plan(run.path, stage, build, budget), run, todo, computes)
 
 
-def connect(address: str) -> bool:
-    """Join a Ray cluster, or start one of this machine; whether this call has done so.
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster, which is one of this machine without an address.
 
     Raises: SettingsError when Ray is not installed; RunError when no cluster answers, or one of other versions.
     """
     with extra("scale", "parameter workers='ray'"):
         import ray
-    if ray.is_initialized():
-        return False
+        import ray.util.scheduling_strategies
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     host, _, port = address.rpartition(":")
     own = {} if address else {"include_dashboard": False, "object_store_memory": STORE}
     try:
-        if host:
+        if host:  # Ray itself tries for a minute
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address or "local", logging_level="ERROR", **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        said = " ".join(str(error).split())[:400]
-        hint = "" if "ersion mismatch" in said else "; `ray start --head` starts a cluster, and this machine must be in it"
-        raise RunError(f"parameter ray_address={address!r}: the cluster cannot be used: {said}{hint}") from None
-    return True
+        ray.init(address or "local", logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:
+        said = _one_line(error)
+        said += "" if "ersion mismatch" in said else "; `ray start` makes this machine one of a cluster"
+        raise RunError(f"parameter ray_address={address!r}: the cluster cannot be used: {said}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 @dataclass
@@ -108,7 +112,7 @@ class Plan:
     threads: int = 0  # to compute on; 0 where nothing is computed
     tasks: dict[str, Any] = field(default_factory=lambda: dict(TASKS))
     home: str = field(default_factory=os.getcwd)
-    key: str | None = field(default_factory=lambda: os.environ.get("OPENAI_API_KEY"))
+    keys: dict[str, str] = field(default_factory=lambda: {k: os.environ[k] for k in KEYS & os.environ.keys()})
     version: str = udrl_utils.__version__
 
 
@@ -116,17 +120,15 @@ class Ledger:
     """What workers share, on the machine of the notebook: the budget of requests, and run.json."""
 
     def __init__(self, plan: Plan):
-        self.run, self.stage, self.left = RunFolder(plan.path), plan.stage, plan.budget or 0
+        self.left, self.reopen = plan.budget or 0, partial(RunFolder(plan.path).reopen, plan.stage)
 
-    def spend(self, requests: int) -> int:
-        """Requests that are left after these; below 0, and none are taken, where they are too many."""
+    def call(self, requests: int) -> int:
+        """Take requests, and say how many are left: below 0, and none are taken, for too many. 0 reopens the stage."""
+        if not requests:
+            self.reopen()
         left = self.left - requests
         self.left = left if left >= 0 else self.left
         return left
-
-    def reopen(self) -> None:
-        """As RunFolder.reopen."""
-        self.run.reopen(self.stage)
 
 
 class Worker:
@@ -136,63 +138,53 @@ class Worker:
         self.plan = plan
 
     def make(self, item: tuple) -> dict[str, Any]:
-        """Make an item; returns the worker's machine and versions."""
+        """Make an item; returns the machine and its versions."""
         self.work(*item)
         return self.facts
 
     @cached_property
     def work(self) -> Callable[..., None]:
+        """What makes an item. Raises: RunError when this machine has another version or does not see the run."""
         import ray
 
-        plan, node = self.plan, platform.node()
-        if plan.version != udrl_utils.__version__:
-            raise RunError(f"node {node} has udrl_utils {udrl_utils.__version__}, the notebook {plan.version}")
+        plan, node, ours = self.plan, platform.node(), udrl_utils.__version__
+        if plan.version != ours:
+            raise RunError(f"node {node} has udrl_utils {ours}, the notebook {plan.version}")
         if not (plan.path / plan.stage / STAMP).exists():
             raise RunError(f"node {node} does not see {plan.path}: UDRL_OUTPUTS should be storage that all nodes share")
+        self.facts = {"node": node, "ray": ray.__version__, "udrl_utils": ours, **environment()}
         if Path(plan.home).is_dir():
             os.chdir(plan.home)
-        if plan.key is not None:
-            os.environ["OPENAI_API_KEY"] = plan.key
+        os.environ |= plan.keys
         TASKS.update(plan.tasks)
         if plan.threads:
             import torch
 
             torch.set_num_threads(plan.threads)
-        spend = None if plan.budget is None else lambda requests: ray.get(plan.ledger.spend.remote(requests))
-        return plan.build(spend, lambda: ray.get(plan.ledger.reopen.remote()))
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        import ray
-
-        return {"node": platform.node(), "ray": ray.__version__, "udrl_utils": udrl_utils.__version__, **environment()}
+        call: Any = lambda requests: ray.get(plan.ledger.call.remote(requests))  # noqa: E731
+        return plan.build(None if plan.budget is None else call, partial(call, 0))
 
 
-def _spread_on_ray(plan: Plan, run: RunFolder, todo: deque[Item], computes: bool) -> Iterator[Item]:
-    """Hand the items to workers, as many as the cluster has room for at each moment."""
-    import ray
-
+def _on_ray(ray: Any, plan: Plan, run: RunFolder, todo: deque[Item], computes: bool) -> Iterator[Item]:
+    """Hand items to workers, as many as the cluster has room for at each moment; those of dead workers to others."""
     need = {"CPU": 1}
     if computes:
         import torch
 
         plan.threads = torch.get_num_threads()  # sums differ in the last digit by the number of threads
         need = {"CPU": 1, "GPU": 1} if ray.cluster_resources().get("GPU") else {"CPU": plan.threads}
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
+    near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    here = near(ray.get_runtime_context().get_node_id(), soft=False)
     plan.ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote(plan)
     start = ray.remote(Worker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0)).remote
     busy: dict[Any, tuple[Any, Item]] = {}
-    deaths, failed, nodes = Counter(), None, {}
+    deaths, nodes, failed = Counter(), {}, None
     try:
         while todo or busy:
-            room = sum(
-                min(int(node["Resources"].get(name, 0) // n) for name, n in need.items())
-                for node in ray.nodes()
-                if node["Alive"]
-            )
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            room = sum(min(int(has.get(name, 0) // n) for name, n in need.items()) for has in alive)
             if not room and not busy:
-                wanted = ", ".join(f"{n} {name}" for name, n in need.items())
-                raise RunError(f"no node of the cluster has {wanted} for a worker; OMP_NUM_THREADS sets its threads")
+                raise RunError(f"no node of the cluster has room for a worker, which takes {need}; see OMP_NUM_THREADS")
             while todo and len(busy) < room:
                 worker, item = start(plan), todo.popleft()
                 busy[worker.make.remote(item)] = worker, item
@@ -201,47 +193,47 @@ def _spread_on_ray(plan: Plan, run: RunFolder, todo: deque[Item], computes: bool
                 try:
                     facts = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
-                    failed = failed or _mendable(error, item)
-                    todo.clear()
-                    continue
+                    failed = failed or _fault(error, item[0].name)
                 except ray.exceptions.RayError as error:
                     ray.kill(worker)  # it may only be out of reach
+                    print(f"a worker ended while it made {item[0].name}: {_one_line(error)}", flush=True)
+                    todo.appendleft(item)
                     deaths[item[0]] += 1
-                    said = " ".join(str(error).split())
-                    print(f"a worker ended while it made {item[0].name}: {said[:300]}", flush=True)
                     if deaths[item[0]] == DEATHS:
-                        failed = failed or RunError(_ended(item, said))
-                        todo.clear()
-                    elif not failed:
-                        todo.appendleft(item)
-                    continue
-                nodes.setdefault(facts["node"], {**facts, "workers": set()})["workers"].add(worker)
-                if todo:
-                    after = todo.popleft()
-                    busy[worker.make.remote(after)] = worker, after
+                        failed = failed or _fault(error, item[0].name)
                 else:
-                    ray.kill(worker)
-                yield item
+                    nodes.setdefault(facts["node"], {**facts, "workers": set()})["workers"].add(worker)
+                    if todo:
+                        after = todo.popleft()
+                        busy[worker.make.remote(after)] = worker, after
+                    else:
+                        ray.kill(worker)
+                    yield item
+            if failed:
+                todo.clear()
+        run.nodes = [{**facts, "workers": len(facts["workers"])} for facts in nodes.values()]
         if failed:
             raise failed from None
-        run.nodes = [{**facts, "workers": len(facts["workers"])} for facts in nodes.values()]
     finally:
-        for worker, _ in busy.values():
+        for worker in [plan.ledger, *(worker for worker, _ in busy.values())]:
             ray.kill(worker)
-        ray.kill(plan.ledger)
 
 
-def _mendable(error: Any, item: tuple) -> BaseException:
-    """What a worker raised, as an error that a user can mend where it is one."""
-    if isinstance(error.cause, UserError):
-        return error.cause
-    if isinstance(error.cause, MemoryError) or "OutOfMemory" in type(error.cause).__name__:
-        return RunError(_ended(item, f"out of memory: {error.cause}"))
-    return error
+def _fault(error: Any, shard: str) -> BaseException:
+    """What ended the making of a shard, as an error that a user can mend where it is one."""
+    cause, said = getattr(error, "cause", error), _one_line(error)
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(cause, MemoryError) or re.search("OutOfMemory|memory pressure|running low on memory", said):
+        more = (
+            "more memory for each worker is needed (fewer per node, by `ray start --num-cpus`), or a lower shard_size"
+        )
+        return RunError(f"{shard} cannot be made: a worker ran out of memory; {more}")
+    return (
+        error if cause is not error else RunError(f"{shard} cannot be made: {DEATHS} workers ended; the last: {said}")
+    )
 
 
-def _ended(item: tuple, said: str) -> str:
-    mend = "give each worker more memory (`ray start --num-cpus`: fewer per node), or lower shard_size"
-    if "memory" in said.lower():
-        return f"{item[0].name}: its workers ran out of memory; {mend}"
-    return f"{item[0].name}: {DEATHS} workers ended while they made it; the last: {said[:300]}"
+def _one_line(error: BaseException) -> str:
+    """The beginning of what an error says."""
+    return " ".join(str(error).split())[:400]

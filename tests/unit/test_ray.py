@@ -34,12 +34,12 @@ ray = pytest.importorskip("ray")
 INTENTS, PROMPTS, CONCURRENCY = 120, 4, 2
 SHARD = 12  # requests
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
-COMMA = '''
+COMMA = """
 @reward("comma_share", unit="share")
 def comma_share(pairs, embed):
     from udrl_utils.text import words
     return [prompt.count(",") / len(words(prompt)) for prompt in pairs.prompt]
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -260,17 +260,17 @@ def test_a_shard_that_ends_its_workers_is_told_in_one_line(cluster: Any, tmp_pat
     def swells(file: Path) -> None:
         raise MemoryError("unable to allocate 9 TiB")
 
-    with pytest.raises(RunError, match="part-1: 3 workers ended while they made it|part-1: its workers ran out of mem"):
+    with pytest.raises(RunError, match=r"part-1 cannot be made: "):
         on_ray(cluster, tmp_path, dies)
     assert capsys.readouterr().out.count("a worker ended while it made part-1") == 3
-    with pytest.raises(RunError, match="part-.: its workers ran out of memory; give each worker more .*shard_size"):
+    with pytest.raises(RunError, match=r"part-. cannot be made: a worker ran out of memory; start fewer .*shard_size"):
         on_ray(cluster, tmp_path, swells)
 
 
 def test_a_folder_that_workers_do_not_see_is_told(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "stage").mkdir()
     settings = resolve(DistillationSettings, {"workers": "ray", "ray_address": cluster.address})
-    with pytest.raises(RunError, match="does not see .*: UDRL_OUTPUTS should be storage that all nodes share"):
+    with pytest.raises(RunError, match=r"does not see .*: UDRL_OUTPUTS should be storage that all nodes share"):
         items = iter([(tmp_path / "stage" / "part-0",)])
         list(spread(settings, RunFolder(tmp_path), "stage", lambda *how: print, items, lambda item: False))
 
@@ -289,5 +289,5 @@ def test_a_cluster_of_other_versions_or_none_or_no_ray(cluster: Any, tmp_path: P
         tried(r"the cluster cannot be used: Version mismatch: .*Ray: 2[.\d]+ .* Ray: 0.1.2")
     monkeypatch.setitem(sys.modules, "ray", None)
     tried(r"parameter workers='ray' needs the scale extra: pip install 'udrl_utils\[scale\]'", SettingsError)
-    with pytest.raises(SettingsError, match="parameter ray_address='ray://head' .*host:port"):
+    with pytest.raises(SettingsError, match=r"parameter ray_address='ray://head' .*host:port"):
         resolve(DistillationSettings, {"ray_address": "ray://head"})

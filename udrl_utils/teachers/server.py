@@ -50,6 +50,9 @@ ADAPTATIONS = {
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # raised for what is not a chat completion
 
 
+Budget = int | Callable[[int], int] | None  # requests that may be made, or what takes some and says how many are left
+
+
 @dataclass(frozen=True)
 class Question:
     """A chat to be continued, and how: messages, sampling options, the JSON schema that the reply should have."""
@@ -90,7 +93,7 @@ class ChatClient:
         base_urls: Sequence[str],
         concurrency: int,
         timeout: float,
-        budget: int | Callable[[int], int] | None = None,
+        budget: Budget = None,
         who: str = "teacher",
     ):
         self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
