@@ -221,17 +221,15 @@ def _on_ray(ray: Any, plan: Plan, run: RunFolder, todo: deque[Item], computes: b
 
 def _fault(error: Any, shard: str) -> BaseException:
     """What ended the making of a shard, as an error that a user can mend where it is one."""
-    cause, said = getattr(error, "cause", error), _one_line(error)
+    cause, said = getattr(error, "cause", None), _one_line(error)
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, MemoryError) or re.search("OutOfMemory|memory pressure|running low on memory", said):
-        more = (
-            "more memory for each worker is needed (fewer per node, by `ray start --num-cpus`), or a lower shard_size"
-        )
-        return RunError(f"{shard} cannot be made: a worker ran out of memory; {more}")
-    return (
-        error if cause is not error else RunError(f"{shard} cannot be made: {DEATHS} workers ended; the last: {said}")
-    )
+        mend = "start fewer workers per node (`ray start --num-cpus`), or lower shard_size"
+        return RunError(f"{shard} cannot be made: a worker ran out of memory; {mend}")
+    if cause is not None:
+        return error
+    return RunError(f"{shard} cannot be made: {DEATHS} workers ended while they made it; the last: {said}")
 
 
 def _one_line(error: BaseException) -> str:
