@@ -163,11 +163,12 @@ def test_pairs_are_the_same_and_paid_once_when_a_worker_is_killed_and_one_comes(
         wait_for(lambda: len(workers()) == 3)
         server.latency = 0.0
 
-    with ScriptedServer(latency=0.08, answer=steady) as server:
+    with ScriptedServer(answer=steady) as server:
         served = {"teacher": "openai", "teacher_model": "m", "teacher_form": "list", "teacher_base_urls": [server.url]}
         served |= {"teacher_concurrency": CONCURRENCY}
         alone = pairs_of(smoke, "alone", **served)
         server.bodies.clear()
+        server.latency = 0.3
         on_ray = served | {"workers": "ray", "ray_address": cluster.address}
         with pytest.raises(RunError, match="raise teacher_budget and run again"):
             pairs_of(smoke, "ray", **on_ray, teacher_budget=30)
