@@ -20,7 +20,7 @@ KEPT = 0.879  # share of the prompts asked for that pass the filters
 PROMPT_CHARACTERS, PROMPT_WORDS, PROMPT_TOKENS = 55.8, 9.3, 13.5
 INTENT_CHARACTERS, INTENT_TOKENS = 23.7, 5.9
 CHARACTERS_PER_TOKEN = PROMPT_CHARACTERS / PROMPT_TOKENS
-# Bytes, measured by benchmarks/scale.py
+# Bytes: of the shards of a run of 713 pairs; rows and memory are reckoned from what they hold, and not yet measured
 JOURNAL_LINE = 100  # of a reply in the journal, beside its text
 PAIR_ON_DISK, REWARD_ON_DISK, ROW_ON_DISK = 100, 8, 260
 PAIR_IN_MEMORY, PROCESS_IN_MEMORY = 900, 800_000_000  # of a process of notebook 03
