@@ -15,7 +15,7 @@ install: $(STAMP)  ## set up the virtual environment (the other targets do so to
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[offline,deploy,search,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[offline,deploy,search,serve,scale,dev]'
 	@touch $@
 
 run: install  ## run notebooks 01-04 on the laptop preset; prints results and the report's path

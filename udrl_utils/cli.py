@@ -18,6 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from udrl_utils.errors import SettingsError, UserError, extra
+from udrl_utils.estimate import Speeds, estimate
+from udrl_utils.estimate import page as page_of_estimate
 from udrl_utils.gpt2 import BASE
 from udrl_utils.language_models import PACKED, fetch
 from udrl_utils.notebooks import execute, minutes, new_workbook
@@ -237,6 +239,21 @@ def search_eval(
     other = settings.model_copy(update=dict(zip(("catalog", "judgements"), tune_on, strict=True))) if tune_on else None
     for title, table in evaluate(settings, student, llms, out or outputs_root() / "search-eval", other).items():
         show_table(title, table)
+
+
+@app.command("estimate")
+def reckon(
+    pairs: Annotated[int, typer.Option(min=1, help="pairs that the run is to keep")] = 52_000_000,
+    preset: Annotated[str, typer.Option(help="a preset by name, or the path of a YAML file")] = "paper",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the preset's")] = None,
+    writing: Annotated[float, typer.Option(min=1, help="tokens a second that the teacher writes")] = Speeds().writing,
+    reading: Annotated[float, typer.Option(min=1, help="tokens a second that the judge reads")] = Speeds().reading,
+    training: Annotated[float, typer.Option(min=1, help="a student of 93.8M learns [tokens/s]")] = Speeds().training,
+) -> None:
+    """Reckon what a run of any size takes: requests, tokens, hours, cost, disk, memory. Nothing is asked or trained."""
+    settings = read_settings(preset, changes or [])
+    rows = estimate(pairs, settings, Speeds(writing, reading, training))
+    typer.echo(page_of_estimate(rows, pairs))
 
 
 def show_size(what: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers import client_of
 from udrl_utils.teachers.replies import Journal, without_thoughts
-from udrl_utils.teachers.server import ChatClient, Question, options_of
+from udrl_utils.teachers.server import Budget, ChatClient, Question, options_of
 
 SCORES = (1, 10)
 SCHEMA = {
@@ -74,10 +75,27 @@ def make_judge(settings: AnnotationSettings, run: RunFolder, stage: str) -> Judg
     A stage keeps the votes that it pays for in its own folder; those of 02_annotated are read as well.
     """
     journal = Journal(run / stage / "_judge.jsonl")
-    used = sum(Journal(file).usage["requests"] for file in run.path.glob("*/_judge.jsonl"))
-    journal.replies = Journal(run / "02_annotated" / "_judge.jsonl").replies | journal.replies
-    budget = settings.judge_budget - used if settings.judge_budget else None
+    for file in votes_of_pairs(run):
+        journal.replies = Journal(file).replies | journal.replies
+    return judge_of(settings, journal, budget_of_judge(settings, run))
+
+
+def judge_of(settings: AnnotationSettings, journal: Journal, budget: Budget) -> Judge:
+    """The judge that the settings name; `budget` is that of its ChatClient."""
     return Judge(client_of(settings, "judge", budget), settings.judge_votes, journal, settings.judge_request)
+
+
+def votes_of_pairs(run: RunFolder) -> list[Path]:
+    """Journals of the votes on a run's pairs: that of the notebook, and those of workers, one per shard."""
+    return [run / "02_annotated" / "_judge.jsonl", *sorted(run.path.glob("02_annotated/_judge/*.jsonl"))]
+
+
+def budget_of_judge(settings: AnnotationSettings, run: RunFolder) -> int | None:
+    """How many requests a run may still make to its judge, in all stages together; None for any number."""
+    if not settings.judge_budget:
+        return None
+    files = {*votes_of_pairs(run), *run.path.glob("*/_judge.jsonl")}
+    return settings.judge_budget - sum(Journal(file).usage["requests"] for file in files)
 
 
 def read_score(reply: str) -> float:

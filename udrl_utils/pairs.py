@@ -10,10 +10,11 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -28,7 +29,9 @@ from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request, borrows
+from udrl_utils.teachers.server import Budget
 from udrl_utils.text import clean_intent, count_words, distinct, words
+from udrl_utils.workers import spread
 
 if TYPE_CHECKING:
     import pyarrow
@@ -123,36 +126,22 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     splits, held_out = assign_splits(list(dict.fromkeys(request.intent for request in requests)), settings)
     check_splits(given, splits, settings)
     keep(folder, stamp_of(settings, requests, given))
-    sets = {(request.task, request.intent): prompts for request, prompts in given.items()}
-    teacher = RecordedTeacher("given", sets) if given else make_teacher(settings, budget_of(run, settings))
-    total, usage, started, again = Counter(), Counter(), time.monotonic(), True
-    parts = shards(folder, requests, settings)
-    for number, (file, batch) in enumerate(parts, 1):
-        made = is_sound(file)
-        lacks = left_out(read_note(file, "usage")) if made else 0
-        if not made or (lacks and again):
-            journal, written = Journal(journal_of(file)), None
-            if not made:
-                run.reopen("01_pairs")
-            try:
-                written = teacher.write(batch, journal)
-            except RunError as error:
-                if not made:
-                    raise
-                again = False
-                print(f"{file.name} stays without {lacks} replies: {error}", flush=True)
-            if written and (not made or journal.left_out.total() < lacks):
-                run.reopen("01_pairs")
-                pairs, counts, dropped = kept_pairs(batch, written, splits, teacher.name, settings, held_out)
-                missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
-                notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
-                write_shard(file, pair_table(pairs), **notes)
+    total, usage, started = Counter(), Counter(), time.monotonic()
+    build = partial(PairMaker, settings, held_out, bool(given))
+    parts = [
+        Shard(file, batch, {r.intent: splits[r.intent] for r in batch}, [given[r] for r in batch] if given else None)
+        for file, batch in shards(folder, requests, settings)
+    ]
+    budget, computes = budget_of(run, settings), settings.teacher == "local" and not given
+    done = spread(settings, run, "01_pairs", build, parts, is_whole, budget, computes)
+    for number, (file, *_) in enumerate(done, 1):
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
         left = passed / number * (len(parts) - number) / 60
-        done = f"shard {number} of {len(parts)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
-        print(f"{done}, {left:.1f} min left", flush=True)
+        rate = total["kept"] / passed
+        line = f"shard {number} of {len(parts)}: {total['kept']} pairs, {rate:.0f}/s, {left:.1f} min left"
+        print(line, flush=True)
     if given:
         print(dropped_line(total, given, settings), flush=True)
     if left_out(usage):
@@ -161,6 +150,67 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
     if not total["kept"]:
         raise RunError(f"run={run.name!r}: no prompt was left after filtering ({dict(total)})")
     return dict(total), dict(usage)
+
+
+class Shard(NamedTuple):
+    """What a shard of 01_pairs is made from."""
+
+    file: Path
+    requests: list[Request]
+    splits: dict[str, str]  # of their intents
+    given: list[list[str]] | None  # prompts of each request, where pairs are given in place of a teacher
+
+
+def is_whole(shard: Shard) -> bool:
+    """Whether a shard is there and no reply is missing in it."""
+    return is_sound(shard.file) and not left_out(read_note(shard.file, "usage"))
+
+
+class PairMaker:
+    """Makes shards of 01_pairs, and asks again for the replies that finished ones lack; here, or on a worker.
+
+    `budget` is how many requests its teacher may make. `reopen` is called before a shard is made or changed.
+    """
+
+    def __init__(
+        self,
+        settings: DistillationSettings,
+        held_out: frozenset[str],
+        given: bool,
+        budget: Budget,
+        reopen: Callable[[], None],
+    ):
+        self.settings, self.held_out, self.reopen = settings, held_out, reopen
+        self.teacher = RecordedTeacher("given", {}) if given else make_teacher(settings, budget)
+        self.again = True  # whether the teacher can be asked for what finished shards lack
+
+    def __call__(
+        self, file: Path, requests: list[Request], splits: dict[str, str], given: list[list[str]] | None
+    ) -> None:
+        """Make a shard. Raises: what the teacher raises, unless the shard was there and only lacks replies."""
+        made = file.exists()
+        lacks = left_out(read_note(file, "usage")) if made else 0
+        if made and not self.again:
+            return
+        if not made:
+            self.reopen()
+        journal = Journal(journal_of(file))
+        try:
+            written = given or self.teacher.write(requests, journal)
+        except RunError as error:
+            if not made:
+                raise
+            self.again = False
+            print(f"{file.name} stays without {lacks} replies: {error}", flush=True)
+            return
+        if not made or journal.left_out.total() < lacks:
+            self.reopen()
+            pairs, counts, dropped = kept_pairs(
+                requests, written, splits, self.teacher.name, self.settings, self.held_out
+            )
+            missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
+            notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
+            write_shard(file, pair_table(pairs), **notes)
 
 
 def dropped_prompts(run: RunFolder) -> pd.DataFrame:

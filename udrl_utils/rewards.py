@@ -20,7 +20,7 @@ import symtable
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import pandas as pd
 from udrl_utils.commands import usual_scripts
 from udrl_utils.encoder import Embed, Encoder
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.judge import make_judge
+from udrl_utils.judge import budget_of_judge, judge_of, make_judge
 from udrl_utils.runs import (
     RunFolder,
     is_sound,
@@ -43,7 +43,10 @@ from udrl_utils.runs import (
     write_shard,
 )
 from udrl_utils.settings import AnnotationSettings
+from udrl_utils.teachers.replies import Journal
+from udrl_utils.teachers.server import Budget
 from udrl_utils.text import count_words, stem, words
+from udrl_utils.workers import spread
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)
@@ -181,35 +184,77 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     changed, or votes of the judge are missing. All prompts of a task and intent are in one shard, so that sets are
     complete.
     """
-    import pyarrow as pa
-
-    folder, embed, pairs = run / "02_annotated", Encoder(settings.encoder), shards_of(run / "01_pairs")
+    folder, pairs = run / "02_annotated", shards_of(run / "01_pairs")
     check_known(settings.rewards)
-    judge = REWARDS["judge"].score if "judge" in settings.rewards else None
     save_rewards(folder, settings.rewards)
     check_scripts(settings, pairs)
     renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
-    for number, source in enumerate(pairs, 1):
-        file = folder / source.name
-        made = is_sound(file)
-        lacks = read_note(file, "left_out") if made else 0
-        if not made:
-            run.reopen("02_annotated")
-        if not made or lacks:
-            try:
-                annotated = annotate(pd.read_parquet(source), settings.rewards, embed)
-            except RunError as error:
-                if not made:
-                    raise
-                print(f"{file.name} stays without {lacks} votes of the judge: {error}", flush=True)
-                break  # the judge cannot be asked now
-            left_out = judge.journal.left_out.total() if judge else 0
-            if not made or left_out < lacks:
-                run.reopen("02_annotated")
-                write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), left_out=left_out)
-            embed.forget()
+    here, budget = settings.workers == "local", budget_of_judge(settings, run)
+    build = partial(Annotator if here else annotator_of_worker, settings, run.path)
+    parts = [(folder / source.name, source) for source in pairs]
+    done = spread(settings, run, "02_annotated", build, parts, is_scored, budget, computes=True)
+    for number, _ in enumerate(done, 1):
         print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)
+
+
+def is_scored(part: tuple[Path, Path]) -> bool:
+    """Whether a shard is scored and no vote of the judge is missing in it."""
+    return is_sound(part[0]) and not read_note(part[0], "left_out")
+
+
+class Annotator:
+    """Scores shards of a run with the registered rewards. `reopen` is called before a shard is made or changed."""
+
+    def __init__(self, settings: AnnotationSettings, path: Path, budget: Budget, reopen: Callable[[], None]):
+        self.rewards, self.embed, self.reopen = settings.rewards, Encoder(settings.encoder), reopen
+        self.judge = REWARDS["judge"].score if "judge" in settings.rewards else None
+        self.again = True  # whether the judge can be asked for the votes that finished shards lack
+
+    def __call__(self, file: Path, source: Path) -> None:
+        """Score a shard. Raises: what its rewards raise, unless the shard was there and only lacks votes."""
+        import pyarrow as pa
+
+        made = file.exists()
+        lacks = read_note(file, "left_out") if made else 0
+        if made and not self.again:
+            return
+        if not made:
+            self.reopen()
+        try:
+            annotated = annotate(pd.read_parquet(source), self.rewards, self.embed)
+        except RunError as error:
+            if not made:
+                raise
+            self.again = False
+            print(f"{file.name} stays without {lacks} votes of the judge: {error}", flush=True)
+            return
+        left_out = self.judge.journal.left_out.total() if self.judge else 0
+        if not made or left_out < lacks:
+            self.reopen()
+            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), left_out=left_out)
+        self.embed.forget()
+
+
+def annotator_of_worker(
+    settings: AnnotationSettings, path: Path, budget: Budget, reopen: Callable[[], None]
+) -> Callable[[Path, Path], None]:
+    """What scores shards on a worker: with the rewards that the run's owner made, and a journal of votes per shard."""
+    folder = path / "02_annotated"
+    read_rewards(folder)
+    paid = Journal(folder / "_judge.jsonl").replies  # by a run without workers
+    if "judge" in settings.rewards:
+        judge = judge_of(settings, Journal(folder / "_judge.jsonl"), budget)
+        REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
+    annotator = Annotator(settings, path, budget, reopen)
+
+    def score(file: Path, source: Path) -> None:
+        if annotator.judge:
+            annotator.judge.journal = journal = Journal(folder / "_judge" / f"{file.stem}.jsonl")
+            journal.replies = paid | journal.replies
+        annotator(file, source)
+
+    return score
 
 
 def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:

@@ -51,6 +51,7 @@ class RunFolder:
     def __init__(self, name: str | Path):
         self.path = Path(name) if isinstance(name, Path) else outputs_root() / name
         self.name = self.path.name
+        self.nodes: list[dict[str, Any]] = []  # machines and versions of the workers, where a stage had some
         self._started = time.monotonic()
 
     def __truediv__(self, part: str) -> Path:
@@ -122,6 +123,7 @@ class RunFolder:
         record["stages"][stage] = {
             "settings": settings.model_dump(mode="json"),
             "seconds": round(time.monotonic() - self._started, 1),
+            **({"nodes": self.nodes} if self.nodes else {}),
             **facts,
         }
         record["stages"] = {name: record["stages"][name] for name in NOTEBOOKS if name in record["stages"]}

@@ -94,11 +94,22 @@ class StageSettings(BaseModel):
             print(f"{name:24} {getattr(self, name)!r:32} {field.description}")
 
 
-class DistillationSettings(StageSettings):
+class WorkersSettings(StageSettings):
+    """Where the shards of a stage are made."""
+
+    HOW = frozenset(("run", "workers", "ray_address"))
+
+    workers: Literal["local", "ray"] = setting("local", "who makes the shards: this process (local) or a cluster (ray)")
+    ray_address: str = setting(
+        "", "host:port of a Ray cluster, or auto: that of this machine; '' starts one", pattern=r"^(auto|[^/]+:\d+)?$"
+    )
+
+
+class DistillationSettings(WorkersSettings):
     """01: intents, the teacher that writes prompts for them, and what is kept of its replies."""
 
     HOW = frozenset(f"teacher_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget", "prices"))
-    HOW |= {"run"}
+    HOW |= WorkersSettings.HOW
 
     tasks_file: TasksFile = setting("", "YAML file with tasks of your own; '' for none")
     tasks: list[TaskName] = setting(list(TASKS), "kinds of prompt to distil", min_length=1)
@@ -140,11 +151,11 @@ class DistillationSettings(StageSettings):
             yield "tasks", f"should name a task of tasks_file={self.tasks_file!r}, which holds {', '.join(own)}"
 
 
-class AnnotationSettings(StageSettings):
+class AnnotationSettings(WorkersSettings):
     """02: the rewards that every pair is scored with."""
 
     HOW = frozenset(f"judge_{name}" for name in ("base_urls", "batch", "concurrency", "timeout", "budget"))
-    HOW |= {"run", "data_repo"}
+    HOW |= WorkersSettings.HOW | {"data_repo"}
 
     rewards: list[str] = setting(["length", "relevance", "diversity"], "rewards to score", min_length=1)
     encoder: str = setting("minilm", "'minilm' (bundled) or a Sentence-Transformers id or path", min_length=1)

@@ -87,7 +87,7 @@ def untrained(settings: TrainingSettings, codec: CommandCodec, train: pd.DataFra
     if settings.base:
         plan = plan_of(settings, train, base_tokenizer(settings.base))
         return *pretrained_student(settings.base, codec, settings.n_positions), plan
-    tokenizer = train_tokenizer([*train.intent, *train.prompt], settings.vocab_size, codec.tokens())
+    tokenizer = train_tokenizer(itertools.chain(train.intent, train.prompt), settings.vocab_size, codec.tokens())
     return new_student(settings, tokenizer), tokenizer, plan_of(settings, train, tokenizer)
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame) -
     check_start(settings, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train, run.settings(AnnotationSettings).rewards, settings.bins)
     sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
-    words = " ".join(sorted(Vocabulary([*train.intent.unique(), *train.prompt]).taught))
+    words = " ".join(sorted(Vocabulary(chain(train.intent.unique(), train.prompt)).taught))
     form, place = settings.command_form, settings.command_place
     return replace(codec, form=form, place=place, horizon=settings.horizon, sampling=sampling, words=words)
 

@@ -108,7 +108,7 @@ def test_the_lock_pins_every_dependency():
 def test_conda_installs_what_the_lock_pins_and_says_why():
     text = (ROOT / "environment.yml").read_text()
     pip = yaml.safe_load(text)["dependencies"][-1]["pip"]
-    assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,deploy,search,serve,dev]"]
+    assert pip == ["-c requirements.lock", f"torch=={locked()['torch']}", "-e .[offline,deploy,search,serve,scale,dev]"]
     entries = [line for line in text.splitlines() if line.lstrip().startswith("- ") and not line.endswith("pip:")]
     assert all(" # " in line for line in entries)
 

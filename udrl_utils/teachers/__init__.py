@@ -21,7 +21,7 @@ from udrl_utils.teachers.replies import (
     single_messages,
     split_reply,
 )
-from udrl_utils.teachers.server import ChatClient, Question, TooLong, options_of
+from udrl_utils.teachers.server import Budget, ChatClient, Question, TooLong, options_of
 
 
 class Teacher(Protocol):
@@ -94,7 +94,7 @@ class OpenAITeacher:
         return Question(chat, options_of(how, self.request), schema)
 
 
-def make_teacher(settings: DistillationSettings, budget: int | None = None) -> Teacher:
+def make_teacher(settings: DistillationSettings, budget: Budget = None) -> Teacher:
     """The teacher that the settings name; a served one stops when its budget of requests is spent.
 
     Raises: SettingsError for an LLM teacher without a model.
@@ -110,7 +110,7 @@ def make_teacher(settings: DistillationSettings, budget: int | None = None) -> T
     return OpenAITeacher(client, *how, settings.teacher_intents_per_request, request)
 
 
-def client_of(settings: DistillationSettings | AnnotationSettings, who: str, budget: int | None) -> ChatClient:
+def client_of(settings: DistillationSettings | AnnotationSettings, who: str, budget: Budget) -> ChatClient:
     """The client of the servers that the settings name for the `teacher` or the `judge`."""
     model, urls, concurrency, timeout, batch = (
         getattr(settings, f"{who}_{name}") for name in ("model", "base_urls", "concurrency", "timeout", "batch")

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,9 @@ ADAPTATIONS = {
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # raised for what is not a chat completion
 
 
+Budget = int | Callable[[int], int] | None  # requests that may be made, or what takes some and says how many are left
+
+
 @dataclass(frozen=True)
 class Question:
     """A chat to be continued, and how: messages, sampling options, the JSON schema that the reply should have."""
@@ -80,7 +83,8 @@ class ChatClient:
 
     The first question is asked alone, so that a server that cannot answer costs one request. What a server refuses is
     changed for all later requests where that is possible, and a line says so. The key comes from OPENAI_API_KEY alone.
-    `budget` is how many requests may be made, failed ones included, or None for any number; <who>_budget sets it.
+    `budget` is how many requests may be made, failed ones included, or None for any number; <who>_budget sets it. It
+    may be a function too, that takes some from a budget of several processes and says how many are left.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class ChatClient:
         base_urls: Sequence[str],
         concurrency: int,
         timeout: float,
-        budget: int | None = None,
+        budget: Budget = None,
         who: str = "teacher",
     ):
         self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
@@ -125,11 +129,14 @@ class ChatClient:
 
     def spend(self, requests: int = 1) -> None:
         """Take requests from the budget. Raises: RunError when less is left."""
-        if self.budget is not None:
-            if self.budget < requests:
-                kept = "the request budget is spent and all replies so far are kept"
-                raise RunError(f"{kept}: raise {self.who}_budget and run again")
-            self.budget -= requests
+        if self.budget is None:
+            return
+        left = self.budget(requests) if callable(self.budget) else self.budget - requests
+        if left < 0:
+            kept = "the request budget is spent and all replies so far are kept"
+            raise RunError(f"{kept}: raise {self.who}_budget and run again")
+        if not callable(self.budget):
+            self.budget = left
 
     async def _ask(self, new: dict[str, Question], journal: Journal, known: bool) -> None:
         async with openai.AsyncOpenAI(
