@@ -146,7 +146,9 @@ def decode(content: bytes) -> str:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"line {line} is not UTF-8: save the file as UTF-8") from None
     if "\0" in text:
-        raise ValueError(f"line {text[: text.index(chr(0))].count(chr(10)) + 1} has a zero byte: save the file as UTF-8")
+        raise ValueError(
+            f"line {text[: text.index(chr(0))].count(chr(10)) + 1} has a zero byte: save the file as UTF-8"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -57,6 +57,9 @@ def sheet(intents: list[str]) -> bytes:
             b"id;intent\n1;Koi pond\n2;tea for two\n",
         ),  # github.com/jku-vds-lab/projection-space-explorer/issues/246
         ("a.csv", b"id\tintent\n1\tKoi pond\n2\ttea for two\n"),  # github.com/Clever/csvlint/issues/21
+        ("a.csv", b"sep=;\r\nid;intent\r\n1;Koi pond\r\n2;tea for two\r\n"),  # Excel
+        ("a.csv", b"intent\rKoi pond\rtea for two\r"),
+        ("a.json", b'{"intent": "Koi pond"}\n{"intent": "tea for two"}\n'),
         ("a.csv.gz", gzip.compress(KOI.encode())),
         ("a.json", b'["Koi pond", "tea for two"]'),
         ("a.json", b'[{"intent": "Koi pond"}, {"intent": null}, {"intent": "tea for two"}]'),
@@ -87,6 +90,12 @@ def test_a_file_is_read_as_it_comes(smoke: dict, tmp_path: Path, name: str, cont
         ("a.jsonl", b'{"intent": "koi"}\n{"intent": "te', "row 2 is not JSON"),  # huggingface/datasets/issues/6460
         ("a.jsonl", b'{"intent": "koi"}\n[1, 2]\n', "row 2 is no object with intent"),
         ("a.json", b'[{"intent": "koi"}, {"intent": {"text": "tea"}}]', "row 2 has no text in column 'intent'"),
+        ("a.csv", b"intent,n\nkoi,1\nred, blue car,2\n", "row 2 has 3 fields, and the header 2: a text that holds ','"),
+        ("a.csv", b"intent,n\nred, blue car,2\nkoi, pond,1\n", "row 1 has 3 fields, and the header 2"),
+        ("a.csv", b'intent\n"koi pond\ntea\n', "line 3: unexpected end of data"),
+        ("a.csv", b"intent,intent\nkoi,tea\n", "two columns have the same name: intent, intent"),
+        ("a.csv", "intent\nkoi\n".encode("utf-16-le"), "line 1 has a zero byte: save the file as UTF-8"),
+        ("a.tsv", b"intent\tn\nkoi\t1\tpond\n", "row 1 has 3 fields, and the header 2"),
         ("a.docx", b"PK", "a file should end in txt, csv, tsv, json, jsonl, parquet or xlsx, also with .gz"),
         ("b.csv", KOI.encode(), "there is no such file; did you mean"),
         ("a.parquet", b"no parquet", "cannot read"),
@@ -98,6 +107,12 @@ def test_a_file_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path, name
     with pytest.raises(SettingsError) as caught:
         read_table(str(tmp_path / name), ["intent"])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_texts_with_commas_in_a_single_column_are_whole(tmp_path: Path) -> None:
+    """Read as an index otherwise: the first field of a longer row."""
+    (tmp_path / "a.csv").write_text('intent\nred, blue car\n"tea, ""hot"""\nkoi\n')
+    assert read_table(str(tmp_path / "a.csv"), ["intent"]).intent.tolist() == ["red, blue car", 'tea, "hot"', "koi"]
 
 
 def test_a_null_drops_one_prompt_and_not_those_beside_it(smoke: dict, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ MIN_P = 0.05  # tokens less likely than this share of the likeliest are never dr
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; a longer one is given up
 
+
 class LocalTeacher:
     """A local or Hub instruct model, or a GGUF file. Replies are kept in the journal as soon as a batch ends."""
 
@@ -137,7 +138,7 @@ class Writer:
         return parts
 
     def __call__(self, batch: dict[str, list[int]], longest: int) -> list[tuple[str, int]]:
-        """A reply to each row of a batch, '' where it did not come to an end, and its tokens; the first key seeds it."""
+        """A reply to each row of a batch, '' where it does not end, and its tokens; the first key seeds it."""
         import torch
 
         sampling = Sampling(int(next(iter(batch))[:8], 16), self.temperature, MIN_P)

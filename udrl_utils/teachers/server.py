@@ -46,8 +46,8 @@ ADAPTATIONS = {
     "seed": (r"\bseed\b", "no seed is sent"),
     "temperature": (r"\btemperature\b", "no temperature is sent"),
     "system": (
-        r"system role|system message|role.{0,9}system|roles must alternate|only user and assistant|'user' or 'assistant'"
-        r"|developer instruction",
+        r"system role|system message|role.{0,9}system|roles must alternate|only user and assistant"
+        r"|'user' or 'assistant'|developer instruction",
         "the user's turn has the system text",
     ),
     "schema": (r"response_format|json_schema|grammar", "no JSON schema is sent"),
