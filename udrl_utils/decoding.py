@@ -75,14 +75,7 @@ def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> t
 
 
 def write(
-    model: Any,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    guided: list[int],
-    draw: Draw,
-    most: int,
-    ends: list[int],
-    cache: Any = None,
+    model: Any, ids: Any, mask: Any, guided: list[int], draw: Draw, most: int, ends: list[int], cache: Any = None
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Continue each commanded prefix by at most `most` tokens, up to one of the tokens `ends`, step by step.
 

@@ -19,7 +19,7 @@ import yaml
 
 from udrl_utils import cli, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.engine import REDRAWS, Engine, WordLists
+from udrl_utils.engine import BROKEN_REDRAWS, REDRAWS, Engine, WordLists
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
@@ -284,6 +284,27 @@ def test_a_prompt_with_a_word_that_nobody_wrote_is_drawn_again() -> None:
     assert len(stubborn.read) == 1 + REDRAWS
     worse = Scripted("a scottage", "koi koi koi koi", words="a blue koi pond")
     assert worse.generate(["koi"], Command("text_to_image")) == [["a scottage"]], "and nothing worse instead"
+
+
+def test_a_broken_prompt_is_drawn_again_more_often() -> None:
+    """A loop that comes again: github.com/huggingface/transformers/issues/36848."""
+    engine = Scripted(*["koi koi koi"] * BROKEN_REDRAWS, "a koi pond")
+    assert engine.generate(["koi"], Command("text_to_image")) == [["a koi pond"]]
+    assert len(engine.read) == 1 + BROKEN_REDRAWS
+
+
+@pytest.mark.parametrize(
+    ("intent", "read"), [("🦊", "fox face"), ("🎂 🎈!", "birthday cake balloon"), ("👍🏽", "thumbs up sign")]
+)
+def test_emoji_alone_are_read_by_their_names_and_that_is_told(intent: str, read: str) -> None:
+    engine = Scripted("a fox")
+    with pytest.warns(UserWarning, match=f"has no words: it is read as '{read}'"):
+        engine.generate([intent], Command("text_to_image"))
+    assert read in engine.read[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.generate([f"{intent} mug"], Command("text_to_image"))
+    assert intent.split()[0] in engine.read[-1]
 
 
 @pytest.mark.parametrize("lists", [{"banned": "blue"}, {"keep": [""]}, {"banned": ["blue"], "keep": ["blue sky"]}])

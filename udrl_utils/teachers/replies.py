@@ -15,15 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import json_repair
-from wordfreq import zipf_frequency
 
 from udrl_utils.tasks import TASKS
-from udrl_utils.text import harmless, scripts, share, words
+from udrl_utils.text import harmless, scripts, share
 
 # what a model thinks before it answers: a block, one that is cut off, or one that its chat template has opened
 THOUGHTS = re.compile(
@@ -53,7 +51,6 @@ FIELD = re.compile(  # of an object: it holds a prompt
 SIZE = re.compile(r"\s*[(\[]\d+ words?[)\]]\.?$", re.I)  # "a koi pond (3 words)"
 QUOTES = ('""', "“”", "''", "‘’", "``", "«»", "「」", ("**", "**"), "**", "__")
 EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # the examples shown when one prompt is asked for
-RARE = 4.0  # Zipf frequency (wordfreq) from which a word is too common to tell where it comes from
 Chat = list[dict[str, str]]  # turns, each with its role and content
 NO_ANSWER = ("empty", "cut", "filtered")  # faults of a reply that arrived, and was paid for, but answers nothing
 
@@ -96,28 +93,6 @@ def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
     chosen = EXAMPLE_SETS[int(share(request.intent, 0) * len(EXAMPLE_SETS))]
     examples = TASKS[request.task].examples
     return list(dict.fromkeys(examples[k % len(examples)] for k in chosen))
-
-
-def borrows(request: Request, prompt: str) -> bool:
-    """Whether a prompt copies the examples of its task rather than its intent: a rare word of their intents, or four
-    words in a row of their prompts."""
-    rare, shown = marks_of_examples(request.task)
-    own, said = words(request.intent), words(prompt)
-    return not (rare - set(own)).isdisjoint(said) or not (shown - runs(own)).isdisjoint(runs(said))
-
-
-@cache
-def marks_of_examples(task: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
-    """What gives a task's examples away: rare words of their intents, and four words in a row of their prompts."""
-    named = {word for intent, _ in TASKS[task].examples for word in words(intent)}
-    texts = [text for _, prompts in TASKS[task].examples for text in prompts]
-    rare = frozenset(word for word in named if zipf_frequency(word, "en") < RARE)
-    return rare, frozenset().union(*(runs(words(text)) for text in texts))
-
-
-def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:
-    """All sequences of `size` words in a row."""
-    return {tuple(tokens[k : k + size]) for k in range(len(tokens) - size + 1)}
 
 
 def without_system(chat: Chat) -> Chat:

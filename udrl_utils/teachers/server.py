@@ -80,6 +80,7 @@ class TooLong(RunError):
     """A question does not fit into the context window of the model."""
 
 
+@dataclass(eq=False)
 class ChatClient:
     """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
@@ -88,22 +89,21 @@ class ChatClient:
     `budget` is how many requests may be made, failed ones included, or None for any number; <who>_budget sets it.
     """
 
-    def __init__(
-        self,
-        model: str,
-        base_urls: Sequence[str],
-        concurrency: int,
-        timeout: float,
-        budget: int | None = None,
-        who: str = "teacher",
-    ):
-        self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
-        self.concurrency, self.timeout = concurrency, timeout
-        self.where = " and ".join(base_urls) or "the server"
-        self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
-        self.room = 1  # times the token limit
-        self.proven = False  # whether a server has answered a question
-        self.silent = 0  # questions in a row that got no reply after all attempts
+    model: str
+    base_urls: Sequence[str]
+    concurrency: int
+    timeout: float
+    budget: int | None = None
+    who: str = "teacher"
+    adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
+    room: int = 1  # times the token limit
+    proven: bool = False  # whether a server has answered a question
+    silent: int = 0  # questions in a row that got no reply after all attempts
+
+    @property
+    def where(self) -> str:
+        """The servers, as an error names them."""
+        return " and ".join(self.base_urls) or "the server"
 
     def ask(self, questions: Sequence[Question], journal: Journal) -> list[str | None]:
         """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
