@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.decoding import Sampling
-from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, is_empty, scripts, spelled_out
+from udrl_utils.text import clean_intent, closed_up, count_words, degenerate, harmless, is_empty, scripts, spelled_out
 from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -222,6 +222,9 @@ class Engine:
         if unread:
             known = ", ".join(self.codec.scripts)
             warnings.warn(f"{', '.join(sorted(unread))}: this student was trained on intents in {known}", stacklevel=3)
+        longest, usual = max(map(count_words, intents), default=0), self.codec.intent_words
+        if longest > usual > 0:
+            warnings.warn(f"an intent has {longest} words, and this student was trained on up to {usual}", stacklevel=3)
         for note in filter(None, (note for _, note in found.values())):
             warnings.warn(note, stacklevel=3)
         return [found[command][0] for command in commands]

@@ -323,6 +323,14 @@ def test_a_student_warns_where_it_never_read_a_script_and_reads_case_only_where_
     assert codec.cased and set(codec.scripts) == {"LATIN", "CJK"} and "NASA" in codec.prefix("", "NASA logo")
 
 
+def test_an_intent_that_is_longer_than_those_of_training_is_told() -> None:
+    rows = pd.DataFrame({"task": "text_to_image", "intent": ["koi pond", "tea for two"], "length": [2, 3]})
+    engine = Scripted("a koi pond")
+    engine.codec = CommandCodec.fit(rows, ["length"], bins=2)
+    with pytest.warns(UserWarning, match="an intent has 60 words, and this student was trained on up to 2"):
+        engine.generate(["koi " * 60], Command("text_to_image"))
+
+
 FAMILY = "birthday card for mom", "Birthday cards for my mom!", "a card for mom's birthday", "mom birthday card, please"
 SUBJECTS = ("otter", "heron", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,7 @@ class Writer:
         parts = []
         for group in alike.values():
             keys = sorted(group, key=lambda key: group[key])  # completions of one chat are neighbours
-            count = -(-len(keys) // most)
-            cuts = [len(keys) * k // count for k in range(count + 1)]
-            parts += [{key: group[key] for key in keys[a:b]} for a, b in pairwise(cuts)]
+            parts += [{key: group[key] for key in keys[k : k + most]} for k in range(0, len(keys), most)]
         return parts
 
     def __call__(self, batch: dict[str, list[int]], longest: int) -> list[tuple[str, int]]:
