@@ -51,9 +51,8 @@ class OpenAITeacher:
     together: int = 1
     request: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return self.client.model
+    def __post_init__(self) -> None:
+        self.name = self.client.model
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts. Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent."""
