@@ -62,6 +62,11 @@ LISTS = [
     ("JSON in a field", "", json.dumps({"prompts": BOTH})),
     ("numbered lines in a field", "", json.dumps({"prompts": f"1. {POND}\n2. {HOUSE}"})),
     ("objects with tags", "", f'[{{"prompt": "{POND}", "tags": ["a"]}}, {{"prompt": "{HOUSE}", "tags": ["b", "c"]}}]'),
+    (
+        "objects with a title",
+        "",
+        json.dumps([{"title": "Koi", "prompt": POND}, {"query": "tea", "rewrite": HOUSE, "description": "a house"}]),
+    ),
     ("fields by length", "", f'{{"short": "{POND}", "long": "{HOUSE}"}}'),
     ("the intent as a query", "", f'{{"query": "koi", "prompts": {BOTH}}}'),
     ("a comment in the JSON", "", f'[\n  // the first\n  "{POND}",\n  "{HOUSE}"\n]'),
@@ -69,6 +74,7 @@ LISTS = [
     ("details below each", "", f"1. {POND}\n   - soft light\n2. {HOUSE}\n   - rain"),
     ("letters", "", f"a) {POND}\nb) {HOUSE}"),
     ("numbers in brackets", "", f"[1] {POND}\n[2] {HOUSE}"),
+    ("numbers and dashes", "", f"1 - {POND}\n2 - {HOUSE}"),
     ("keycaps", "", f"1️⃣ {POND}\n2️⃣ {HOUSE}"),
     ("dashes and quotes", "", f"– «{POND}»\n– 「{HOUSE}」"),
     ("counts of words", "", f"1. {POND} (3 words)\n2. {HOUSE} [3 words]"),
@@ -94,6 +100,7 @@ SINGLES = [
     ("full-width markers", "", f"{POND}<｜end▁of▁sentence｜>"),
     ("an answer in tags", "", f"<think>koi?</think><answer>\n{POND}\n</answer>"),
     ("a role in words", "", f"assistant\n\n{POND}"),
+    ("an object with a title", "", f'{{"title": "Koi", "prompt": "{POND}", "description": "a pond"}}'),
     ("a heading", "", f"### Prompt\n\n{POND}"),
     ("a rule", "", f"---\n{POND}\n---"),
     ("a quoted line", "", f"> *{POND}*"),
@@ -140,7 +147,7 @@ def test_what_holds_no_prompt(reply: str) -> None:
 KEPT = (
     '"SALE" poster with a badge that says "50% off"', "T. rex poster", "#1 dad mug", "movie night: popcorn and stars",
     "best job description", "how to write an answer", "3D print of a koi", "a photo (35 mm)", "7 wonders | poster",
-    "✨ sparkling koi", "2024 - year planner", "<lora:koi:0.8> koi pond",
+    "✨ sparkling koi", "2024 - year planner", "3 - 6 months onesie", "<lora:koi:0.8> koi pond",
 )  # fmt: skip
 
 

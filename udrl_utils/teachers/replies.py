@@ -36,7 +36,7 @@ MARKER = re.compile(
     r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<[be]os>|\[/?INST\]|<(?:start|end)_of_turn>)(?:assistant|final)?"
     r"|\Aassistant\s*\n"
 )
-NUMBER = re.compile(r"^\s*[*_]*(?:[(\[]?\d{1,3}[.):\]]|\d{1,3} -|\d\ufe0f?\u20e3)[*_]*\s+")
+NUMBER = re.compile(r"^\s*[*_]*(?:[(\[]?\d{1,3}[.):\]]|\d{1,3} -(?! ?\d)|\d\ufe0f?\u20e3)[*_]*\s+")
 BULLET = re.compile(r"^\s*[*_]*(?:[-*•–●▪→>]|#{1,6}|[a-z]\))[*_]*\s+", re.I)
 START = re.compile(r"""[\[{]\s*(?://[^\n]*\s*)?\\?["'“\[{]""")  # where the JSON of a reply begins
 CLOSED = re.compile(r"""["'”}]\s*,?\s*\]|(?<!\\)["”][\s,]*\Z""")  # a list that ends, or stops after a whole string
@@ -48,6 +48,7 @@ LABEL = re.compile(rf"^[*_]*(?:(?:[\w'’-]+ ){{0,3}}{NAMES}\s*\d*[*_]*\s*:\s*[*
 FIELD = re.compile(  # of an object: it holds a prompt
     rf"(?!negative)(?:\w+[_ ])?(?:{NAMES}|(?:text|result|item)s?)|short|medium|long|\D*\d+", re.I
 )
+MAIN = ("prompt", "rewrite", "search", "answer", "output", "result", "query", "text", "description")
 SIZE = re.compile(r"\s*[(\[]\d+ words?[)\]]\.?$", re.I)  # "a koi pond (3 words)"
 QUOTES = ('""', "“”", "''", "‘’", "``", "«»", "「」", ("**", "**"), "**", "__")
 EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # the examples shown when one prompt is asked for
@@ -242,9 +243,10 @@ def prompts_in(value: Any, listed: bool = False) -> Iterator[str]:
             yield from prompts_in(item, True)
     elif isinstance(value, dict):
         named = [part for name, part in value.items() if FIELD.fullmatch(name)]
-        lists = [part for part in named if isinstance(part, list)] or named
-        lists = lists or [part for part in value.values() if isinstance(part, list)]
-        for part in lists or (value.values() if listed and len(value) == 1 else ()):
+        lists = [part for part in named if isinstance(part, list)]
+        main = [value[name] for name in MAIN if isinstance(value.get(name), str)][:1]  # beside a title, or the intent
+        others = [part for part in value.values() if isinstance(part, list)]
+        for part in lists or main or named or others or (value.values() if listed and len(value) == 1 else ()):
             yield from prompts_in(part, True)
 
 
