@@ -147,7 +147,8 @@ def test_what_holds_no_prompt(reply: str) -> None:
 KEPT = (
     '"SALE" poster with a badge that says "50% off"', "T. rex poster", "#1 dad mug", "movie night: popcorn and stars",
     "best job description", "how to write an answer", "3D print of a koi", "a photo (35 mm)", "7 wonders | poster",
-    "✨ sparkling koi", "2024 - year planner", "3 - 6 months onesie", "<lora:koi:0.8> koi pond",
+    "✨ sparkling koi", "2024 - year planner", "3 - 6 months onesie",
+    'newsletter title: "open late"', "<lora:koi:0.8> koi pond",
 )  # fmt: skip
 
 

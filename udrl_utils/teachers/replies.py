@@ -44,7 +44,11 @@ LONGEST_REPAIR = 20_000  # characters of a broken list that are read
 NUMBERED = re.compile(r'"(\d{1,3})"\s*:\s*(?=\[)')
 NAMES = "(?:prompt|search|answer|output|assistant|rewrite|description|query|queries|title)s?"
 TAG = re.compile(rf"</?(?:{NAMES}|response|result|item|[ou]l|li|p|br)\s*/?>", re.I)
-LABEL = re.compile(rf"^[*_]*(?:(?:[\w'’-]+ ){{0,3}}{NAMES}\s*\d*[*_]*\s*:\s*[*_]*\s*|{NAMES}(?:\s*\d+)?[*_]*$)", re.I)
+LABEL = re.compile(  # Prompt: or Prompt 1; and Here's a prompt:
+    rf"^[*_]*(?:{NAMES}(?:\s*\d+)?[*_]*(?:\s*:\s*[*_]*\s*|$)"
+    r"|(?:[\w'’-]+ ){1,3}(?:prompt|search|query|answer|rewrite)\s*[*_]*:\s*[*_]*\s*)",
+    re.I,
+)
 FIELD = re.compile(  # of an object: it holds a prompt
     rf"(?!negative)(?:\w+[_ ])?(?:{NAMES}|(?:text|result|item)s?)|short|medium|long|\D*\d+", re.I
 )
