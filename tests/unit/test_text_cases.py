@@ -346,6 +346,8 @@ def test_wordings_of_one_intent_are_in_one_split_and_no_plural_has_a_plural(smok
     many = settings.model_copy(update={"pairs": "", "intents": "mine.csv", "test_fraction": 0.49})
     nouns = held_out_nouns([f"old {subject}s" for subject in SUBJECTS], many)
     assert nouns and not [noun for noun in nouns if noun.endswith("ses")], "bannerses is no word"
+    katze = held_out_nouns([f"{name} {k}" for k, name in enumerate(("Katze", "Pferd", "Igel", "Fuchs"))], many)
+    assert katze and katze <= {"katze", "pferd", "igel", "fuchs"}, "nor is igels"
 
 
 def test_a_reward_that_reads_its_notebook_is_refused_before_training(smoke: dict, tmp_path: Path, monkeypatch) -> None:
@@ -418,8 +420,12 @@ def test_four_languages_and_an_own_task_go_through_all_steps(
     assert set(pairs.task) == {"product_description"} and set(pairs.modality) == {"text"}
     run.finish("01_pairs", settings)
     monkeypatch.setattr("udrl_utils.rewards.Encoder", FakeEncoder)
-    made = annotate_run(resolve(rewards.AnnotationSettings, smoke), run)
+    scoring = resolve(rewards.AnnotationSettings, smoke)
+    made = annotate_run(scoring, run)
+    run.finish("02_annotated", scoring)
     assert "encoder='minilm' reads English, and the intents are in" in capsys.readouterr().out
+    rewards.load_rewards(run, "04_analysis")
+    assert "relevance and diversity mean little there" in capsys.readouterr().out, "beside the results, too"
     assert made.length.min() >= 3 and made.relevance.notna().all()
     training = resolve(TrainingSettings, smoke | {"horizon": 1, "word_swaps": 0.5})
     codec = CommandCodec.fit(made, ["length", "relevance", "diversity"], bins=2)
