@@ -16,7 +16,7 @@ import pandas as pd
 
 from udrl_utils.errors import UserError
 from udrl_utils.runs import write_json
-from udrl_utils.text import harmless, lower_intent, pieces, scripts
+from udrl_utils.text import count_words, harmless, lower_intent, pieces, scripts
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
@@ -82,8 +82,8 @@ class CommandCodec:
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
     cased says whether train intents have capitals; if not, the student reads intents in lower case. scripts are those
-    that the train intents are written in. words are those of the train split, with a space between them: a prompt with
-    any other is drawn again.
+    that the train intents are written in, and all but the RARE of them have at most intent_words words, 0 where that is
+    not known. words are those of the train split, with a space between them: a prompt with any other is drawn again.
     """
 
     bins: int
@@ -98,6 +98,7 @@ class CommandCodec:
     sampling: dict[str, float] = field(default_factory=dict)
     cased: bool = False
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
+    intent_words: int = 0
     words: str = ""
 
     @classmethod
@@ -129,7 +130,9 @@ class CommandCodec:
             lengths = {task: usual[task].tolist() for task in edges}
         intents = annotated.get("intent", pd.Series(dtype=str)).drop_duplicates()
         cased = bool((intents != intents.str.lower()).mean() > RARE)
-        codec = cls(bins, longest, edges, lengths=lengths, cased=cased, scripts=usual_scripts(intents) or ["LATIN"])
+        read = {"cased": cased, "scripts": usual_scripts(intents) or ["LATIN"]}
+        read["intent_words"] = int(intents.map(count_words).quantile(1 - RARE)) if len(intents) else 0
+        codec = cls(bins, longest, edges, lengths=lengths, **read)
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pd.DataFrame) -> list[list[int]]:

@@ -53,6 +53,8 @@ class Draw:
         scores = logits.float().log_softmax(-1)
         if len(guided):
             scores[guided] = torch.lerp(opened.float().log_softmax(-1), scores[guided], how.guidance)
+        if not how.temperature:  # the likeliest
+            return scores.argmax(-1)
         scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature
         summed = scores.masked_fill_(scores < math.log(max(how.min_p, 1e-30)), -torch.inf).exp_().cumsum(-1)
         # a number from [0, sum): the first token whose sum is above it, which is never one of probability 0
@@ -73,27 +75,27 @@ def next_logits(model: Any, ids: Any, mask: Any, position: Any, cache: Any) -> t
 
 
 def write(
-    model: Any, batch: Any, guided: list[int], draw: Draw, most: int, end: int
+    model: Any, ids: Any, mask: Any, guided: list[int], draw: Draw, most: int, ends: list[int], cache: Any = None
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Continue each commanded prefix by at most `most` tokens, up to the token `end`, step by step.
+    """Continue each commanded prefix by at most `most` tokens, up to one of the tokens `ends`, step by step.
 
-    `batch` is left-padded: first the commanded prefixes, then, for each row in `guided`, the same prefix without its
+    `ids` is left-padded: first the commanded prefixes, then, for each row in `guided`, the same prefix without its
     levels, which is continued with the tokens sampled for the guided row. Finished rows leave the batch, so that its
-    cost follows the prompts and not the longest of them.
+    cost follows the prompts and not the longest of them. `cache` holds what the model has read of them already; the
+    mask has that, too.
     Yields the rows that are still going and one token for each of them.
     """
     import torch
     from transformers import DynamicCache
 
-    size, device = len(batch.input_ids) - len(guided), batch.input_ids.device
+    size, device, cache = len(ids) - len(guided), ids.device, cache or DynamicCache(config=model.config)
     rows, pairs = torch.arange(size, device=device), torch.tensor(guided, dtype=torch.long, device=device)
-    done = torch.zeros(size, dtype=torch.bool, device=device)
-    mask, ids, cache = batch.attention_mask, batch.input_ids, DynamicCache(config=model.config)
-    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    done, last = torch.zeros(size, dtype=torch.bool, device=device), torch.tensor(ends, device=device)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     for step in range(most):
         logits = next_logits(model, ids, mask, position, cache)
         drawn = draw.next_tokens(logits[: len(rows)], logits[len(rows) :], pairs)
-        done |= drawn == end
+        done |= torch.isin(drawn, last)
         yield rows[~done].tolist(), drawn[~done].tolist()
         if done.all() or step + 1 == most:
             break

@@ -25,12 +25,13 @@ class Encoder:
         self.name, self._known = name, {}
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors of the texts, shape (len(texts), width), float32."""
+        """Unit vectors of the texts, or zeros where an encoder reads nothing, shape (len(texts), width), float32."""
         texts = list(texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             vectors = self._compute(new)
-            self._known.update(zip(new, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True))
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)  # some encoders read nothing in a text
+            self._known.update(zip(new, vectors / norms, strict=True))
         return np.stack([self._known[text] for text in texts]) if texts else np.empty((0, 0), dtype=np.float32)
 
     def forget(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.decoding import Sampling
-from udrl_utils.text import clean_intent, closed_up, degenerate, harmless, is_empty, scripts
+from udrl_utils.text import clean_intent, closed_up, count_words, degenerate, harmless, is_empty, scripts, spelled_out
 from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # A prompt that has not ended after this many tokens per word is cut off. Of 4,184 prompts of real LLMs, 2 need more.
 TOKENS_PER_WORD = 4
-REDRAWS = 3  # times that a broken prompt, or one against the user's word lists, is drawn again
+REDRAWS = 3  # times that a prompt with a fault is drawn again
+BROKEN_REDRAWS = 10  # if it is broken, or against the user's word lists
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class Engine:
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
-        A prompt that is broken, or has a word that neither the train split nor its intent has, is drawn again, at most
-        REDRAWS times, and replaced by one that is no worse.
+        A prompt that has a word that neither the train split nor its intent has is drawn again, at most REDRAWS times,
+        and a broken one at most BROKEN_REDRAWS times; each is replaced by one that is no worse. Emoji without words
+        are read as their names, with a warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -142,12 +144,12 @@ class Engine:
         commands = [command] * len(intents) if isinstance(command, Command) else list(command)
         how, wishes = self.sampling_with(seed=seed, **sampling), WordLists(banned, keep)
         commands = self._checked(intents, commands, strict)
-        read = [wishes.added_to(intent) for intent in intents]
+        read = [wishes.added_to(spelled_out(intent)) for intent in intents]
         written = self._draw(read, commands, n, how, batch_size)
         each = ((k, j, text) for k, texts in enumerate(written) for j, text in enumerate(texts))
         faults = {(k, j): self.fault(text, read[k], wishes) for k, j, text in each}
-        for number in range(REDRAWS):
-            faults = {place: fault for place, fault in faults.items() if fault}
+        for number in range(BROKEN_REDRAWS):
+            faults = {place: fault for place, fault in faults.items() if fault > (number >= REDRAWS)}
             if not faults:
                 break
             other = replace(how, seed=seed_of_redraw(seed, number))
@@ -213,11 +215,16 @@ class Engine:
         for intent in intents:
             if is_empty(intent):
                 raise CommandError(f"intent={intent!r} is empty: it has no letter, digit or emoji")
+            if (read := spelled_out(intent)) != intent:
+                warnings.warn(f"intent={intent!r} has no words: it is read as {read!r}", stacklevel=3)
         found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
         unread = {script for intent in intents for script in scripts(intent)} - {"LATIN", *self.codec.scripts}
         if unread:
             known = ", ".join(self.codec.scripts)
             warnings.warn(f"{', '.join(sorted(unread))}: this student was trained on intents in {known}", stacklevel=3)
+        longest, usual = max(map(count_words, intents), default=0), self.codec.intent_words
+        if longest > usual > 0:
+            warnings.warn(f"an intent has {longest} words, and this student was trained on up to {usual}", stacklevel=3)
         for note in filter(None, (note for _, note in found.values())):
             warnings.warn(note, stacklevel=3)
         return [found[command][0] for command in commands]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from functools import cache
 
 import pandas as pd
 import regex
+from wordfreq import zipf_frequency
 
 from udrl_utils.settings import DistillationSettings
+from udrl_utils.tasks import TASKS
 from udrl_utils.text import count_words, lower_intent, pieces, scripts, words
 
 REFUSAL = re.compile(  # what a model says, not a card that says "I can't believe it"
@@ -40,6 +43,7 @@ SPECIAL = re.compile(
 )
 CONTROL = regex.compile(r"[\p{Cc}\p{Cs}\p{Co}\ufffd]")  # joiners, narrow spaces and emoji are text
 LONGEST_WORD = 60  # characters
+RARE = 4.0  # Zipf frequency (wordfreq) from which a word is too common to tell where it comes from
 
 
 def reject_reasons(pairs: pd.DataFrame, settings: DistillationSettings) -> pd.Series:
@@ -86,3 +90,25 @@ def drop_near_duplicates(prompts: list[str], threshold: float) -> list[int]:
             for gram in grams:
                 holders[gram].append(index)
     return list(kept)
+
+
+def borrows(task: str, intent: str, prompt: str) -> bool:
+    """Whether a prompt copies the examples of its task rather than its intent: a rare word of their intents, or four
+    words in a row of their prompts."""
+    rare, shown = marks_of_examples(task)
+    own, said = words(intent), words(prompt)
+    return not (rare - set(own)).isdisjoint(said) or not (shown - runs(own)).isdisjoint(runs(said))
+
+
+@cache
+def marks_of_examples(task: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+    """What gives a task's examples away: rare words of their intents, and four words in a row of their prompts."""
+    named = {word for intent, _ in TASKS[task].examples for word in words(intent)}
+    texts = [text for _, prompts in TASKS[task].examples for text in prompts]
+    rare = frozenset(word for word in named if zipf_frequency(word, "en") < RARE)
+    return rare, frozenset().union(*(runs(words(text)) for text in texts))
+
+
+def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:
+    """All sequences of `size` words in a row."""
+    return {tuple(tokens[k : k + size]) for k in range(len(tokens) - size + 1)}

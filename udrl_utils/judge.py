@@ -18,7 +18,7 @@ from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnnotationSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers import client_of
-from udrl_utils.teachers.replies import Journal, without_thoughts
+from udrl_utils.teachers.replies import Journal, first_turn
 from udrl_utils.teachers.server import Budget, ChatClient, Question, options_of
 
 SCORES = (1, 10)
@@ -28,10 +28,16 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-NUMBER = r"(\d+(?:\.\d+)?)(?![\d.]*\s*(?:%|(?:to|-)\s*\d|(?:/|out of)\s*(?!10\b)\d))"  # not 80%, 1 to 10 or 4/5
-GRADE = re.compile(  # "score": 8, **Rating:** 8, Grade is 8; 8/10, 8 out of 10; or nothing but 8
-    rf"""\b(?:score|rating|grade)["'*_`\s>]*(?:is\b|of\b|[:=])?["'*_`\s\[]*{NUMBER}|{NUMBER}\s*(?:/|out of)\s*10\b"""
-    rf"""|\A["'*_`\s\[]*{NUMBER}["'*_`\s.\]]*\Z""",
+NUMBER = (  # not 80%, 1 to 10, 8,000 or 4/5
+    r"(?<![\d.,])(\d+(?:\.\d+|,\d)?)(?![.,]?\d)(?!\s*(?:%|(?:to|-)\s*\d|(?:/|out of)\s*(?!10\b)\d))"
+)
+NAME = r"(?:score|rating|grade|result|overall|answer)"
+OUT_OF = r"[*_`]*\s*(?:/|out of)\s*[*_`]*10\b"
+FIELD = re.compile(rf"""["']{NAME}["']\s*:\s*(?:\{{\s*["']\w+["']\s*:\s*)?["']?{NUMBER}""", re.I)
+GRADE = re.compile(  # **Rating:** 8, Score (1-10): 8, [RESULT] 8, I rate it an 8; 8/10, 8 out of 10; or nothing but 8
+    rf"""\b{NAME}\b(?:\s*\([^()\n]*\))?["'*_`\s>|\]-]*(?:(?:is|of)\b|[:：=→])?["'*_`\s\[(|:-]*{NUMBER}|{NUMBER}{OUT_OF}"""
+    rf"""|\b(?:rate|give)\s+(?:it|this|the\s+\w+|this\s+\w+)\s+(?:(?:an?|at|as)\s+)*{NUMBER}"""
+    rf"""|\A["'*_`\s\[(]*{NUMBER}(?:\s*points?)?["'*_`\s.\])]*\Z""",
     re.I,
 )
 
@@ -100,6 +106,8 @@ def budget_of_judge(settings: AnnotationSettings, run: RunFolder) -> int | None:
 
 def read_score(reply: str) -> float:
     """The score of a reply, from 1 to 10; NaN where it holds none, or several that differ."""
-    scores = {float(next(filter(None, found))) for found in GRADE.findall(without_thoughts(reply)[:2000])}
+    text = first_turn(reply)[:2000]
+    found = FIELD.findall(text) or [next(filter(None, groups)) for groups in GRADE.findall(text)]
+    scores = {float(number.replace(",", ".")) for number in found}
     score = scores.pop() if len(scores) == 1 else 0.0
     return score if SCORES[0] <= score <= SCORES[1] else float("nan")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from udrl_utils.errors import RunError, SettingsError
-from udrl_utils.filters import drop_near_duplicates, reject_reasons
+from udrl_utils.filters import borrows, drop_near_duplicates, reject_reasons
 from udrl_utils.ontology import ontology_intents
 from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, shards_of, stamp, write_shard
 from udrl_utils.settings import MOST_WORDS, DistillationSettings
@@ -28,7 +28,7 @@ from udrl_utils.tables import load_intents, read_table
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
-from udrl_utils.teachers.replies import Journal, Request, borrows
+from udrl_utils.teachers.replies import Journal, Request
 from udrl_utils.teachers.server import Budget
 from udrl_utils.text import clean_intent, count_words, distinct, words
 from udrl_utils.workers import spread
@@ -95,7 +95,7 @@ def kept_pairs(
         named = rows.prompt.map(lambda text: mentions(text, held_out)).astype(bool)
         reasons = reasons.mask((reasons == "") & named & (rows.split != "test"), "held_out_word")
     if settings.teacher_form == "single" and not settings.pairs:  # some models repeat the examples that they are shown
-        borrowed = [borrows(requests[k], prompt) for k, prompt in zip(rows.request, rows.prompt, strict=True)]
+        borrowed = [borrows(*row) for row in zip(rows.task, rows.intent, rows.prompt, strict=True)]
         reasons = reasons.mask((reasons == "") & pd.Series(borrowed, rows.index, bool), "from_example")
     fine = rows[reasons == ""]
     groups = fine.groupby("request").prompt

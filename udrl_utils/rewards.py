@@ -258,10 +258,10 @@ def annotator_of_worker(
 
 
 def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:
-    """Print a line where the bundled encoder, which reads English, is to score intents in other scripts."""
+    """Print a line where the bundled encoder, which reads English, scores intents in other scripts."""
     texts = pd.concat([pd.read_parquet(file, columns=["intent"]) for file in pairs]).intent.drop_duplicates()
     other = [script for script in usual_scripts(texts) if script != "LATIN"]
-    if settings.encoder == "minilm" and other:
+    if settings.encoder == "minilm" and other and {"relevance", "diversity"} & {*settings.rewards}:
         print(
             f"encoder='minilm' reads English, and the intents are in {', '.join(other)} too: relevance and diversity "
             "mean little there; name a multilingual one, such as encoder=paraphrase-multilingual-MiniLM-L12-v2",
@@ -315,11 +315,14 @@ def outside_names(source: str) -> set[str]:
 
 
 def load_rewards(run: RunFolder, stage: str) -> None:
-    """Register the rewards of a run for one of its later stages: its judge, and those that its owner made.
+    """Register the rewards of a run for one of its later stages: its judge, and those that its owner made. A line says
+    where the encoder does not know the run's scripts.
 
     The source of the latter is executed, so only a stage that continues one's own run calls this, and no report does.
     """
-    add_judge(run.settings(AnnotationSettings), run, stage)
+    settings = run.settings(AnnotationSettings)
+    add_judge(settings, run, stage)
+    check_scripts(settings, shards_of(run / "01_pairs"))
     read_rewards(run / "02_annotated")
 
 

@@ -111,4 +111,5 @@ def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozen
         for noun in known
         if len(noun) > 3 and noun.isalpha() and counts[stem(noun)] <= rare and is_reserved(noun, settings.test_fraction)
     }
-    return frozenset(chosen | {plural(noun) for noun in chosen if stem(noun) == noun or not noun.endswith("s")})
+    plurals = {plural(noun) for noun in chosen if stem(noun) == noun or not noun.endswith("s")}
+    return frozenset(chosen | {form for form in plurals if stem(form) not in map(stem, chosen)})  # leaves, not cats

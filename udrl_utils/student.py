@@ -145,9 +145,10 @@ class Student(Engine):
 
         prefixes = [*batch.prefixes, *batch.opened.values()]
         ids = self.tokenizer(prefixes, padding=True, return_tensors="pt", add_special_tokens=False)
-        most, end = self.most(ids.input_ids.shape[1], batch.words), self.tokenizer.eos_token_id
+        most, ids = self.most(ids.input_ids.shape[1], batch.words), ids.to(self.model.device)
+        asked = (ids.input_ids, ids.attention_mask, list(batch.opened), draw, most, [self.tokenizer.eos_token_id])
         # wraps each step: a `with` around the loop would leave inference mode on in the caller between two steps
-        return torch.inference_mode()(write)(self.model, ids.to(self.model.device), list(batch.opened), draw, most, end)
+        return torch.inference_mode()(write)(self.model, *asked)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

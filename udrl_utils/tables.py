@@ -82,18 +82,42 @@ def _read_file(path: Path, ending: str, columns: list[str], zipped: bool) -> pd.
     if ending == ".txt":
         return pd.DataFrame({columns[0]: text.splitlines()})
     if ending == ".tsv":
-        return pd.read_csv(io.StringIO(text), sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False)
+        return _separated(text, "\t", csv.QUOTE_NONE)
     if ending == ".csv":
-        first = next(csv.reader([text.partition("\n")[0]]), [])
-        between = "," if set(columns) & set(first) else max(",;\t", key=text.partition("\n")[0].count)
-        return pd.read_csv(io.StringIO(text), sep=between, dtype=str, keep_default_na=False)
+        first, rest = text.partition("\n")[::2]
+        if first.startswith("sep="):  # a line for Excel
+            text, first = rest, rest.partition("\n")[0]
+        between = "," if set(columns) & set(next(csv.reader([first]), [])) else max(",;\t", key=first.count)
+        return _separated(text, between if between in first else "\x1f")  # one column: its texts may hold commas
+    lines = [line for line in text.split("\n") if line.strip()]
     if ending == ".json":
-        rows = json.loads(text)
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            if not error.msg.startswith("Extra data"):
+                raise
+            rows = [_parsed(number, line) for number, line in enumerate(lines, 1)]  # it is .jsonl by another name
         if isinstance(rows, dict):  # columns, each a list
             return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in rows.items()})
         return _records(rows if isinstance(rows, list) else [rows], columns)
-    lines = [line for line in text.split("\n") if line.strip()]
     return _records([_parsed(number, line) for number, line in enumerate(lines, 1)], columns)
+
+
+def _separated(text: str, between: str, quoting: int = csv.QUOTE_MINIMAL) -> pd.DataFrame:
+    """Rows of fields; those that a row lacks are empty. Raises: ValueError that names the row or the line."""
+    reader, rows = csv.reader(io.StringIO(text), delimiter=between, quoting=quoting, strict=True), []
+    try:
+        header = next(reader, [])
+        for number, row in enumerate(filter(None, reader), 1):
+            if len(row) > len(header):
+                hint = "" if quoting else f": a text that holds {between!r} needs quotes around it"
+                raise ValueError(f"row {number} has {len(row)} fields, and the header {len(header)}{hint}")
+            rows.append(row + [""] * (len(header) - len(row)))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    if len(set(header)) < len(header):
+        raise ValueError(f"two columns have the same name: {', '.join(header)}")
+    return pd.DataFrame(rows, columns=header, dtype=str)
 
 
 def _parsed(number: int, line: str) -> Any:
@@ -117,10 +141,15 @@ def decode(content: bytes) -> str:
     """Text of a file in UTF-8 or, where its first bytes say so, UTF-16. Raises: ValueError that names the line."""
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
-        return content.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"line {line} is not UTF-8: save the file as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(
+            f"line {text[: text.index(chr(0))].count(chr(10)) + 1} has a zero byte: save the file as UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load_intents(settings: DistillationSettings) -> list[str]:

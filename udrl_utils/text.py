@@ -56,6 +56,13 @@ def is_empty(intent: str) -> bool:
     return not regex.search(r"[\p{L}\p{N}\p{So}]", intent)
 
 
+def spelled_out(intent: str) -> str:
+    """An intent of emoji alone as their names, such as "fox face"; any other as it is."""
+    if WORD.search(intent):
+        return intent
+    return " ".join(unicodedata.name(c, "").lower() for c in intent if unicodedata.category(c) == "So")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words of a text, without punctuation; in scripts without spaces, each character is a word."""
     return WORD.findall(text.lower())

@@ -48,6 +48,36 @@ LISTS = [
     ("a code fence", "lmstudio-ai/lmstudio-bug-tracker/issues/2403", f"```json\n{BOTH}\n```"),
     ("a marker at the end", "logancyang/obsidian-copilot/issues/2284", f"{BOTH}<|im_end|>"),
     ("bold numbers", "", f"**1.** {POND}\n**2.** {HOUSE}"),
+    ("thoughts of Kimi", "", f'◁think▷maybe ["a draft"]◁/think▷{BOTH}'),
+    ("thoughts of Command", "", f'<|START_THINKING|>["a draft"]<|END_THINKING|><|START_RESPONSE|>{BOTH}'),
+    ("channels without their markers", "", f'analysisWe need ["a draft"] or so.assistantfinal{BOTH}'),
+    ("a scratchpad", "", f"<scratchpad>\n1. a draft\n</scratchpad>\n{BOTH}"),
+    ("an answer in tags", "", f"<answer>{BOTH}</answer>"),
+    ("tags for a list", "", f"<prompts>\n<prompt>{POND}</prompt>\n<prompt>{HOUSE}</prompt>\n</prompts>"),
+    ("HTML", "", f"<ol><li>{POND}</li><li>{HOUSE}</li></ol>"),
+    ("a table", "", f"| # | Prompt |\n|---|---|\n| 1 | {POND} |\n| 2 | {HOUSE} |"),
+    ("lines of JSON", "", f'{{"prompt": "{POND}"}}\n{{"prompt": "{HOUSE}"}}'),
+    ("JSON in a string", "", json.dumps(BOTH)),
+    ("escaped JSON", "", BOTH.replace('"', '\\"')),
+    ("JSON in a field", "", json.dumps({"prompts": BOTH})),
+    ("numbered lines in a field", "", json.dumps({"prompts": f"1. {POND}\n2. {HOUSE}"})),
+    ("objects with tags", "", f'[{{"prompt": "{POND}", "tags": ["a"]}}, {{"prompt": "{HOUSE}", "tags": ["b", "c"]}}]'),
+    (
+        "objects with a title",
+        "",
+        json.dumps([{"title": "Koi", "prompt": POND}, {"query": "tea", "rewrite": HOUSE, "description": "a house"}]),
+    ),
+    ("fields by length", "", f'{{"short": "{POND}", "long": "{HOUSE}"}}'),
+    ("the intent as a query", "", f'{{"query": "koi", "prompts": {BOTH}}}'),
+    ("a comment in the JSON", "", f'[\n  // the first\n  "{POND}",\n  "{HOUSE}"\n]'),
+    ("headings", "", f"### Prompt 1\n{POND}\n\n### Prompt 2\n{HOUSE}"),
+    ("details below each", "", f"1. {POND}\n   - soft light\n2. {HOUSE}\n   - rain"),
+    ("letters", "", f"a) {POND}\nb) {HOUSE}"),
+    ("numbers in brackets", "", f"[1] {POND}\n[2] {HOUSE}"),
+    ("numbers and dashes", "", f"1 - {POND}\n2 - {HOUSE}"),
+    ("keycaps", "", f"1️⃣ {POND}\n2️⃣ {HOUSE}"),
+    ("dashes and quotes", "", f"– «{POND}»\n– 「{HOUSE}」"),
+    ("counts of words", "", f"1. {POND} (3 words)\n2. {HOUSE} [3 words]"),
     ("labels", "", f"Here they are:\n\n1. **Prompt:** {POND}\n2. **Prompt:** {HOUSE}"),
 ]
 
@@ -68,6 +98,16 @@ SINGLES = [
     ("instruction markers", "", f"[INST] {POND} [/INST]"),
     ("a role before", "", f"<|im_start|>assistant\n{POND}<|im_end|>"),
     ("full-width markers", "", f"{POND}<｜end▁of▁sentence｜>"),
+    ("an answer in tags", "", f"<think>koi?</think><answer>\n{POND}\n</answer>"),
+    ("a role in words", "", f"assistant\n\n{POND}"),
+    ("an object with a title", "", f'{{"title": "Koi", "prompt": "{POND}", "description": "a pond"}}'),
+    ("a heading", "", f"### Prompt\n\n{POND}"),
+    ("a rule", "", f"---\n{POND}\n---"),
+    ("a quoted line", "", f"> *{POND}*"),
+    ("a count of words", "", f"{POND} (3 words)"),
+    ("a longer label", "", f"Text-to-image prompt: {POND}"),
+    ("an introduction on its line", "", f"Here's a prompt: {POND}"),
+    ("a field of another name", "", f'{{"negative_prompt": "rain", "image_prompt": "{POND}"}}'),
     ("a label", "", f"Prompt: {POND}"),
     ("a number and a label", "", f"1. Search: {POND}"),
     ("a bold label", "", f"**Prompt:** {POND}"),
@@ -94,6 +134,8 @@ NOTHING = [
     "```",
     "Prompts:",
     "<|im_end|>",
+    "<answer></answer>",
+    "---",
 ]
 
 
@@ -102,7 +144,15 @@ def test_what_holds_no_prompt(reply: str) -> None:
     assert parse_reply(reply, 8) == [] and parse_single(reply) == []
 
 
-def test_quotes_that_belong_to_a_prompt_stay() -> None:
-    prompt = '"SALE" poster with a badge that says "50% off"'
+KEPT = (
+    '"SALE" poster with a badge that says "50% off"', "T. rex poster", "#1 dad mug", "movie night: popcorn and stars",
+    "best job description", "how to write an answer", "3D print of a koi", "a photo (35 mm)", "7 wonders | poster",
+    "✨ sparkling koi", "2024 - year planner", "3 - 6 months onesie",
+    'newsletter title: "open late"', "<lora:koi:0.8> koi pond",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", KEPT)
+def test_what_belongs_to_a_prompt_stays(prompt: str) -> None:
     assert parse_single(prompt) == parse_single(f"Prompt: {prompt}") == [prompt]
-    assert parse_reply(json.dumps([prompt, POND]), 2) == [prompt, POND]
+    assert parse_reply(json.dumps([prompt, POND]), 2) == parse_reply(f"1. {prompt}\n2. {POND}", 2) == [prompt, POND]

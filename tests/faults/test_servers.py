@@ -75,19 +75,26 @@ ADAPTED = [
     ("huggingface/chat-ui/issues/1386", "system", 400, "System role not supported", "the user's turn has the system"),
     ("microsoft/autogen/issues/1037", "system", 400, ROLES, "the user's turn has the system text"),
     ("nextai-translator/raycast-openai-translator/issues/34", "system", 500, JINJA, "the user's turn has the system"),
+    ("", "system", 400, "Only user and assistant roles are supported!", "the user's turn has the system text"),
+    ("", "system", 400, "Developer instruction is not enabled for models/gemma-3", "the user's turn has the system"),
+    ("", "system", 422, "messages.0.role: Input should be 'user' or 'assistant'", "the user's turn has the system"),
+    ("", "response_format", 500, "failed to parse grammar", "no JSON schema is sent"),
+    ("", "seed", 400, {"object": "error", "message": "seed is not allowed", "code": 400}, "no seed is sent"),
     ("tmc/langchaingo/issues/1355", "temperature", 400, HEAT, "no temperature is sent"),
     ("lmstudio-ai/lmstudio-bug-tracker/issues/189", "response_format", 400, "unknown type", "no JSON schema is sent"),
     ("ggml-org/llama.cpp/issues/11847", "response_format", 400, "either one, but not both", "no JSON schema is sent"),
 ]
 
 
-@pytest.mark.parametrize(("source", "field", "status", "said", "told"), ADAPTED, ids=[case[0] for case in ADAPTED])
+@pytest.mark.parametrize(
+    ("source", "field", "status", "said", "told"), ADAPTED, ids=[case[0] or str(case[3]) for case in ADAPTED]
+)
 def test_what_a_server_refuses_is_changed_once_and_told(tmp_path, capsys, source, field, status, said, told) -> None:
     with scripted(refuses(field, status, said)) as server:
         assert all(teacher_at(server.url).write(REQUESTS[:12], Journal(tmp_path / "journal")))
     assert len(server.bodies) == 13
     [line] = [line for line in capsys.readouterr().out.splitlines() if "the server said" in line]
-    assert told in line and (said if isinstance(said, str) else "extra_forbidden") in line
+    assert told in line and (said if isinstance(said, str) else field) in line
     text = "".join(turn["content"] for turn in server.bodies[-1]["messages"])
     assert text.startswith(server.bodies[0]["messages"][0]["content"]), "the instruction is still there"
     assert {"max_tokens", "max_completion_tokens"} & server.bodies[-1].keys()
@@ -107,6 +114,7 @@ STOPS = [
     ("", 401, "Incorrect API key provided: sk-secret-of-the-test", None, 1, r"answers 401 .* OPENAI_API_KEY"),
     ("", 402, "Insufficient credits", None, 1, r"answers 402 .*: Insufficient credits"),
     ("", 400, "API key not valid. Please pass a valid API key.", None, 1, r"answers 400 .*: API key not valid"),
+    ("", 403, "Access denied due to Virtual Network rules", None, 1, r"answers 403 .*: Access denied"),
     ("", 404, "The model `m` does not exist.", None, 1, r"answers 404 to model 'm': The model `m` does not exist"),
     ("langchain-ai/langchainjs/issues/1929", 429, "You exceeded", "insufficient_quota", 1, r"answers 429 .*: You exc"),
     ("bespokelabsai/curator/issues/296", 400, BROKE, None, 1, r"answers 400 .*: Your credit balance is too low"),
@@ -158,6 +166,11 @@ EMPTY = [
     ("", completion('["a koi pond", "a koi', "length"), "cut"),
     ("vllm-project/vllm/issues/4093", completion('{"prompts":' + "\n" * 900, "length"), "cut"),
     ("", completion("a koi", "content_filter"), "filtered"),
+    ("", completion("a koi po", "max_tokens"), "cut"),
+    ("", completion("a koi po", "MAX_TOKENS"), "cut"),
+    ("", completion("a koi", "SAFETY"), "filtered"),
+    ("", completion("a koi po", "error"), "cut"),
+    ("", completion("<|im_end|>"), "empty"),
     ("", completion([{"type": "thinking", "thinking": [{"type": "text", "text": "a draft"}]}]), "empty"),
 ]
 
@@ -375,22 +388,29 @@ def test_what_a_finished_shard_lacks_is_asked_for_by_the_next_run(smoke: dict, c
 
     def kind(body: dict):
         few[body["messages"][-1]["content"]] += 1
-        return (400, error("flagged")) if len(few) in (4, 9) else "good"
+        flagged = {4: (400, "flagged"), 9: (403, "Your input was flagged by moderation")}
+        status, said = flagged.get(len(few), (0, ""))
+        return (status, error(said)) if status else "good"
 
     changes = {"n_intents": 20, "teacher_concurrency": 1}
     with scripted(kind) as server_:
         settings, run = served(smoke, server_.url, **changes)
         counts, usage = distil(settings, run)
         run.finish("01_pairs", settings)
-        assert usage["left_out_400"] == 2 and counts["missing"] == 16
-        assert "2 replies are left out (400 2); the next run of notebook 01 asks for them" in capsys.readouterr().out
+        assert usage["left_out_400"] == usage["left_out_403"] == 1 and counts["missing"] == 16
+        assert (
+            "2 replies are left out (400 1, 403 1); the next run of notebook 01 asks for them"
+            in capsys.readouterr().out
+        )
         before = (run / "01_pairs" / "part-00000.parquet").read_bytes()
     distil(*served(smoke, "http://127.0.0.1:9/v1", **changes))
     assert "part-00000.parquet stays without 2 replies: http://127.0.0.1:9/v1 does not" in capsys.readouterr().out
     assert (run / "01_pairs" / "part-00000.parquet").read_bytes() == before and "01_pairs" in run.read()["stages"]
     with ScriptedServer() as server_:
         counts, usage = distil(*served(smoke, server_.url, **changes))
-        assert len(server_.bodies) == 2 and counts["missing"] == 0 and "left_out_400" not in usage
+        assert (
+            len(server_.bodies) == 2 and counts["missing"] == 0 and not {"left_out_400", "left_out_403"} & usage.keys()
+        )
         assert "01_pairs" not in run.read()["stages"], "what was built on the stage is made again"
         distil(*served(smoke, server_.url, **changes))
         assert len(server_.bodies) == 2

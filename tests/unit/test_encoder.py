@@ -35,3 +35,9 @@ def test_each_text_is_embedded_once_and_forgotten_on_demand(monkeypatch: pytest.
     embed.forget()
     embed(["a"])
     assert asked == ["a", "b", "c", "a"]
+
+
+def test_a_text_of_which_an_encoder_reads_nothing_is_like_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = Encoder("minilm")
+    monkeypatch.setattr(embed, "_compute", lambda texts: np.array([[len(text), 0.0] for text in texts]))
+    assert embed(["", "koi"]).tolist() == [[0, 0], [1, 0]]

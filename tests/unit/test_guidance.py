@@ -64,20 +64,19 @@ def model():
     return made
 
 
-def batch_of(prefixes: list[list[int]]):
-    from transformers import BatchEncoding
-
+def batch_of(prefixes: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, left-padded."""
     longest = max(map(len, prefixes))
     pad = [[0] * (longest - len(p)) for p in prefixes]
     ids = torch.tensor([a + p for a, p in zip(pad, prefixes, strict=True)])
     mask = torch.tensor([[0] * len(a) + [1] * len(p) for a, p in zip(pad, prefixes, strict=True)])
-    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+    return ids, mask
 
 
 def written(model, prefixes: list[list[int]], guided: list[int], **how: float) -> list[list[int]]:
     """What is written after each commanded prefix, of which there are as many as prefixes less guided ones."""
     found: list[list[int]] = [[] for _ in range(len(prefixes) - len(guided))]
-    for rows, tokens in write(model, batch_of(prefixes), guided, draw(**how), 30, end=0):
+    for rows, tokens in write(model, *batch_of(prefixes), guided, draw(**how), 30, ends=[0]):
         for row, token in zip(rows, tokens, strict=True):
             found[row].append(token)
     return found

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from udrl_utils.base import held_out as base_never_reads
 from udrl_utils.errors import SettingsError
+from udrl_utils.filters import borrows
 from udrl_utils.ontology import ontology, ontology_intents, plural, subjects_of, with_article
 from udrl_utils.pairs import plan
 from udrl_utils.settings import ROOT, DistillationSettings, resolve
@@ -21,7 +22,6 @@ from udrl_utils.tables import load_intents
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers.replies import (
     Request,
-    borrows,
     messages,
     parse_reply,
     shown_examples,
@@ -155,10 +155,11 @@ def test_examples_vary_by_intent_and_what_is_borrowed_from_them_is_known() -> No
     shown = {tuple(i for i, _ in shown_examples(Request("text_to_image", intent, 8))) for intent in intents}
     assert len(shown) == 4
     request = next(r for i in intents if "axolotl" in str(shown_examples(r := Request("text_to_image", i, 8))))
-    assert borrows(request, "an axolotl in the night") and not borrows(request, "a quiet night")
-    assert not borrows(Request("text_to_image", request.intent + " axolotl", 8), "an axolotl in the night")
+    assert borrows("text_to_image", request.intent, "an axolotl in the night")
+    assert not borrows("text_to_image", request.intent, "a quiet night")
+    assert not borrows("text_to_image", request.intent + " axolotl", "an axolotl in the night")
     [(_, (shown, *_)), *_] = shown_examples(request)
-    assert borrows(request, f"a red kite, {' '.join(shown.split()[-4:])}")
+    assert borrows("text_to_image", request.intent, f"a red kite, {' '.join(shown.split()[-4:])}")
 
 
 @given(st.text(max_size=200))

@@ -19,7 +19,7 @@ import yaml
 
 from udrl_utils import cli, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.engine import REDRAWS, Engine, WordLists
+from udrl_utils.engine import BROKEN_REDRAWS, REDRAWS, Engine, WordLists
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
@@ -57,6 +57,9 @@ def sheet(intents: list[str]) -> bytes:
             b"id;intent\n1;Koi pond\n2;tea for two\n",
         ),  # github.com/jku-vds-lab/projection-space-explorer/issues/246
         ("a.csv", b"id\tintent\n1\tKoi pond\n2\ttea for two\n"),  # github.com/Clever/csvlint/issues/21
+        ("a.csv", b"sep=;\r\nid;intent\r\n1;Koi pond\r\n2;tea for two\r\n"),  # Excel
+        ("a.csv", b"intent\rKoi pond\rtea for two\r"),
+        ("a.json", b'{"intent": "Koi pond"}\n{"intent": "tea for two"}\n'),
         ("a.csv.gz", gzip.compress(KOI.encode())),
         ("a.json", b'["Koi pond", "tea for two"]'),
         ("a.json", b'[{"intent": "Koi pond"}, {"intent": null}, {"intent": "tea for two"}]'),
@@ -87,6 +90,12 @@ def test_a_file_is_read_as_it_comes(smoke: dict, tmp_path: Path, name: str, cont
         ("a.jsonl", b'{"intent": "koi"}\n{"intent": "te', "row 2 is not JSON"),  # huggingface/datasets/issues/6460
         ("a.jsonl", b'{"intent": "koi"}\n[1, 2]\n', "row 2 is no object with intent"),
         ("a.json", b'[{"intent": "koi"}, {"intent": {"text": "tea"}}]', "row 2 has no text in column 'intent'"),
+        ("a.csv", b"intent,n\nkoi,1\nred, blue car,2\n", "row 2 has 3 fields, and the header 2: a text that holds ','"),
+        ("a.csv", b"intent,n\nred, blue car,2\nkoi, pond,1\n", "row 1 has 3 fields, and the header 2"),
+        ("a.csv", b'intent\n"koi pond\ntea\n', "line 3: unexpected end of data"),
+        ("a.csv", b"intent,intent\nkoi,tea\n", "two columns have the same name: intent, intent"),
+        ("a.csv", "intent\nkoi\n".encode("utf-16-le"), "line 1 has a zero byte: save the file as UTF-8"),
+        ("a.tsv", b"intent\tn\nkoi\t1\tpond\n", "row 1 has 3 fields, and the header 2"),
         ("a.docx", b"PK", "a file should end in txt, csv, tsv, json, jsonl, parquet or xlsx, also with .gz"),
         ("b.csv", KOI.encode(), "there is no such file; did you mean"),
         ("a.parquet", b"no parquet", "cannot read"),
@@ -98,6 +107,12 @@ def test_a_file_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path, name
     with pytest.raises(SettingsError) as caught:
         read_table(str(tmp_path / name), ["intent"])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_texts_with_commas_in_a_single_column_are_whole(tmp_path: Path) -> None:
+    """Read as an index otherwise: the first field of a longer row."""
+    (tmp_path / "a.csv").write_text('intent\nred, blue car\n"tea, ""hot"""\nkoi\n')
+    assert read_table(str(tmp_path / "a.csv"), ["intent"]).intent.tolist() == ["red, blue car", 'tea, "hot"', "koi"]
 
 
 def test_a_null_drops_one_prompt_and_not_those_beside_it(smoke: dict, tmp_path: Path) -> None:
@@ -271,6 +286,27 @@ def test_a_prompt_with_a_word_that_nobody_wrote_is_drawn_again() -> None:
     assert worse.generate(["koi"], Command("text_to_image")) == [["a scottage"]], "and nothing worse instead"
 
 
+def test_a_broken_prompt_is_drawn_again_more_often() -> None:
+    """A loop that comes again: github.com/huggingface/transformers/issues/36848."""
+    engine = Scripted(*["koi koi koi"] * BROKEN_REDRAWS, "a koi pond")
+    assert engine.generate(["koi"], Command("text_to_image")) == [["a koi pond"]]
+    assert len(engine.read) == 1 + BROKEN_REDRAWS
+
+
+@pytest.mark.parametrize(
+    ("intent", "read"), [("🦊", "fox face"), ("🎂 🎈!", "birthday cake balloon"), ("👍🏽", "thumbs up sign")]
+)
+def test_emoji_alone_are_read_by_their_names_and_that_is_told(intent: str, read: str) -> None:
+    engine = Scripted("a fox")
+    with pytest.warns(UserWarning, match=f"has no words: it is read as '{read}'"):
+        engine.generate([intent], Command("text_to_image"))
+    assert read in engine.read[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.generate([f"{intent} mug"], Command("text_to_image"))
+    assert intent.split()[0] in engine.read[-1]
+
+
 @pytest.mark.parametrize("lists", [{"banned": "blue"}, {"keep": [""]}, {"banned": ["blue"], "keep": ["blue sky"]}])
 def test_word_lists_that_cannot_be_met_are_refused(lists: dict) -> None:
     with pytest.raises(CommandError, match=r"should be a list of words|is banned, too"):
@@ -285,6 +321,14 @@ def test_a_student_warns_where_it_never_read_a_script_and_reads_case_only_where_
     rows = pd.DataFrame({"task": "text_to_image", "intent": ["NASA logo", "橘猫 poster"], "length": [2, 3]})
     codec = CommandCodec.fit(rows, ["length"], bins=2)
     assert codec.cased and set(codec.scripts) == {"LATIN", "CJK"} and "NASA" in codec.prefix("", "NASA logo")
+
+
+def test_an_intent_that_is_longer_than_those_of_training_is_told() -> None:
+    rows = pd.DataFrame({"task": "text_to_image", "intent": ["koi pond", "tea for two"], "length": [2, 3]})
+    engine = Scripted("a koi pond")
+    engine.codec = CommandCodec.fit(rows, ["length"], bins=2)
+    with pytest.warns(UserWarning, match="an intent has 60 words, and this student was trained on up to 2"):
+        engine.generate(["koi " * 60], Command("text_to_image"))
 
 
 FAMILY = "birthday card for mom", "Birthday cards for my mom!", "a card for mom's birthday", "mom birthday card, please"
@@ -302,6 +346,8 @@ def test_wordings_of_one_intent_are_in_one_split_and_no_plural_has_a_plural(smok
     many = settings.model_copy(update={"pairs": "", "intents": "mine.csv", "test_fraction": 0.49})
     nouns = held_out_nouns([f"old {subject}s" for subject in SUBJECTS], many)
     assert nouns and not [noun for noun in nouns if noun.endswith("ses")], "bannerses is no word"
+    katze = held_out_nouns([f"{name} {k}" for k, name in enumerate(("Katze", "Pferd", "Igel", "Fuchs"))], many)
+    assert katze and katze <= {"katze", "pferd", "igel", "fuchs"}, "nor is igels"
 
 
 def test_a_reward_that_reads_its_notebook_is_refused_before_training(smoke: dict, tmp_path: Path, monkeypatch) -> None:
@@ -374,8 +420,12 @@ def test_four_languages_and_an_own_task_go_through_all_steps(
     assert set(pairs.task) == {"product_description"} and set(pairs.modality) == {"text"}
     run.finish("01_pairs", settings)
     monkeypatch.setattr("udrl_utils.rewards.Encoder", FakeEncoder)
-    made = annotate_run(resolve(rewards.AnnotationSettings, smoke), run)
+    scoring = resolve(rewards.AnnotationSettings, smoke)
+    made = annotate_run(scoring, run)
+    run.finish("02_annotated", scoring)
     assert "encoder='minilm' reads English, and the intents are in" in capsys.readouterr().out
+    rewards.load_rewards(run, "04_analysis")
+    assert "relevance and diversity mean little there" in capsys.readouterr().out, "beside the results, too"
     assert made.length.min() >= 3 and made.relevance.notna().all()
     training = resolve(TrainingSettings, smoke | {"horizon": 1, "word_swaps": 0.5})
     codec = CommandCodec.fit(made, ["length", "relevance", "diversity"], bins=2)

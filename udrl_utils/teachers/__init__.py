@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from udrl_utils.errors import RunError, SettingsError
@@ -35,6 +36,7 @@ class Teacher(Protocol):
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]: ...
 
 
+@dataclass
 class OpenAITeacher:
     """Any server that speaks the OpenAI chat protocol: vLLM, Ollama, `transformers serve`, hosted ones.
 
@@ -42,17 +44,15 @@ class OpenAITeacher:
     `request` holds further fields of each request.
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        temperature: float,
-        seed: int,
-        form: str = "list",
-        together: int = 1,
-        request: dict[str, Any] | None = None,
-    ):
-        self.name, self.client, self.form, self.together = client.model, client, form, together
-        self.temperature, self.seed, self.request = temperature, seed, request or {}
+    client: ChatClient
+    temperature: float
+    seed: int
+    form: str = "list"
+    together: int = 1
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = self.client.model
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts. Raises: RunError when the server refuses to work or answers nothing, or when the budget is spent."""

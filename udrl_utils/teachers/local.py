@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from udrl_utils.decoding import Draw, Sampling, next_logits
+from udrl_utils.decoding import Draw, Sampling, next_logits, write
 from udrl_utils.errors import SettingsError
 from udrl_utils.language_models import load_causal_lm, located
 from udrl_utils.machine import device_and_dtype, side_by_side
@@ -33,8 +33,6 @@ from udrl_utils.teachers.replies import (
 MIN_P = 0.05  # tokens less likely than this share of the likeliest are never drawn; they derail small models
 BATCH_ROWS = {"cpu": 256, "cuda": 2048, "mps": 64}  # completions written at once
 LONGEST_PROMPT = 90  # tokens of a single prompt; a longer one is given up
-
-Reply = tuple[str, int]  # the text, '' where the model did not come to an end, and its tokens
 
 
 class LocalTeacher:
@@ -134,27 +132,26 @@ class Writer:
         parts = []
         for group in alike.values():
             keys = sorted(group, key=lambda key: group[key])  # completions of one chat are neighbours
-            count = -(-len(keys) // most)
-            cuts = [len(keys) * k // count for k in range(count + 1)]
-            parts += [{key: group[key] for key in keys[a:b]} for a, b in pairwise(cuts)]
+            parts += [{key: group[key] for key in keys[k : k + most]} for k in range(0, len(keys), most)]
         return parts
 
-    def __call__(self, batch: dict[str, list[int]], longest: int) -> list[Reply]:
-        """A reply to each row of a batch; its first key seeds it."""
+    def __call__(self, batch: dict[str, list[int]], longest: int) -> list[tuple[str, int]]:
+        """A reply to each row of a batch, '' where it does not end, and its tokens; the first key seeds it."""
         import torch
 
         sampling = Sampling(int(next(iter(batch))[:8], 16), self.temperature, MIN_P)
         written: list[list[int]] = [[] for _ in batch]
         with torch.inference_mode():
-            for row, token in self._written(list(batch.values()), longest, Draw(sampling, self.device)):
-                written[row].append(token)
+            for rows, tokens in self._written(list(batch.values()), longest, Draw(sampling, self.device)):
+                for row, token in zip(rows, tokens, strict=True):
+                    written[row].append(token)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [
-            (self.tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in self.ends else "", len(ids))
-            for ids in written
-        ]
+            (text if len(ids) < longest else "", len(ids) + 1) for text, ids in zip(texts, written, strict=True)
+        ]  # those that go on to the last step did not end
 
-    def _written(self, rows: list[list[int]], longest: int, draw: Draw) -> Iterator[tuple[int, int]]:
-        """(row, token) for each token that is drawn, ends included; the likeliest at temperature 0."""
+    def _written(self, rows: list[list[int]], longest: int, draw: Draw) -> Iterator[tuple[list[int], list[int]]]:
+        """Rows that have not ended and a token for each of them, step by step; the likeliest at temperature 0."""
         import torch
         from transformers import DynamicCache
 
@@ -164,33 +161,16 @@ class Writer:
         cache = DynamicCache(config=self.model.config)
         tensor = lambda values: torch.tensor(values, device=self.device)  # noqa: E731
         if shared:
-            self.model(
-                input_ids=tensor([distinct[0][:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            next_logits(self.model, tensor([distinct[0][:shared]]), None, None, cache)
             cache.batch_select_indices(tensor([0] * len(distinct)))
         tails = [ids[shared:] for ids in distinct]
         width = max(map(len, tails))
         ids = tensor([[self.tokenizer.eos_token_id] * (width - len(tail)) + list(tail) for tail in tails])
         mask = tensor([[1] * shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
-        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-        logits = next_logits(self.model, ids, mask, position, cache)
+        if width > 1:
+            position = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:-1]
+            next_logits(self.model, ids[:, :-1], mask[:, :-1], position, cache)
         place = {chat: k for k, chat in enumerate(distinct)}
-        first = tensor([place[tuple(row)] for row in rows])  # completions of one chat go on from its end
-        cache.batch_select_indices(first)
-        logits, mask, position = logits[first], mask[first], position[first, -1:]
-        going, ends, nobody = torch.arange(len(rows), device=self.device), tensor(self.ends), tensor([])  # is guided
-        done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
-        for step in range(longest):
-            drawn = draw.next_tokens(logits, nobody, nobody) if self.temperature else logits.argmax(-1)
-            alive = (~done).nonzero()[:, 0]
-            yield from zip(going[alive].tolist(), drawn[alive].tolist(), strict=True)
-            done |= torch.isin(drawn, ends)
-            if done.all() or step + 1 == longest:
-                return
-            if done.float().mean() >= 0.15:
-                stay = (~done).nonzero()[:, 0]
-                cache.batch_select_indices(stay)
-                going, drawn, mask, position, done = going[stay], drawn[stay], mask[stay], position[stay], done[stay]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            position = position + 1
-            logits = next_logits(self.model, drawn[:, None], mask, position, cache)
+        each = tensor([place[tuple(row)] for row in rows])  # completions of one chat go on from its end
+        cache.batch_select_indices(each)
+        return write(self.model, ids[each, -1:], mask[each], [], draw, longest, self.ends, cache)

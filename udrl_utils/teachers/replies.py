@@ -15,38 +15,47 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import json_repair
-from wordfreq import zipf_frequency
 
 from udrl_utils.tasks import TASKS
-from udrl_utils.text import harmless, scripts, share, words
+from udrl_utils.text import harmless, scripts, share
 
 # what a model thinks before it answers: a block, one that is cut off, or one that its chat template has opened
 THOUGHTS = re.compile(
-    r"<((?:seed:)?think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)"
-    r"|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"<((?:seed:)?think|thinking|thoughts?|reasoning|reflection|scratchpad)>.*?(?:</\1>|\Z)"
+    r"|\[THINK\].*?(?:\[/THINK\]|\Z)|◁think▷.*?(?:◁/think▷|\Z)"
+    r"|<\|(?:begin_of_thought|start_thinking)\|>.*?(?:<\|end_(?:of_thought|thinking)\|>|\Z)"
     r"|<\|channel\|?>\s*(?:analysis|commentary|thought)\b.*?(?:<\|channel\|>final<\|message\|>|<channel\|>|\Z)"
-    r"|\A.*</(?:seed:)?think(?:ing)?>",
+    r"|\Aanalysis.*?assistantfinal|\A.*</(?:seed:)?think(?:ing)?>",
     re.S | re.I,
 )
 MARKER = re.compile(
     r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<[be]os>|\[/?INST\]|<(?:start|end)_of_turn>)(?:assistant|final)?"
+    r"|\Aassistant\s*\n"
 )
-ITEM = re.compile(r"^\s*[*_]*(?:[-*•]|\(?\d{1,3}[.):])[*_]*\s+")
-START = re.compile(r"""[\[{]\s*["'“\[{]""")  # where the JSON of a reply begins
+NUMBER = re.compile(r"^\s*[*_]*(?:[(\[]?\d{1,3}[.):\]]|\d{1,3} -(?! ?\d)|\d\ufe0f?\u20e3)[*_]*\s+")
+BULLET = re.compile(r"^\s*[*_]*(?:[-*•–●▪→>]|#{1,6}|[a-z]\))[*_]*\s+", re.I)
+START = re.compile(r"""[\[{]\s*(?://[^\n]*\s*)?\\?["'“\[{]""")  # where the JSON of a reply begins
 CLOSED = re.compile(r"""["'”}]\s*,?\s*\]|(?<!\\)["”][\s,]*\Z""")  # a list that ends, or stops after a whole string
 LONGEST_REPAIR = 20_000  # characters of a broken list that are read
 NUMBERED = re.compile(r'"(\d{1,3})"\s*:\s*(?=\[)')
-NAMES = "prompt|search|answer|output|assistant|rewrite|description"
-LABEL = re.compile(rf"^[*_]*(?:{NAMES})s?\s*\d*[*_]*\s*:\s*[*_]*\s*", re.I)
-FIELD = re.compile(rf"(?:{NAMES}|quer(?:y|ie)|text|result|item)s?|\D*\d+", re.I)  # of an object: it holds a prompt
-QUOTES = ('""', "“”", "''", "‘’", "``", ("**", "**"))
+NAMES = "(?:prompt|search|answer|output|assistant|rewrite|description|query|queries|title)s?"
+TAG = re.compile(rf"</?(?:{NAMES}|response|result|item|[ou]l|li|p|br)\s*/?>", re.I)
+LABEL = re.compile(  # Prompt: or Prompt 1; and Here's a prompt:
+    rf"^[*_]*(?:{NAMES}(?:\s*\d+)?[*_]*(?:\s*:\s*[*_]*\s*|$)"
+    r"|(?:[\w'’-]+ ){1,3}(?:prompt|search|query|answer|rewrite)\s*[*_]*:\s*[*_]*\s*)",
+    re.I,
+)
+FIELD = re.compile(  # of an object: it holds a prompt
+    rf"(?!negative)(?:\w+[_ ])?(?:{NAMES}|(?:text|result|item)s?)|short|medium|long|\D*\d+", re.I
+)
+MAIN = ("prompt", "rewrite", "search", "answer", "output", "result", "query", "text", "description")
+SIZE = re.compile(r"\s*[(\[]\d+ words?[)\]]\.?$", re.I)  # "a koi pond (3 words)"
+QUOTES = ('""', "“”", "''", "‘’", "``", "«»", "「」", ("**", "**"), "**", "__")
 EXAMPLE_SETS = ((0, 1, 2), (3, 4, 5), (4, 0, 3), (2, 5, 1))  # the examples shown when one prompt is asked for
-RARE = 4.0  # Zipf frequency (wordfreq) from which a word is too common to tell where it comes from
 Chat = list[dict[str, str]]  # turns, each with its role and content
 NO_ANSWER = ("empty", "cut", "filtered")  # faults of a reply that arrived, and was paid for, but answers nothing
 
@@ -91,28 +100,6 @@ def shown_examples(request: Request) -> list[tuple[str, tuple[str, ...]]]:
     return list(dict.fromkeys(examples[k % len(examples)] for k in chosen))
 
 
-def borrows(request: Request, prompt: str) -> bool:
-    """Whether a prompt copies the examples of its task rather than its intent: a rare word of their intents, or four
-    words in a row of their prompts."""
-    rare, shown = marks_of_examples(request.task)
-    own, said = words(request.intent), words(prompt)
-    return not (rare - set(own)).isdisjoint(said) or not (shown - runs(own)).isdisjoint(runs(said))
-
-
-@cache
-def marks_of_examples(task: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
-    """What gives a task's examples away: rare words of their intents, and four words in a row of their prompts."""
-    named = {word for intent, _ in TASKS[task].examples for word in words(intent)}
-    texts = [text for _, prompts in TASKS[task].examples for text in prompts]
-    rare = frozenset(word for word in named if zipf_frequency(word, "en") < RARE)
-    return rare, frozenset().union(*(runs(words(text)) for text in texts))
-
-
-def runs(tokens: list[str], size: int = 4) -> set[tuple[str, ...]]:
-    """All sequences of `size` words in a row."""
-    return {tuple(tokens[k : k + size]) for k in range(len(tokens) - size + 1)}
-
-
 def without_system(chat: Chat) -> Chat:
     """A chat for models that know no system role: the system text opens the first turn of the user."""
     first, second, *rest = chat
@@ -124,25 +111,30 @@ def without_thoughts(reply: str) -> str:
     return THOUGHTS.sub("", reply).strip()
 
 
+def first_turn(reply: str) -> str:
+    """The answer of a reply as text: what follows a marker of the model's chat template, such as <|im_end|> or [INST],
+    belongs to another turn, and tags such as <answer> end lines."""
+    turns = (TAG.sub("\n", turn).strip() for turn in MARKER.split(without_thoughts(reply)))
+    return next(filter(None, turns), "")
+
+
 def plain(line: str) -> str:
-    """A line without bullet or number, label such as "Prompt:", emphasis and quotes around it; '' for an
-    introduction, which ends with a colon, and for a code fence."""
-    text = ITEM.sub("", line.strip())
+    """A line without bullet or number, label such as "Prompt:", emphasis, quotes and a count of its words; '' for what
+    is no prompt: an introduction, which ends with a colon, a code fence, a rule."""
+    if line.startswith("|") and line.endswith("|"):  # of a table: its longest cell
+        line = max(line.split("|"), key=len)
+    text = SIZE.sub("", BULLET.sub("", NUMBER.sub("", line.strip())))
     for opening, closing in QUOTES * 2:
         text = LABEL.sub("", text)
         inner = text.rstrip(",")[len(opening) : -len(closing)]
         if text.startswith(opening) and text.rstrip(",").endswith(closing) and (opening == "'" or opening not in inner):
             text = inner.strip()
-    return "" if text.endswith(":") or text.startswith("```") else text
+    return "" if text.endswith(":") or text.startswith("```") or not re.search(r"\w", text) else text
 
 
 def parse_single(reply: str) -> list[str]:
-    """The prompt of a reply that should hold one: its first string of JSON, or its first line that is a prompt.
-
-    What follows a marker of the model's chat template, such as <|im_end|> or [INST], belongs to another turn.
-    """
-    turns = filter(str.strip, MARKER.split(without_thoughts(reply)))
-    text = next(turns, "").strip()
+    """The prompt of a reply that should hold one: its first string of JSON, or its first line that is a prompt."""
+    text = first_turn(reply)
     if START.match(text):
         return json_strings(text)[:1]
     return [prompt for prompt in map(plain, text.splitlines()) if prompt][:1]
@@ -207,43 +199,58 @@ def parse_reply(reply: str, asked: int) -> list[str]:
 
     Never raises: a reply that cannot be read gives an empty list.
     """
-    reply = without_thoughts(reply)
-    for start in START.finditer(reply[:2000]):
-        found = json_strings(reply[start.start() :])
+    text = without_thoughts(reply)
+    for start in START.finditer(text[:2000]):
+        found = json_strings(text[start.start() :])
         if found:
             return found
-    lines = [line for line in reply.splitlines() if plain(line)]
-    items = [line for line in lines if ITEM.match(line)]
+    lines = [line.rstrip() for line in first_turn(reply).splitlines() if plain(line.rstrip())]
+    items = next(filter(None, ([line for line in lines if mark.match(line)] for mark in (NUMBER, BULLET))), [])
     if not items and len(lines) < max(min(2, asked), asked / 2):
         return []
     return [plain(line) for line in items or lines]
 
 
 def json_strings(text: str) -> list[str]:
-    """Prompts of the JSON that a text begins with; the last one only if it is whole."""
+    """Prompts of the JSON that a text begins with, or of its lines of JSON; the last one only if it is whole."""
     try:
-        try:
-            value, _ = json.JSONDecoder().raw_decode(text)
-            return list(prompts_in(value))
-        except ValueError:
-            text = text[:LONGEST_REPAIR]
-            found = list(prompts_in(json_repair.loads(text, skip_json_loads=True)))
-            return found if CLOSED.search(text) else found[:-1]
+        with suppress(ValueError):
+            return list(_decoded(text))
+        with suppress(ValueError):  # a string that holds JSON
+            return list(_decoded(text.replace('\\"', '"')))
+        text = text[:LONGEST_REPAIR]
+        found = list(prompts_in(json_repair.loads(text, skip_json_loads=True)))
+        return found if CLOSED.search(text) else found[:-1]
     except (ValueError, TypeError, RecursionError):
         return []
 
 
+def _decoded(text: str) -> Iterator[str]:
+    """Prompts of the JSON that a text begins with, and of objects that follow it. Raises: ValueError."""
+    while True:
+        value, end = json.JSONDecoder().raw_decode(text)
+        yield from prompts_in(value)
+        text = text[end:].lstrip(" \n,")
+        if not text.startswith("{"):
+            return
+
+
 def prompts_in(value: Any, listed: bool = False) -> Iterator[str]:
-    """The strings of lists, of lists in lists, and of objects: of their lists, or of fields that hold a prompt."""
+    """The strings of lists, of lists in lists, and of objects: of fields that hold prompts, or else of their lists."""
     if isinstance(value, str) and listed:
-        yield value.strip()
+        if START.match(value):
+            yield from json_strings(value)
+        else:
+            yield from map(plain, value.splitlines()) if NUMBER.match(value) and "\n" in value else [value.strip()]
     elif isinstance(value, list):
         for item in value:
             yield from prompts_in(item, True)
     elif isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list)]
         named = [part for name, part in value.items() if FIELD.fullmatch(name)]
-        for part in lists or named or (value.values() if listed and len(value) == 1 else ()):
+        lists = [part for part in named if isinstance(part, list)]
+        main = [value[name] for name in MAIN if isinstance(value.get(name), str)][:1]  # beside a title, or the intent
+        others = [part for part in value.values() if isinstance(part, list)]
+        for part in lists or main or named or others or (value.values() if listed and len(value) == 1 else ()):
             yield from prompts_in(part, True)
 
 

@@ -20,17 +20,21 @@ import openai
 from anyio.from_thread import start_blocking_portal
 
 from udrl_utils.errors import RunError
-from udrl_utils.teachers.replies import Chat, Journal, key_of, without_system, without_thoughts
+from udrl_utils.teachers.replies import Chat, Journal, first_turn, key_of, without_system
 
 ATTEMPTS = 8  # per question
 PROBES = 3  # questions that are asked one after the other until a server has answered one of them
 REST = 20  # turns that a server is left out after it could not be reached
 MOST_ROOM = 16  # a model that thinks may write this many times the tokens that its answer needs
-FAULTS = {"length": "cut", "content_filter": "filtered"}  # finish reasons of replies that answer nothing
+FAULTS = {  # finish reasons of replies that answer nothing, by the servers' several names for them
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens", "error"), "cut"),
+    **dict.fromkeys(("content_filter", "safety", "refusal", "recitation", "prohibited_content"), "filtered"),
+}
 LONGEST_REPLY = 200_000  # characters; the rest is dropped
 KEY = "X-Client-Request-Id"  # header with the key of a question
-REFUSALS = (400, 413, 422)  # of one question, or of the way in which it is asked
+REFUSALS = (400, 403, 413, 422)  # of one question, or of the way in which it is asked
 NEVER = re.compile(r'"insufficient_quota"|billing_hard_limit|credit balance|api[ _]key not valid', re.I)
+FLAGGED = re.compile(r"\bflagged\b|moderation|content[ _](?:filter|policy)", re.I)  # of a 403: this question only
 WINDOW = re.compile(
     r"context[ _](?:length|window|size)|maximum (?:context|model|sequence) len|prompt.{0,40}too long"
     r"|exceeds?.{0,40}limit of|too many tokens",
@@ -42,10 +46,11 @@ ADAPTATIONS = {
     "seed": (r"\bseed\b", "no seed is sent"),
     "temperature": (r"\btemperature\b", "no temperature is sent"),
     "system": (
-        r"system role|system message|role.{0,9}system|roles must alternate",
+        r"system role|system message|role.{0,9}system|roles must alternate|only user and assistant"
+        r"|'user' or 'assistant'|developer instruction",
         "the user's turn has the system text",
     ),
-    "schema": (r"response_format|json_schema", "no JSON schema is sent"),
+    "schema": (r"response_format|json_schema|grammar", "no JSON schema is sent"),
 }
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # raised for what is not a chat completion
 
@@ -78,6 +83,7 @@ class TooLong(RunError):
     """A question does not fit into the context window of the model."""
 
 
+@dataclass(eq=False)
 class ChatClient:
     """Asks a model on one server, or on several in turn, with at most `concurrency` requests under way.
 
@@ -87,22 +93,21 @@ class ChatClient:
     may be a function too, that takes some from a budget of several processes and says how many are left.
     """
 
-    def __init__(
-        self,
-        model: str,
-        base_urls: Sequence[str],
-        concurrency: int,
-        timeout: float,
-        budget: Budget = None,
-        who: str = "teacher",
-    ):
-        self.model, self.base_urls, self.budget, self.who = model, list(base_urls), budget, who
-        self.concurrency, self.timeout = concurrency, timeout
-        self.where = " and ".join(base_urls) or "the server"
-        self.adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
-        self.room = 1  # times the token limit
-        self.proven = False  # whether a server has answered a question
-        self.silent = 0  # questions in a row that got no reply after all attempts
+    model: str
+    base_urls: Sequence[str]
+    concurrency: int
+    timeout: float
+    budget: Budget = None
+    who: str = "teacher"
+    adapted: frozenset[str] = frozenset()  # names of ADAPTATIONS
+    room: int = 1  # times the token limit
+    proven: bool = False  # whether a server has answered a question
+    silent: int = 0  # questions in a row that got no reply after all attempts
+
+    @property
+    def where(self) -> str:
+        """The servers, as an error names them."""
+        return " and ".join(self.base_urls) or "the server"
 
     def ask(self, questions: Sequence[Question], journal: Journal) -> list[str | None]:
         """Replies in the order of the questions, None where none came; what the journal holds is not asked again.
@@ -292,6 +297,8 @@ class Attempts(openai.DefaultAioHttpClient):
 
 def refused(response: Any) -> bool:
     """Whether a response says that no request will be answered: a refused key, an unknown model, no quota left."""
+    if response.status_code == 403 and FLAGGED.search(response.text):
+        return False
     return response.status_code in (401, 402, 403, 404) or bool(NEVER.search(response.text))
 
 
@@ -306,14 +313,14 @@ def read_completion(body: Any) -> tuple[str, str, dict[str, int]]:
         content = "".join(chunk.get("text") or "" for chunk in content)
     spent = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
     tokens = {name: int(number or 0) for name, number in spent.items()}
-    return content[:LONGEST_REPLY], str(choice.get("finish_reason")), tokens
+    return content[:LONGEST_REPLY], str(choice.get("finish_reason")).lower(), tokens
 
 
 def keep_reply(body: Any, key: str, journal: Journal) -> str:
     """Keep a chat completion in the journal. Returns its fault: '' for a reply that answers, `thinking` for one that
     was cut off before its answer began, else what FAULTS calls it, or empty."""
     text, reason, tokens = read_completion(body)
-    answer = without_thoughts(text)
+    answer = first_turn(text)
     if answer and reason not in FAULTS:
         journal.add(key=key, reply=text, **tokens)
         return ""
