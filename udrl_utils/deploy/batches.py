@@ -86,9 +86,9 @@ class Batcher:
         self._forming.cancel()
         self._threads.shutdown()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; its `done` is set when all its prompts are written."""
-        self._jobs.append(job)
+    def submit(self, job: Job, first: bool = False) -> None:
+        """Queue a job, last or first; its `done` is set when all its prompts are written."""
+        (self._jobs.appendleft if first else self._jobs.append)(job)
         self.waiting += job.size
         self._arrived.set()
 
