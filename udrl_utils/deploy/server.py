@@ -20,13 +20,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from udrl_utils.commands import Command, CommandError
-from udrl_utils.deploy.batches import BATCH, Batcher, Job
+from udrl_utils.deploy.batches import Batcher, Job
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
 from udrl_utils.engine import REDRAWS, WordLists, seed_of_redraw
 from udrl_utils.text import clean_intent, count_words, is_empty
+
+MOST = 64  # prompts of one request
 
 
 class Server:
@@ -93,8 +95,8 @@ class Server:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
                 raise Refused(400, f"{param}: {cut[0].message}".replace(" reads the first", " reads at most"), param)
-        if len(intents) * asked.n > BATCH:
-            line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {BATCH} are written at once"
+        if len(intents) * asked.n > MOST:
+            line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {MOST} are written at once"
             raise Refused(400, line, "n")
         most = [self.engine.most(len(prefix), self.engine.longest(command)) for prefix in prefixes]
         if limit := most_tokens(asked):
