@@ -90,7 +90,14 @@ def test_greedy_tokens_are_those_of_pytorch(page, student: Student) -> None:
 
 
 def test_it_reads_text_as_python_does(page, student: Student) -> None:
-    odd = ["  Koi POND!! ", '"quoted"', 'sign that says "open late"', "it's a dog's", "ΣΑΣ İstanbul ﬁne", "[INST] <<koi"]
+    odd = [
+        "  Koi POND!! ",
+        '"quoted"',
+        'sign that says "open late"',
+        "it's a dog's",
+        "ΣΑΣ İstanbul ﬁne",
+        "[INST] <<koi",
+    ]
     odd += ["zero\u200bwidth", "soft\u00adhyphen", "tab\tand\nline", "🎏" * 999, *HOSTILE]
     commands = [sent(text, Command("text_to_image", length=5)) for text in odd]
     for text, answer in zip(odd, page.evaluate(ASK, commands), strict=True):
