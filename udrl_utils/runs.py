@@ -161,12 +161,13 @@ def stamp(settings: StageSettings, files: Iterable[Path] = (), **values: Any) ->
 def digest(value: Any) -> str:
     """Hash of a file's bytes, of a data frame's rows, or of a value as JSON."""
     import pandas as pd
+    from pandas.util import hash_pandas_object
 
     if isinstance(value, Path):
         with value.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
     if isinstance(value, pd.DataFrame):
-        hashes = pd.util.hash_pandas_object(value, index=False)  # pyright: ignore[reportCallIssue]
+        hashes = hash_pandas_object(value, index=False)  # pyright: ignore[reportCallIssue]
         content = hashes.to_numpy().tobytes()
     else:
         content = json.dumps(value, sort_keys=True).encode()

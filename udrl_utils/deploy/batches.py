@@ -142,7 +142,7 @@ class Batcher:
 
     def _generate(self, generator: Any, batch: list[Job]) -> None:
         rows = [(job, k) for job in batch for k in range(job.size)]
-        streamed, end = any(job.on_token for job in batch), self.engine.end
+        end: Any = self.engine.end
 
         def take(job: Job, k: int, token: int) -> bool:
             """Take one token; True takes the prompt out of the batch."""
@@ -162,12 +162,15 @@ class Batcher:
                 self._loop.call_soon_threadsafe(job.done.set_result, None)
             return True
 
+        def told(result: Any) -> bool:
+            return take(*rows[result.batch_id], token=result.token_id)
+
+        streamed = any(job.on_token for job in batch)
         found = generator.generate_batch(
             [job.prefixes[k // job.n] for job, k in rows],
             max_length=max(most for job in batch for most in job.most),
             include_prompt_in_result=False,
-            # to be told of each token costs a fifth of the throughput
-            callback=(lambda result: take(*rows[result.batch_id], result.token_id)) if streamed else None,
+            callback=told if streamed else None,  # to be told of each token costs a fifth of the throughput
             **self.engine.options(batch[0].temperature),
         )
         if not streamed:
