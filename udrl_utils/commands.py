@@ -10,13 +10,16 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from udrl_utils.errors import UserError
 from udrl_utils.runs import write_json
 from udrl_utils.text import count_words, harmless, lower_intent, pieces, scripts
+
+if TYPE_CHECKING:
+    import pandas as pd  # 80 MB, which a server does without
 
 END_OF_PREFIX = "<|prompt|>"
 LENGTH_BAND = 4  # words; how finely the codec knows which lengths go with which levels
@@ -107,6 +110,8 @@ class CommandCodec:
 
         A reward without two different values among a task's pairs is not commanded for that task, and a line says so.
         """
+        import pandas as pd
+
         levels = [name for name in rewards if name != "length"]
         edges: dict[str, dict[str, list[float]]] = {}
         for task, rows in annotated.groupby("task"):
@@ -185,6 +190,8 @@ class CommandCodec:
         return self._of_rows(rows, lambda edges, values: np.interp(values, edges, np.linspace(0, 1, len(edges))))
 
     def _of_rows(self, rows: pd.DataFrame, measure: Callable[[list[float], np.ndarray], np.ndarray]) -> pd.DataFrame:
+        import pandas as pd
+
         found = np.full((len(rows), len(self.levels)), np.nan)
         for task, places in rows.groupby("task").indices.items():
             for name, edges in self.edges[task].items():

@@ -17,15 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
 from filelock import FileLock, Timeout
-from pandas.util import hash_pandas_object
 
 from udrl_utils.errors import RunError
 from udrl_utils.machine import environment
 from udrl_utils.settings import DEFAULTS, NOTEBOOKS, ROOT, SETTINGS, S, StageSettings, builds_on, resolve
 
 if TYPE_CHECKING:
+    import pandas as pd  # 80 MB, which a server does without
     import pyarrow
 
 Stamp = dict[str, Any]
@@ -163,6 +162,9 @@ def stamp(settings: StageSettings, files: Iterable[Path] = (), **values: Any) ->
 
 def digest(value: Any) -> str:
     """Hash of a file's bytes, of a data frame's rows, or of a value as JSON."""
+    import pandas as pd
+    from pandas.util import hash_pandas_object
+
     if isinstance(value, Path):
         with value.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
@@ -265,6 +267,8 @@ def shards_of(folder: Path) -> list[Path]:
 
 def read_shards(folder: Path, split: str | None = None, columns: list[str] | None = None) -> pd.DataFrame:
     """The rows of a folder's shards in one table: of one split or of all, all columns or some."""
+    import pandas as pd
+
     filters = None if split is None else [("split", "==", split)]
     tables = [pd.read_parquet(file, columns=columns, filters=filters) for file in shards_of(folder)]
     return pd.concat(tables, ignore_index=True)

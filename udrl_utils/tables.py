@@ -13,18 +13,13 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from udrl_utils.errors import SettingsError
+from udrl_utils.settings import FORMATS, NAMED, DistillationSettings
 from udrl_utils.text import WORD, clean_intent
-
-if TYPE_CHECKING:
-    from udrl_utils.settings import DistillationSettings
-
-FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
-NAMED = " or ".join([", ".join(ending[1:] for ending in FORMATS[:-1]), FORMATS[-1][1:]])
 
 
 def read_table(source: str, columns: list[str], optional: Iterable[str] = ()) -> pd.DataFrame:

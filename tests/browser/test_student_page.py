@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-from contextlib import nullcontext as nothing
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from test_panel import contrast
 from udrl_utils.commands import Command
 from udrl_utils.deploy.page import MOST, round_weights, student_page
 from udrl_utils.student import Student, ready_facts
+from udrl_utils.text import count_words
 
 ASK = """async requests => {
     const found = [];
@@ -91,29 +91,20 @@ def test_greedy_tokens_are_those_of_pytorch(page, student: Student) -> None:
 
 def test_it_reads_text_as_python_does(page, student: Student) -> None:
     odd = [
-        *HOSTILE[:-5],
         "  Koi POND!! ",
         '"quoted"',
         'sign that says "open late"',
         "it's a dog's",
         "ΣΑΣ İstanbul ﬁne",
-        "x" * 999,
+        "[INST] <<koi",
     ]
-    odd = [text for text in odd if text.strip() and text.isprintable()]
+    odd += ["zero\u200bwidth", "soft\u00adhyphen", "tab\tand\nline", "🎏" * 999, *HOSTILE]
     commands = [sent(text, Command("text_to_image", length=5)) for text in odd]
     for text, answer in zip(odd, page.evaluate(ASK, commands), strict=True):
-        with pytest.warns() if len(student.tokenizer(text).input_ids) > 128 else nothing():
+        with warnings.catch_warnings(action="ignore"):  # of those that are cut
             prefix = student.prefix(text, Command("text_to_image", length=5))
         assert answer["prefix"] == prefix, text
         assert answer["read"] == student.tokenizer(prefix, add_special_tokens=False).input_ids, text
-
-
-def test_it_is_fast_enough(page, student: Student) -> None:
-    if os.getloadavg()[0] > 2 * os.cpu_count():
-        pytest.skip("other work leaves the page less than half a core")
-    answers = page.evaluate(ASK, [sent(*request) for request in requests(student)[:20]])
-    speeds = [(len(answer["read"]) + len(answer["written"])) / answer["seconds"] for answer in answers]
-    assert max(speeds) >= 50, "the best of twenty, since other work may share the machine"
 
 
 def test_it_is_used_by_keyboard_alone(page) -> None:
@@ -149,6 +140,11 @@ def test_words_appear_one_after_the_other(page) -> None:
     expect(page.locator("#status")).to_contain_text("tokens a second", timeout=30_000)
     seen = list(dict.fromkeys(page.evaluate("seen")))
     assert len(seen) > 3 and all(after.startswith(before) for before, after in itertools.pairwise(seen))
+
+
+def test_words_are_counted_as_in_python(page) -> None:
+    texts = ["koi pond", "", "  a  tea-house, at dusk ", "月の下の池、静か", "koi 鯉 pond", "สวนญี่ปุ่น", "👩‍👩‍👧 koi"]
+    assert page.evaluate("texts => texts.map(countWords)", texts) == list(map(count_words, texts))
 
 
 def test_hostile_prompts_are_shown_as_text(page) -> None:

@@ -18,6 +18,7 @@ from hostile import HOSTILE
 from served import MODEL, Served, message, served
 
 CHAT, TEXT, PLAIN = "/v1/chat/completions", "/v1/completions", "/v1/prompts"
+USUAL = {"intent": "koi pond", "command": {"task": "text_to_image", "length": 6}, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,17 @@ def server(exported_ready: Path) -> Iterator[Served]:
         assert found.process.poll() is None, "no fault has stopped it"
 
 
+@pytest.fixture(scope="module")
+def usual(server: Served) -> dict:
+    """What the server answers before any fault."""
+    return server.ask(PLAIN, USUAL)[1]
+
+
 @pytest.fixture(autouse=True)
-def still_answers(server: Served) -> Iterator[None]:
-    """After each fault the server writes what it wrote before: nothing of the fault is left in it."""
+def still_answers(server: Served, usual: dict) -> Iterator[None]:
+    """After each fault the server answers what it answered before: nothing of the fault is left in it."""
     yield
-    status, reply, _ = server.ask(PLAIN, {"intent": "koi pond", "command": {"task": "text_to_image", "length": 6}})
-    assert status == 200 and len(reply["prompts"]) == 1
+    assert server.ask(PLAIN, USUAL)[:2] == (200, usual)
 
 
 def raw(more: str) -> bytes:
@@ -93,6 +99,20 @@ WRONG: dict[str, tuple[str, Any, int, str | None, str]] = {  # path, body, statu
     "negative temperature": (CHAT, message(temperature=-1), 400, "temperature", "greater than or equal to 0"),
     "max_tokens of 0": (CHAT, message(max_tokens=0), 400, "max_tokens", "greater than or equal to 1"),
     "stream as text": (CHAT, message(stream="maybe"), 400, "stream", "boolean"),
+    "banned as text": (CHAT, message(banned="koi"), 400, "banned", "list"),
+    "an empty banned word": (CHAT, message(banned=["koi", " "]), 400, "banned", "list of words"),
+    "a number to keep": (CHAT, message(keep=[3]), 400, "keep.0", "string"),
+    "banned and kept": (CHAT, message(banned=["koi"], keep=["a koi"]), 400, "keep", "banned, too"),
+    "too many banned words": (PLAIN, {**USUAL, "banned": ["koi"] * 101}, 400, "banned", "at most 100"),
+    "a long word to keep": (PLAIN, {**USUAL, "keep": ["k" * 101]}, 400, "keep.0", "at most 100"),
+    "words to keep that do not fit": (
+        PLAIN,
+        {**USUAL, "keep": [f"koi at {k} pm" for k in range(50)]},
+        400,
+        "intent",
+        "at most",
+    ),
+    "word lists for a stream": (CHAT, message(stream=True, banned=["koi"]), 400, "stream", "banned"),
     "empty intent": (CHAT, message(""), 400, "messages", "is empty"),
     "intent of punctuation": (CHAT, message(' ... "" !'), 400, "messages", "is empty"),
     "intent of control characters": (CHAT, message("\x00\x1b\u200b"), 400, "messages", "is empty"),
@@ -168,11 +188,16 @@ def test_clients_that_send_slowly_or_leave_hold_nobody_up(server: Served) -> Non
     slow = [connection(server) for _ in range(20)]
     for client in slow:
         client.sendall(post(message())[:80])
-    began = time.monotonic()
-    assert server.ask(CHAT, message(n=4))[0] == 200
-    assert time.monotonic() - began < 5
+    for _ in range(3):
+        assert server.ask(CHAT, message(n=4))[0] == 200
     for client in slow:
         client.close()
+
+
+def test_a_body_that_does_not_arrive_is_given_up(server: Served) -> None:
+    with connection(server) as slow:
+        slow.sendall(post(message())[:-5])
+        assert b" 408 " in slow.recv(100)
 
 
 def reset(client: socket.socket) -> None:
@@ -246,6 +271,10 @@ def test_no_reply_holds_anything_of_another_client(server: Served) -> None:
         while not noise.is_set():
             server.ask(CHAT, message(HOSTILE[0], stream=True, temperature=0))
             server.ask(CHAT, b'{"model": "\xff')
+            leaver = connection(server)
+            leaver.sendall(post(message("elephant", stream=True, temperature=0, command={"length": 38})))
+            leaver.recv(500)  # in mid-stream
+            reset(leaver)
 
     with ThreadPoolExecutor(20) as clients:
         disturbers = [clients.submit(disturb) for _ in range(3)]

@@ -116,9 +116,18 @@ def test_models_are_the_student_and_its_tasks(client: OpenAI) -> None:
 
 def test_it_writes_what_the_engine_writes(server: Served, exported_ready: Path) -> None:
     engine, command = DeployedStudent.load(exported_ready), Command(TASK, length=6, relevance=0.9)
-    expected = engine.generate(["koi pond"], command, n=4, seed=3)[0]
     asked = {"intent": "Koi pond!", "n": 4, "seed": 3, "command": {"task": TASK, **command.asked}}
-    assert [each["prompt"] for each in server.ask("/v1/prompts", asked)[1]["prompts"]] == expected
+    for words in ({}, {"banned": ["koi", "photo"], "keep": ["stone lantern"]}):
+        expected = engine.generate(["Koi pond!"], command, n=4, seed=3, **words)[0]
+        prompts = server.ask("/v1/prompts", {**asked, **words})[1]["prompts"]
+        assert [each["prompt"] for each in prompts] == expected
+        assert [each["achieved"]["length"] for each in prompts] == [len(text.split()) for text in expected]
+
+
+def test_word_lists_hold_by_the_sdk_too(client: OpenAI) -> None:
+    lists = {"banned": ["Koi"], "keep": ["lantern"]}
+    for choice in client.chat.completions.create(model=MODEL, messages=USER, n=4, extra_body=lists).choices:
+        assert "koi" not in choice.message.content.lower() and "lantern" in choice.message.content.lower()
 
 
 def test_a_command_beyond_what_was_trained_is_moved_and_noted(server: Served) -> None:
@@ -150,7 +159,8 @@ def test_what_arrives_together_is_written_together(server: Served) -> None:
 
 def test_it_is_small_and_loads_no_pytorch(server: Served) -> None:
     assert server.memory_mb() < 200
-    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "ctranslate2" in mapped and not re.search("libtorch|pandas|arrow", mapped)
     assert server.ask("/healthz")[0] == server.ask("/readyz")[0] == 200
     text = server.ask("/metrics")[1]
     for name in ("udrl_requests_total", "udrl_request_seconds_bucket", "udrl_waiting_prompts", "udrl_tokens_total"):

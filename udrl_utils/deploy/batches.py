@@ -18,7 +18,7 @@ from typing import Any
 
 from udrl_utils.deploy.export import PRECISIONS, DeployedStudent, import_ctranslate2
 
-BATCH = 64  # prompts that one core writes at once
+BATCH = 16  # prompts that one core writes at once; with more, each costs as much, and others wait longer
 WINDOW = 0.002  # how long the first request of a batch waits for others [s]
 
 
@@ -30,6 +30,7 @@ class Job:
     temperature: 0 takes the most probable token at each step.
     seed: a request with a seed is written in a batch of its own, since a seed belongs to a batch; None for any.
     on_token: called in the event loop with the number of a prompt and a token, and with None when the prompt ends.
+    Cancelled work is not begun; in a batch with an `on_token` it also ends.
     """
 
     prefixes: Sequence[Sequence[str]]
@@ -86,9 +87,9 @@ class Batcher:
         self._forming.cancel()
         self._threads.shutdown()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; its `done` is set when all its prompts are written."""
-        self._jobs.append(job)
+    def submit(self, job: Job, first: bool = False) -> None:
+        """Queue a job, last or first; its `done` is set when all its prompts are written."""
+        (self._jobs.appendleft if first else self._jobs.append)(job)
         self.waiting += job.size
         self._arrived.set()
 
@@ -141,19 +142,18 @@ class Batcher:
 
     def _generate(self, generator: Any, batch: list[Job]) -> None:
         rows = [(job, k) for job in batch for k in range(job.size)]
-        end = self.engine.end
+        end: Any = self.engine.end
 
-        def step(result: Any) -> bool:
+        def take(job: Job, k: int, token: int) -> bool:
             """Take one token; True takes the prompt out of the batch."""
-            job, k = rows[result.batch_id]
             if job.cancelled:
                 return True
-            if result.token_id != end:
-                job.written[k].append(result.token_id)
+            if token != end:
+                job.written[k].append(token)
                 job.cut[k] = len(job.written[k]) >= job.most[k // job.n]
                 if job.on_token:
-                    self._loop.call_soon_threadsafe(job.on_token, k, result.token_id)
-            if result.token_id != end and not job.cut[k]:
+                    self._loop.call_soon_threadsafe(job.on_token, k, token)
+            if token != end and not job.cut[k]:
                 return False
             job.left -= 1
             if job.on_token:
@@ -162,13 +162,22 @@ class Batcher:
                 self._loop.call_soon_threadsafe(job.done.set_result, None)
             return True
 
-        generator.generate_batch(
+        def told(result: Any) -> bool:
+            return take(*rows[result.batch_id], token=result.token_id)
+
+        streamed = any(job.on_token for job in batch)
+        found = generator.generate_batch(
             [job.prefixes[k // job.n] for job, k in rows],
             max_length=max(most for job in batch for most in job.most),
             include_prompt_in_result=False,
-            callback=step,
+            callback=told if streamed else None,  # to be told of each token costs a fifth of the throughput
             **self.engine.options(batch[0].temperature),
         )
+        if not streamed:
+            for (job, k), result in zip(rows, found, strict=True):
+                for token in (*result.sequences_ids[0], end):
+                    if take(job, k, token):
+                        break
 
     def _release(self) -> None:
         self._free += 1

@@ -40,7 +40,7 @@ async function write(intent, command, { n, temperature, stale }, show) {
     let text = "";
     const told = ({ piece }) => { show(k, (text += decoder.decode(piece, { stream: true }))); };
     const written = await student.ask({ intent, command, temperature, minP: page.minP, seed }, told);
-    tokens += written.written.length + written.read.length;
+    tokens += written.written.length;
     seconds += written.seconds;
     show(k, text, { length: countWords(text) });
   }

@@ -3,7 +3,10 @@
 
 const page = JSON.parse(document.getElementById("page").textContent);
 const $ = id => document.getElementById(id);
-const countWords = text => text.trim().split(/\s+/).filter(Boolean).length;
+// Split at white space; in scripts that put no space between words, each character is a word.
+const UNSPACED = ["Han", "Hiragana", "Thai", "Lao", "Khmer", "Myanmar"].map(script => `\\p{sc=${script}}`).join("");
+const WORD = new RegExp(`[^\\p{L}\\p{N}\\s]*[${UNSPACED}][^\\p{L}\\p{N}\\s]*|[^\\s${UNSPACED}]+`, "gu");
+const countWords = text => text.match(WORD)?.length ?? 0;
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -86,7 +89,7 @@ document.forms[0].onsubmit = async submitted => {
   $("status").textContent = "Writing …";
   $("status").className = "";
   try {
-    if (!$("intent").value.trim()) throw new Error("Type an intent first: a few words about what is wanted.");
+    if (!/[\p{L}\p{N}\p{So}]/u.test($("intent").value)) throw new Error("Type an intent first: a few words about what is wanted.");
     const options = { n, temperature: Number($("temperature").value), stale: () => turn !== latest };
     const said = await write($("intent").value, command, options, show);
     if (turn === latest) $("status").textContent = said;

@@ -115,6 +115,7 @@ def model_facts(student: Student, tensors: list[dict[str, Any]]) -> dict[str, An
         "bins": bins,
         "form": codec.form,
         "place": codec.place,
+        "cased": codec.cased,
     }
 
 

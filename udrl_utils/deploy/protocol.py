@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
 Intent = Field(max_length=4000)
+Words = Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=100)]
 
 
 class Part(BaseModel):
@@ -41,6 +42,8 @@ class Asked(BaseModel):
     n: int = Field(1, ge=1, le=32)
     seed: int | None = Field(None, ge=0, lt=2**32)
     temperature: float | None = Field(None, ge=0, le=2)
+    banned: Words = []
+    keep: Words = []
 
 
 class Completion(Asked):

@@ -10,5 +10,6 @@ async function write(intent, command, { n, temperature }, show) {
   key.parentElement.hidden &&= reply.status !== 401;
   if (!reply.ok) throw new Error(said.error.message);
   said.prompts.forEach(({ prompt, achieved }, k) => show(k, prompt, achieved, said.command));
-  return `${Math.round(performance.now() - began)} ms${said.note ? `. ${said.note}` : ""}`;
+  const ms = Math.round(performance.now() - began), taken = ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`;
+  return `${taken}${said.note ? `. ${said.note}` : ""}`;
 }

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from udrl_utils.commands import CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.machine import pool, quietly
@@ -35,7 +33,9 @@ _codec, _encoder = cache(CommandCodec.load), cache(Encoder)
 
 def score(folder: Path, encoder: str, task: str, intent: str, prompts: list[str]) -> list[dict[str, Any]]:
     """Rewards that the prompts of one intent achieved, computed in this process."""
-    from udrl_utils.rewards import BUILT_IN, REWARDS, annotate  # 40 MB, in the second process only
+    import pandas as pd  # this and rewards: 120 MB, in the second process only
+
+    from udrl_utils.rewards import BUILT_IN, REWARDS, annotate
 
     codec, embed = _codec(folder), _encoder(encoder)
     names = [name for name in codec.rewards_of(task) if name in BUILT_IN and name in REWARDS]

@@ -20,13 +20,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from udrl_utils.commands import Command, CommandError
-from udrl_utils.deploy.batches import BATCH, Batcher, Job
+from udrl_utils.deploy.batches import Batcher, Job
 from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.engine import REDRAWS, seed_of_redraw
-from udrl_utils.text import clean_intent, is_empty
+from udrl_utils.engine import REDRAWS, WordLists, seed_of_redraw
+from udrl_utils.text import clean_intent, count_words, is_empty
+
+MOST = 64  # prompts of one request
 
 
 class Server:
@@ -74,22 +76,30 @@ class Server:
             raise Refused(404, line, "model", "model_not_found")
         return self.models[model]
 
+    def word_lists(self, asked: Asked) -> WordLists:
+        """Words that no prompt may hold, and those that each must hold. Raises: Refused."""
+        try:
+            return WordLists(asked.banned, asked.keep)
+        except CommandError as error:
+            raise Refused(400, str(error), str(error).partition("=")[0]) from None
+
     def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
         """A job that writes `n` prompts for each intent. Raises: Refused."""
-        prefixes = []
+        prefixes, wishes = [], self.word_lists(asked)
         for intent in intents:
             if is_empty(intent):
                 line = f"{param}: the intent {intent!r:.80} is empty: it has no letter, digit or emoji"
                 raise Refused(400, line, param)
+            intent = wishes.added_to(intent)
             with warnings.catch_warnings(record=True) as cut:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
                 raise Refused(400, f"{param}: {cut[0].message}".replace(" reads the first", " reads at most"), param)
-        if len(intents) * asked.n > BATCH:
-            line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {BATCH} are written at once"
+        if len(intents) * asked.n > MOST:
+            line = f"n={asked.n}: {len(intents) * asked.n} prompts are asked for; at most {MOST} are written at once"
             raise Refused(400, line, "n")
         most = [self.engine.most(len(prefix), self.engine.longest(command)) for prefix in prefixes]
-        if limit := getattr(asked, "max_completion_tokens", None) or getattr(asked, "max_tokens", None):
+        if limit := most_tokens(asked):
             most = [min(limit, tokens) for tokens in most]
         temperature = self.engine.sampling.temperature if asked.temperature is None else asked.temperature
         return Job(prefixes, most, asked.n, temperature, asked.seed, **options)
@@ -106,30 +116,36 @@ class Server:
             raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
         self.batcher.submit(job)
 
-    async def written(self, job: Job, intents: list[str], request: Request) -> list[str]:
-        """The prompts of a job; those that are broken are drawn again. Raises: Refused as `finished` does."""
-        until = time.monotonic() + self.deadline
+    async def written(self, asked: Asked, intents: list[str], job: Job, request: Request) -> list[str]:
+        """The prompts of a job; those with a fault are drawn again, before other work. Raises: Refused."""
+        until, wishes = time.monotonic() + self.deadline, self.word_lists(asked)
+        read = [wishes.added_to(intent) for intent in intents for _ in range(job.n)]
+
+        def fault(k: int, text: str, tokens: list[int]) -> int:
+            cut = len(tokens) == most_tokens(asked)  # the client has what it asked for
+            return 0 if cut else self.engine.fault(text, read[k], wishes)
+
+        self.submit(job)
         await self.finished(job, request, until)
+        texts = self.engine.texts(job.written)
+        faults = {k: fault(k, text, job.written[k]) for k, text in enumerate(texts)}
         for number in range(REDRAWS if job.temperature else 0):
-            texts = self.engine.texts(job.written)
-            found = [0 if job.cut[k] else self.engine.fault(t, intents[k // job.n]) for k, t in enumerate(texts)]
-            wrong = [k for k, fault in enumerate(found) if fault]
-            if not wrong:
+            faults = {k: found for k, found in faults.items() if found}
+            if not faults:
                 break
-            rows = [k // job.n for k in wrong]
+            rows = [k // job.n for k in faults]
             seed = None if job.seed is None else seed_of_redraw(job.seed, number)
             again = Job([job.prefixes[r] for r in rows], [job.most[r] for r in rows], 1, job.temperature, seed)
+            self.batcher.submit(again, first=True)
             await self.finished(again, request, until)
-            for k, text, tokens, cut in zip(
-                wrong, self.engine.texts(again.written), again.written, again.cut, strict=True
-            ):
-                if self.engine.fault(text, intents[k // job.n]) <= found[k]:
-                    job.written[k], job.cut[k] = tokens, cut
-        return self.engine.texts(job.written)
+            drawn = zip(list(faults), self.engine.texts(again.written), again.written, again.cut, strict=True)
+            for k, text, tokens, cut in drawn:
+                if (found := fault(k, text, tokens)) <= faults[k]:
+                    texts[k], job.written[k], job.cut[k], faults[k] = text, tokens, cut, found
+        return [wishes.mended(text) for text in texts]
 
     async def finished(self, job: Job, request: Request, until: float) -> None:
         """Wait until a job is written. Raises: Refused at `until`, a monotonic time, or when the client has left."""
-        self.submit(job)
         left = asyncio.create_task(client_left(request))
         try:
             await asyncio.wait((job.done, left), timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
@@ -156,13 +172,15 @@ class Server:
         head |= {"model": asked.model, "command": {"task": command.task, **command.asked}}
         head |= {"note": note} if note else {}
         if asked.stream:
+            if asked.banned or asked.keep:
+                raise Refused(400, "stream=true: what a client has read cannot be mended for banned and keep", "stream")
             tokens: asyncio.Queue[tuple[int, int | None]] = asyncio.Queue()
             job = self.job(asked, intents, command, param, on_token=lambda k, token: tokens.put_nowait((k, token)))
             self.submit(job)
             events = self.events(job, tokens, chat, asked.stream_options, head)
             return StreamingResponse(events, media_type="text/event-stream")
         job = self.job(asked, intents, command, param)
-        texts = await self.written(job, intents, request)
+        texts = await self.written(asked, intents, job, request)
         choices = [
             choice(k, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, reason(job, k))
             for k, text in enumerate(texts)
@@ -215,11 +233,12 @@ class Server:
         if asked.rewards and self.scorer is None:
             raise Refused(400, "rewards=true: this server was started without --rewards", "rewards")
         command, note = self.command(asked)
-        texts = await self.written(self.job(asked, [asked.intent], command, "intent"), [asked.intent], request)
+        intents = [asked.intent]
+        texts = await self.written(asked, intents, self.job(asked, intents, command, "intent"), request)
         if asked.rewards and self.scorer:
             achieved = await self.scorer.achieved(command.task, clean_intent(asked.intent), texts)
         else:
-            achieved = [{"length": len(text.split())} for text in texts]
+            achieved = [{"length": count_words(text)} for text in texts]
         return {
             "task": command.task,
             "command": command.asked,
@@ -233,6 +252,11 @@ class Server:
 
 def choice(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
     return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+
+
+def most_tokens(asked: Asked) -> int | None:
+    """Tokens that a prompt may have, where the client limits them."""
+    return getattr(asked, "max_completion_tokens", None) or getattr(asked, "max_tokens", None)
 
 
 def reason(job: Job, k: int) -> str:

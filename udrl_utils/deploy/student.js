@@ -183,7 +183,7 @@ function prefixOf(intent, command) {
   const said = facts.form === "text"
     ? asked.map(([name, value]) => ` ${name} ${value}`).join("") + " "
     : asked.map(([name, value]) => `<|${name}:${value}|>`).join("");
-  const text = fitting(harmless(clean(intent)));
+  const typed = fitting(clean(intent)), text = harmless(facts.cased ? typed : lower(typed));
   return facts.place === "last" ? `${task}${text}${said}<|prompt|>` : `${task}${said}${text}<|prompt|>`;
 }
 
@@ -192,11 +192,15 @@ function binOf(command, name) {
   return bins[Math.min(Math.floor(command[name] * bins.length), bins.length - 1)];
 }
 
-const harmless = text => text.replace(/<(?=[|/a-zA-Z])/g, "< ");
+const harmless = text => text.replace(/<(?=[|/a-zA-Z<])|\[(?=\/?INST\])/g, "$& ");
+const line = text => text.trim().replace(/\s+/g, " ");
+
+// An intent as it was typed, on one line: case, quotes and punctuation stay, control characters go.
+const clean = text => line(text.replace(/[\u200b\u2060\ufeff\u00ad]/g, "").normalize("NFC").replace(/[\p{Cc}\p{Cs}\p{Co}]/gu, " "));
 
 // An intent the way a search box would store it: one line, lower case, no closing punctuation or stray quotes.
-function clean(text) {
-  text = text.normalize("NFKC").replace(/[\p{C}\p{Z}]/gu, " ").trim().replace(/ +/g, " ").toLowerCase();
+function lower(text) {
+  text = line(text.normalize("NFKC").replace(/[\p{C}\p{Z}]/gu, " ")).toLowerCase();
   for (let before = null; text !== before;) {
     before = text;
     text = text.replace(/^[ .!?]+|[ .!?]+$/g, "");
@@ -211,7 +215,7 @@ function clean(text) {
 
 // An intent that fits into half of the context; what is longer is cut.
 function fitting(text) {
-  const room = facts.positions >> 1, read = encode(text.slice(0, 16 * room));
+  const room = facts.positions >> 1, read = encode(harmless([...text].slice(0, 16 * room).join("")));
   if (read.length <= room) return text;
   return new TextDecoder().decode(Uint8Array.from(read.slice(0, room).flatMap(token => [...pieceOf(token)]))).trim();
 }
