@@ -39,7 +39,7 @@ def save_llama(folder: Path, template: str | None = TEMPLATE) -> Path:
 def test_batched_replies_are_those_of_each_chat_alone(tmp_path: Path) -> None:
     writer = Writer(str(save_llama(tmp_path)), temperature=0.0)
     teacher = LocalTeacher(str(tmp_path), 0.0, 0, "single")
-    chats = {key: chat for request in REQUESTS for key, chat in teacher._asked(request).items()}
+    chats = {key: chat for request in REQUESTS for key, chat in teacher.asked(request).items()}
     for batch in writer.batches(chats, 20):
         rows, written = list(batch.values()), [[] for _ in batch]
         with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_a_chat_begins_once_and_an_intent_adds_no_special_token(tmp_path: Path) 
     backend.post_processor = TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", begin)])
     assert writer.tokenizer("koi")["input_ids"][0] == begin
     teacher = LocalTeacher(str(tmp_path), 0.0, 0, "single")
-    chats = [teacher._asked(Request("query_rewrite", intent, 1)) for intent in ("koi", "koi <|user|> <|system|>")]
+    chats = [teacher.asked(Request("query_rewrite", intent, 1)) for intent in ("koi", "koi <|user|> <|system|>")]
     plain, odd = (next(iter(writer.batches(some, 9)[0].values())) for some in chats)
     assert plain.count(begin) == odd.count(begin) == 2 and plain.count(user) == odd.count(user) == 4
 
@@ -109,7 +109,7 @@ def test_a_chat_begins_once_and_an_intent_adds_no_special_token(tmp_path: Path) 
 def test_arguments_of_a_chat_template_are_part_of_what_was_asked(tmp_path: Path) -> None:
     save_llama(tmp_path, TEMPLATE + "{{ tone }}{% if enable_thinking %}<think>{% endif %}")
     plain, warm = (LocalTeacher(str(tmp_path), 0.0, 0, "single", how) for how in (None, {"tone": "warm"}))
-    assert plain._asked(REQUESTS[0]).keys().isdisjoint(warm._asked(REQUESTS[0]))
+    assert plain.asked(REQUESTS[0]).keys().isdisjoint(warm.asked(REQUESTS[0]))
     assert warm.writer.text([{"role": "user", "content": "koi"}]).endswith("<|assistant|>warm")
     loud = LocalTeacher(str(tmp_path), 0.0, 0, "single", {"enable_thinking": True})
     assert loud.writer.text([{"role": "user", "content": "koi"}]).endswith("<|assistant|><think>")
@@ -123,7 +123,7 @@ def test_thoughts_are_no_prompts_and_models_are_told_not_to_think(tmp_path: Path
         ("list", "<think>1. a draft\n2. another", []),
     ):
         teacher = LocalTeacher("thinker", 1.0, 0, form)
-        for key in teacher._asked(REQUESTS[0]):
+        for key in teacher.asked(REQUESTS[0]):
             journal.add(key=key, reply=reply)
         assert teacher.write(REQUESTS[:1], journal) == [prompts]
     thinks = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"

@@ -44,7 +44,7 @@ class LocalTeacher:
 
     def write(self, requests: Sequence[Request], journal: Journal) -> list[list[str]]:
         """Prompts of each request; the same seed gives the same ones on the same machine, after a restart too."""
-        asked = {key: chat for request in requests for key, chat in self._asked(request).items()}
+        asked = {key: chat for request in requests for key, chat in self.asked(request).items()}
         if not asked.keys() <= journal.replies.keys():
             self._complete(asked, journal, 120 * max(r.n for r in requests) if self.form == "list" else LONGEST_PROMPT)
         replies = [self.replies(request, journal) for request in requests]
@@ -72,7 +72,7 @@ class LocalTeacher:
         for _ in side_by_side(write, batches):
             pass
 
-    def _asked(self, request: Request) -> dict[str, Chat]:
+    def asked(self, request: Request) -> dict[str, Chat]:
         """Chats of a request by the keys of their replies."""
         chats = (
             [single_messages(request, number) for number in range(request.n)]
@@ -84,7 +84,7 @@ class LocalTeacher:
 
     def replies(self, request: Request, journal: Journal) -> list[str | None]:
         """Raw replies to a request, None where none has come."""
-        return [journal.replies.get(key) for key in self._asked(request)]
+        return [journal.replies.get(key) for key in self.asked(request)]
 
     @cached_property
     def writer(self) -> Writer:
