@@ -216,7 +216,7 @@ class Engine:
             if is_empty(intent):
                 raise CommandError(f"intent={intent!r} is empty: it has no letter, digit or emoji")
             if (read := spelled_out(intent)) != intent:
-                warnings.warn(f"intent={intent!r} has no words: it is read as {read!r}", stacklevel=3)
+                warnings.warn(f"intent={intent[:20]!r} has no words: it is read as {read[:60]!r}", stacklevel=3)
         found = {command: self.codec.feasible(command, strict) for command in dict.fromkeys(commands)}
         unread = {script for intent in intents for script in scripts(intent)} - {"LATIN", *self.codec.scripts}
         if unread:

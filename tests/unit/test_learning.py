@@ -21,7 +21,7 @@ from udrl_utils.trainer import make_trainer
 GRADES = ("tiny", "small", "big", "huge", "vast")
 MOST = 12  # words of the longest prompt
 TINY = {"base": "", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64, "vocab_size": 300}
-HOW = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-3, "word_swaps": 0, "command_dropout": 0.3, "bins": 5}
+HOW = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "word_swaps": 0, "command_dropout": 0.3, "bins": 5}
 
 
 def pairs(count: int = 2400) -> pd.DataFrame:

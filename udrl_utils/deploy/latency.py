@@ -41,7 +41,7 @@ from udrl_utils.commands import Command
 engine = {engine}.load(sys.argv[1])
 took = {{"load_s": since()}}
 pieces = engine.stream("koi pond", Command(next(iter(engine.codec.edges)), length=min(12, engine.codec.longest)))
-next(pieces)
+next(pieces, "")
 took["first_word_s"] = since()
 list(pieces)
 took["first_prompt_s"] = since()
