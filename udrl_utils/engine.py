@@ -37,6 +37,11 @@ class Batch:
     words: int  # length of the longest prompt that is commanded
 
 
+def redrawn(faults: dict[Any, int], number: int) -> dict[Any, int]:
+    """The faults whose prompts are drawn again, for the time after `number` others."""
+    return {place: fault for place, fault in faults.items() if fault > (number >= REDRAWS)}
+
+
 def seed_of_redraw(seed: int, number: int) -> int:
     """Seed with which prompts are drawn again for the `number`-th time."""
     return random.Random(f"again {seed} {number}").getrandbits(31)
@@ -149,7 +154,7 @@ class Engine:
         each = ((k, j, text) for k, texts in enumerate(written) for j, text in enumerate(texts))
         faults = {(k, j): self.fault(text, read[k], wishes) for k, j, text in each}
         for number in range(BROKEN_REDRAWS):
-            faults = {place: fault for place, fault in faults.items() if fault > (number >= REDRAWS)}
+            faults = redrawn(faults, number)
             if not faults:
                 break
             other = replace(how, seed=seed_of_redraw(seed, number))

@@ -26,7 +26,8 @@ def test_what_says_how_a_stage_is_made_is_marked() -> None:
     named = {name for kind in SETTINGS.values() for name in kind.model_fields}
     ways = ("_concurrency", "_timeout", "_budget", "_prices", "_base_urls", "_repo", "_batch")
     sampling = {"temperature", "min_p", "guidance"}  # saved by 03, and each later stage has its own
-    assert {name for name in named if name.endswith(ways)} | {"run", "report_to"} | sampling == marked
+    others = {"run", "report_to", "workers", "ray_address"}
+    assert {name for name in named if name.endswith(ways)} | others | sampling == marked
 
 
 def test_a_digest_is_of_the_content(tmp_path: Path) -> None:

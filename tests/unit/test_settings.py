@@ -64,7 +64,7 @@ def test_the_ready_student_differs_from_that_of_the_laptop_in_the_amount_of_trai
         (TrainingSettings, {"base": None}, "base=None should be a valid string"),
         (TrainingSettings, {"run": "../elsewhere"}, "run='../elsewhere' should match pattern"),
         (TrainingSettings, {"seed": -1}, "seed=-1 should be greater than or equal to 0"),
-        (TrainingSettings, {"n_embd": 100}, "n_embd=100 should be a multiple of 12, twice n_head=6"),
+        (TrainingSettings, {"n_embd": 100}, "n_embd=100 should be a multiple of 16, twice n_head=8"),
         (TrainingSettings, {"word_swaps": 2}, "word_swaps=2 should be less than or equal to 1"),
         (TrainingSettings, {"unseen_lengths": [17]}, "unseen_lengths=[17] should be a valid dictionary"),
         (DistillationSettings, {"teacher": "oracle"}, "teacher='oracle' should be 'recorded', 'local' or 'openai'"),

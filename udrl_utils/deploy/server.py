@@ -25,8 +25,8 @@ from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.engine import REDRAWS, WordLists, seed_of_redraw
-from udrl_utils.text import clean_intent, count_words, is_empty
+from udrl_utils.engine import BROKEN_REDRAWS, WordLists, redrawn, seed_of_redraw
+from udrl_utils.text import clean_intent, count_words, is_empty, spelled_out
 
 MOST = 64  # prompts of one request
 
@@ -90,7 +90,7 @@ class Server:
             if is_empty(intent):
                 line = f"{param}: the intent {intent!r:.80} is empty: it has no letter, digit or emoji"
                 raise Refused(400, line, param)
-            intent = wishes.added_to(intent)
+            intent = wishes.added_to(spelled_out(intent))
             with warnings.catch_warnings(record=True) as cut:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
@@ -119,7 +119,7 @@ class Server:
     async def written(self, asked: Asked, intents: list[str], job: Job, request: Request) -> list[str]:
         """The prompts of a job; those with a fault are drawn again, before other work. Raises: Refused."""
         until, wishes = time.monotonic() + self.deadline, self.word_lists(asked)
-        read = [wishes.added_to(intent) for intent in intents for _ in range(job.n)]
+        read = [wishes.added_to(spelled_out(intent)) for intent in intents for _ in range(job.n)]
 
         def fault(k: int, text: str, tokens: list[int]) -> int:
             cut = len(tokens) == most_tokens(asked)  # the client has what it asked for
@@ -129,8 +129,8 @@ class Server:
         await self.finished(job, request, until)
         texts = self.engine.texts(job.written)
         faults = {k: fault(k, text, job.written[k]) for k, text in enumerate(texts)}
-        for number in range(REDRAWS if job.temperature else 0):
-            faults = {k: found for k, found in faults.items() if found}
+        for number in range(BROKEN_REDRAWS if job.temperature else 0):
+            faults = redrawn(faults, number)
             if not faults:
                 break
             rows = [k // job.n for k in faults]
