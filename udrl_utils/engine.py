@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.decoding import Sampling
-from udrl_utils.text import clean_intent, closed_up, count_words, degenerate, harmless, is_empty, scripts, spelled_out
+from udrl_utils.text import (
+    clean_intent,
+    closed_up,
+    count_words,
+    degenerate,
+    harmless,
+    is_empty,
+    lower_intent,
+    repeats,
+    scripts,
+    spelled_out,
+)
 from udrl_utils.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -131,8 +142,8 @@ class Engine:
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
-        A prompt that has a word that neither the train split nor its intent has is drawn again, at most REDRAWS times,
-        and a broken one at most BROKEN_REDRAWS times; each is replaced by one that is no worse. Emoji without words
+        A prompt with a `fault` is drawn again, at most REDRAWS times, and a broken one at most BROKEN_REDRAWS times; each
+        is replaced by one that is no worse. Emoji without words
         are read as their names, with a warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
@@ -166,10 +177,12 @@ class Engine:
         return [[wishes.mended(text) for text in texts] for texts in written]
 
     def fault(self, prompt: str, intent: str, wishes: WordLists | None = None) -> int:
-        """How wrong a prompt is: 2 when it is `degenerate` or against the word lists, 1 when it has a word that neither
-        the train split nor its intent has, else 0."""
+        """How wrong a prompt is: 2 when it is `degenerate` or against the word lists; 1 when it is its intent, repeats
+        words, or has a word that neither the train split nor its intent has; else 0."""
         if degenerate(prompt, intent, self.codec.scripts) or (wishes and not wishes.met_by(prompt)):
             return 2
+        if lower_intent(prompt) == lower_intent(intent) or repeats(prompt, intent):
+            return 1
         return int(self._vocabulary is not None and bool(self._vocabulary.non_words(intent, prompt)))
 
     def _draw(
