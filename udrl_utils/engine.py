@@ -142,9 +142,8 @@ class Engine:
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
-        A prompt with a `fault` is drawn again, at most REDRAWS times, and a broken one at most BROKEN_REDRAWS times; each
-        is replaced by one that is no worse. Emoji without words
-        are read as their names, with a warning.
+        A prompt with a `fault` is drawn again, at most REDRAWS times, or BROKEN_REDRAWS times if it is broken, and
+        replaced by one that is no worse. Emoji without words are read as their names, with a warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
