@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # A prompt that has not ended after this many tokens per word is cut off. Of 4,184 prompts of real LLMs, 2 need more.
 TOKENS_PER_WORD = 4
-REDRAWS = 3  # times that a prompt with a fault is drawn again
+REDRAWS = 6  # times that a prompt with a fault is drawn again
 BROKEN_REDRAWS = 10  # if it is broken, or against the user's word lists
 
 
