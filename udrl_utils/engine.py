@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.decoding import Sampling
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TOKENS_PER_WORD = 4
 REDRAWS = 6  # times that a prompt with a fault is drawn again
 BROKEN_REDRAWS = 10  # if it is broken, or against the user's word lists
+Place = TypeVar("Place")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Batch:
     words: int  # length of the longest prompt that is commanded
 
 
-def redrawn(faults: dict[Any, int], number: int) -> dict[Any, int]:
+def redrawn(faults: dict[Place, int], number: int) -> dict[Place, int]:
     """The faults whose prompts are drawn again, for the time after `number` others."""
     return {place: fault for place, fault in faults.items() if fault > (number >= REDRAWS)}
 
