@@ -259,8 +259,8 @@ def annotator_of_worker(
 
 def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:
     """Print a line where the bundled encoder, which reads English, scores intents in other scripts."""
-    texts = pd.concat([pd.read_parquet(file, columns=["intent"]) for file in pairs]).intent.drop_duplicates()
-    other = [script for script in usual_scripts(texts) if script != "LATIN"]
+    texts = dict.fromkeys(text for file in pairs for text in pd.read_parquet(file, columns=["intent"]).intent.unique())
+    other = [script for script in usual_scripts(list(texts)) if script != "LATIN"]
     if settings.encoder == "minilm" and other and {"relevance", "diversity"} & {*settings.rewards}:
         print(
             f"encoder='minilm' reads English, and the intents are in {', '.join(other)} too: relevance and diversity "
