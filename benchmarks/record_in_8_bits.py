@@ -31,7 +31,7 @@ from udrl_utils.teachers.replies import Chat, Journal
 
 MODEL = "models/Qwen2.5-Coder-1.5B-Instruct.gguf"
 ROWS = 200  # written at once
-ROOM = LONGEST_PROMPT + 60  # tokens of a row: the end of its chat, which is its own, and its prompt
+OWN = 60  # tokens of a chat that are its own, beside what all begin with; a longer one is left out
 
 
 class Linear:
@@ -58,9 +58,8 @@ class Qwen:
         self.size, self.embedding = config.hidden_size // self.heads, w["model.embed_tokens.weight"]
         self.layers = []
         for k in range(config.num_hidden_layers):
-            of = {
-                name.removeprefix(f"model.layers.{k}."): w[name] for name in w if name.startswith(f"model.layers.{k}.")
-            }
+            prefix = f"model.layers.{k}."
+            of = {name.removeprefix(prefix): w[name] for name in w if name.startswith(prefix)}
             qkv = [
                 torch.cat([of.pop(f"self_attn.{name}_proj.{kind}") for name in "qkv"]) for kind in ("weight", "bias")
             ]
@@ -71,7 +70,7 @@ class Qwen:
         self.norm, self.head = w["model.norm.weight"].float(), Linear(w.get("lm_head.weight", self.embedding))
         turns = torch.outer(torch.arange(4096.0), 1e6 ** -(torch.arange(0, self.size, 2) / self.size)).repeat(1, 2)
         self.cos, self.sin = turns.cos(), turns.sin()
-        shape = (len(self.layers), ROWS, self.groups, ROOM, self.size)
+        shape = (len(self.layers), ROWS, self.groups, OWN + LONGEST_PROMPT, self.size)
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
 
     def normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -89,7 +88,7 @@ class Qwen:
         q = self.turned(q, position).view(n, self.groups, -1, self.size) / math.sqrt(self.size)
         return [q, self.turned(k, position), v]
 
-    def ends_layer(self, x, attended, out, after, up, down):
+    def after_attention(self, x, attended, out, after, up, down) -> torch.Tensor:
         x = x + out(attended)
         gate, value = up(self.normed(x, after)).chunk(2, 1)
         return x + down(silu(gate) * value)
@@ -103,7 +102,7 @@ class Qwen:
             k, v = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
             read.append((k, v))
             weights = (q.permute(1, 2, 0, 3) @ k.transpose(1, 2)[:, None] + later).softmax(-1)
-            x = self.ends_layer(x, (weights @ v[:, None]).permute(2, 0, 1, 3).flatten(1), *rest)
+            x = self.after_attention(x, (weights @ v[:, None]).permute(2, 0, 1, 3).flatten(1), *rest)
         return read
 
     def next_logits(self, ids, place, beginning, length: int, wanted) -> torch.Tensor:
@@ -119,7 +118,7 @@ class Qwen:
             own = (q @ self.keys[layer, :n, :, :most].transpose(2, 3)).masked_fill_(unread, -math.inf)
             common, own = torch.cat([common, own], -1).softmax(-1).split([length, most], -1)
             attended = (common.transpose(0, 1).flatten(1, 2) @ v0).view(self.groups, n, -1, self.size).transpose(0, 1)
-            x = self.ends_layer(x, (attended + own @ self.values[layer, :n, :, :most]).flatten(1), *rest)
+            x = self.after_attention(x, (attended + own @ self.values[layer, :n, :, :most]).flatten(1), *rest)
         return self.head(self.normed(x[wanted], self.norm))
 
     def moves(self, source: int, target: int, places: int) -> None:
@@ -143,7 +142,7 @@ def write(model: Qwen, chats: list[list[int]], temperature: float, ends: set[int
     """(number of a chat, its reply as tokens) as soon as one has ended; the chats begin alike."""
     length = sum(1 for _ in takewhile(lambda c: len(set(c)) == 1, zip(*(ids[:-1] for ids in chats), strict=False)))
     beginning = model.reads(chats[0][:length])
-    waiting = [k for k in sorted(range(len(chats)), key=lambda k: len(chats[k])) if len(chats[k]) - length < 60]
+    waiting = [k for k in sorted(range(len(chats)), key=lambda k: len(chats[k])) if len(chats[k]) - length < OWN]
     rows = [(waiting.pop(), 0, []) for _ in range(min(ROWS, len(waiting)))]  # chat, place, reply
     while rows:
         ids = [(chats[k][length:] + reply)[place] for k, place, reply in rows]

@@ -135,9 +135,9 @@ class CommandCodec:
             lengths = {task: usual[task].tolist() for task in edges}
         intents = annotated.get("intent", pd.Series(dtype=str)).drop_duplicates()
         cased = bool((intents != intents.str.lower()).mean() > RARE)
-        read = {"cased": cased, "scripts": usual_scripts(intents) or ["LATIN"]}
-        read["intent_words"] = int(intents.map(count_words).quantile(1 - RARE)) if len(intents) else 0
-        codec = cls(bins, longest, edges, lengths=lengths, **read)
+        scripts = usual_scripts(intents) or ["LATIN"]
+        most = int(intents.map(count_words).quantile(1 - RARE)) if len(intents) else 0
+        codec = cls(bins, longest, edges, lengths=lengths, cased=cased, scripts=scripts, intent_words=most)
         return replace(codec, joint={task: codec._combinations(task, rows) for task, rows in annotated.groupby("task")})
 
     def _combinations(self, task: str, rows: pd.DataFrame) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Types of settings that check themselves: names of tasks, and what must hold no secret.
+"""Types of settings that check themselves: names of tasks, and what must hold no secret; formats of tables.
 
 In go values of settings; out come the same values, which may be stored and shown. An error never shows a secret.
 """
@@ -13,6 +13,8 @@ from pydantic import AfterValidator
 
 from udrl_utils.tasks import TASKS, add_tasks
 
+FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # of tables that are read
+NAMED = " or ".join([", ".join(ending[1:] for ending in FORMATS[:-1]), FORMATS[-1][1:]])
 KEYS = "keys come from the environment variable OPENAI_API_KEY"
 SECRET_NAME = r"(^|[._-])key$|api.?key|authori[sz]ation|password|secret|bearer|(^|[._-]|access|auth)token$"
 SECRET_VALUE = r"(sk|pk|hf|gsk|xai|nvapi)[-_]\w|Bearer "

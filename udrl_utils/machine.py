@@ -93,9 +93,7 @@ def device_and_dtype() -> tuple[str, Any, str]:
         return "cuda", torch.float16, f"{name} has no bfloat16"
     if torch.backends.mps.is_available():
         return "mps", torch.float32, "Apple GPU; float32 is the format that trains safely there"
-    if (
-        " amx_bf16" in cpu_facts()
-    ):  # with AVX-512 alone bfloat16 is slower than float32, though it has instructions for it
+    if " amx_bf16" in cpu_facts():  # AVX-512 has bfloat16 too, but slower than float32 (docs/log.md)
         return "cpu", torch.bfloat16, "no GPU; this processor multiplies matrices of bfloat16 faster than of float32"
     return "cpu", torch.float32, "no GPU, and a processor without matrix units for bfloat16"
 

@@ -14,31 +14,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.filters import borrows, drop_near_duplicates, reject_reasons
 from udrl_utils.ontology import ontology_intents
-from udrl_utils.runs import RunFolder, is_sound, keep, read_note, read_shards, shards_of, stamp, write_shard
-from udrl_utils.settings import MOST_WORDS, DistillationSettings
+from udrl_utils.own_pairs import check_splits, dropped_line, given_pairs
+from udrl_utils.runs import RunFolder, keep, read_note, read_shards, shards_of, stamp
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.splits import assign_splits, mentions
-from udrl_utils.tables import load_intents, read_table
+from udrl_utils.tables import load_intents
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers import Teacher, make_teacher
 from udrl_utils.teachers.recorded import RECORDED, RecordedTeacher, recorded_requests
 from udrl_utils.teachers.replies import Journal, Request
 from udrl_utils.teachers.server import Budget
-from udrl_utils.text import clean_intent, count_words, distinct, words
-from udrl_utils.workers import spread
+from udrl_utils.text import distinct
+from udrl_utils.workers import Maker, spread
 
 if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("pair_id", "split", "task", "modality", "intent", "prompt", "teacher")
 SHOWN = 3  # prompts that are shown for each reason why some were dropped
-SWAPPED = (20, 3)  # a median intent of more words, and more times the words of a prompt, suggests swapped columns
 
 
 def extra_teacher(run: RunFolder) -> Teacher:
@@ -133,15 +133,14 @@ def distil(settings: DistillationSettings, run: RunFolder) -> tuple[dict[str, in
         for file, batch in shards(folder, requests, settings)
     ]
     budget, computes = budget_of(run, settings), settings.teacher == "local" and not given
-    done = spread(settings, run, "01_pairs", build, parts, is_whole, budget, computes)
+    done = spread(settings, run, "01_pairs", build, parts, PairMaker.lacks, budget, computes)
     for number, (file, *_) in enumerate(done, 1):
         for sums, name in ((total, "counts"), (usage, "usage")):
             sums.update(read_note(file, name))
         passed = max(time.monotonic() - started, 1e-3)
         left = passed / number * (len(parts) - number) / 60
-        rate = total["kept"] / passed
-        line = f"shard {number} of {len(parts)}: {total['kept']} pairs, {rate:.0f}/s, {left:.1f} min left"
-        print(line, flush=True)
+        done_so_far = f"shard {number} of {len(parts)}: {total['kept']} pairs, {total['kept'] / passed:.0f}/s"
+        print(f"{done_so_far}, {left:.1f} min left", flush=True)
     if given:
         print(dropped_line(total, given, settings), flush=True)
     if left_out(usage):
@@ -161,16 +160,10 @@ class Shard(NamedTuple):
     given: list[list[str]] | None  # prompts of each request, where pairs are given in place of a teacher
 
 
-def is_whole(shard: Shard) -> bool:
-    """Whether a shard is there and no reply is missing in it."""
-    return is_sound(shard.file) and not left_out(read_note(shard.file, "usage"))
+class PairMaker(Maker):
+    """Makes shards of 01_pairs; `budget` is how many requests its teacher may make."""
 
-
-class PairMaker:
-    """Makes shards of 01_pairs, and asks again for the replies that finished ones lack; here, or on a worker.
-
-    `budget` is how many requests its teacher may make. `reopen` is called before a shard is made or changed.
-    """
+    replies = "replies"
 
     def __init__(
         self,
@@ -180,37 +173,23 @@ class PairMaker:
         budget: Budget,
         reopen: Callable[[], None],
     ):
-        self.settings, self.held_out, self.reopen = settings, held_out, reopen
+        super().__init__(reopen)
+        self.settings, self.held_out = settings, held_out
         self.teacher = RecordedTeacher("given", {}) if given else make_teacher(settings, budget)
-        self.again = True  # whether the teacher can be asked for what finished shards lack
 
-    def __call__(
+    @staticmethod
+    def lacks(file: Path) -> int:
+        return left_out(read_note(file, "usage"))
+
+    def make(
         self, file: Path, requests: list[Request], splits: dict[str, str], given: list[list[str]] | None
-    ) -> None:
-        """Make a shard. Raises: what the teacher raises, unless the shard was there and only lacks replies."""
-        made = file.exists()
-        lacks = left_out(read_note(file, "usage")) if made else 0
-        if made and not self.again:
-            return
-        if not made:
-            self.reopen()
+    ) -> tuple[pyarrow.Table, dict[str, Any], int]:
         journal = Journal(journal_of(file))
-        try:
-            written = given or self.teacher.write(requests, journal)
-        except RunError as error:
-            if not made:
-                raise
-            self.again = False
-            print(f"{file.name} stays without {lacks} replies: {error}", flush=True)
-            return
-        if not made or journal.left_out.total() < lacks:
-            self.reopen()
-            pairs, counts, dropped = kept_pairs(
-                requests, written, splits, self.teacher.name, self.settings, self.held_out
-            )
-            missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
-            notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
-            write_shard(file, pair_table(pairs), **notes)
+        written = given or self.teacher.write(requests, journal)
+        pairs, counts, dropped = kept_pairs(requests, written, splits, self.teacher.name, self.settings, self.held_out)
+        missing = Counter({f"left_out_{why}": n for why, n in journal.left_out.items()})
+        notes = {"counts": counts, "usage": journal.usage + missing, "dropped": dropped}
+        return pair_table(pairs), notes, missing.total()
 
 
 def dropped_prompts(run: RunFolder) -> pd.DataFrame:
@@ -263,92 +242,9 @@ def cost(usage: dict[str, int], prices: list[float]) -> float:
     return sum(n * price / 1e6 for n, price in zip(tokens, prices, strict=False))
 
 
-def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
-    """An existing data set of pairs, grouped by the requests that a teacher would have had.
-
-    Any white space in a prompt becomes one space.
-
-    Raises: SettingsError when a task is unknown, no pair is left, the columns intent and prompt look swapped, or no
-    prompt has an allowed length.
-    """
-    source = f"parameter pairs={settings.pairs!r}"
-    table = read_table(settings.pairs, ["task", "intent", "prompt"])
-    unknown = set(table.task) - set(TASKS)
-    if unknown:
-        raise SettingsError(f"{source}: unknown task {sorted(unknown)[0]!r}; allowed are {', '.join(TASKS)}")
-    table = table.assign(intent=table.intent.map(clean_intent), prompt=table.prompt.map(lambda p: " ".join(p.split())))
-    asked, intended = table.task.isin(settings.tasks), table.intent.map(words).astype(bool)
-    without = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
-    if any(without.values()):
-        print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in without.items() if n)}", flush=True)
-    table = table[asked & intended]
-    if table.empty:
-        raise SettingsError(f"{source} holds no pair of the tasks {', '.join(settings.tasks)} that has an intent")
-    check_words(table, settings)
-    groups = table.groupby(["task", "intent"], sort=False).prompt.apply(list)
-    return {Request(task, intent, len(prompts)): prompts for (task, intent), prompts in groups.items()}
-
-
-def check_words(table: pd.DataFrame, settings: DistillationSettings) -> None:
-    """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
-    source = f"parameter pairs={settings.pairs!r}"
-    sizes = {name: table[name].map(count_words) for name in ("intent", "prompt")}
-    intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
-    most, times = SWAPPED
-    if intent > max(most, times * prompt):
-        raise SettingsError(
-            f"{source}: intents have {intent:.0f} words in the median and prompts {prompt:.0f}: are the columns intent "
-            f"and prompt swapped? Allowed is a median of {most} words, or of {times} times those of prompts"
-        )
-    if not sizes["prompt"].between(settings.min_words, settings.max_words).any():
-        raise SettingsError(
-            f"{source}: no prompt has min_words={settings.min_words} to max_words={settings.max_words} words; they "
-            f"have {prompt:.0f} in the median, and max_words may be up to {MOST_WORDS}"
-        )
-
-
 def requests_of(settings: DistillationSettings) -> list[Request]:
     """What the teacher is asked for, or what the given pairs hold."""
     return list(given_pairs(settings)) if settings.pairs else plan(settings)
-
-
-def check_splits(given: dict[Request, list[str]], splits: dict[str, str], settings: DistillationSettings) -> None:
-    """Raises: SettingsError when a task of given pairs has no train intent, or the other splits are empty."""
-    trained = {request.task for request in given if splits[request.intent] == "train"}
-    for task in dict.fromkeys(request.task for request in given):
-        if task not in trained:
-            raise SettingsError(
-                f"parameter pairs={settings.pairs!r}: no intent of {task} is in the train split; "
-                f"give more pairs of {task}, or leave it out of tasks"
-            )
-    for split in ("validation", "test"):
-        if given and split not in splits.values():
-            name = f"{split}_fraction"
-            raise SettingsError(
-                f"parameter {name}={getattr(settings, name)}: none of the {len(splits)} intents of "
-                f"pairs={settings.pairs!r} is held out; more pairs or a {name} below 0.5 are needed"
-            )
-
-
-def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settings: DistillationSettings) -> str:
-    """One line: how many of the given prompts were dropped, the share of each reason, and settings that keep them."""
-    lengths = [count_words(prompt) for prompts in given.values() for prompt in prompts if prompt]
-    longest, shortest = min(max(lengths), MOST_WORDS), min(lengths)
-    reasons = {k: n for k, n in Counter(counts).most_common() if n and k not in ("asked", "kept")}
-    line, asked = f"{sum(reasons.values()):,} of {counts['asked']:,} prompts dropped", counts["asked"]
-    if not reasons:
-        return line
-    rest = sum(n > MOST_WORDS for n in lengths)
-    kept = f"all but {rest:,}" if rest else "them"
-    keeps = {
-        "too_long": f"max_words={longest} keeps {kept}" if longest > settings.max_words else f"{longest} is the most",
-        "too_short": f"min_words={shortest} keeps the short ones",
-        "near_duplicate": "near_duplicate=1 keeps all that differ",
-        "held_out_word": f"a test_fraction below {settings.test_fraction} holds out fewer words",
-    }
-    shares = (f"{reason} {n / asked:.1%}" if n / asked >= 0.001 else f"{reason} <0.1%" for reason, n in reasons.items())
-    often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # rare ones need no other setting
-    return "; ".join([f"{line}: {', '.join(shares)}", *(keeps[reason] for reason in often if reason in keeps)])
 
 
 def pair_table(pairs: pd.DataFrame) -> pyarrow.Table:

@@ -18,9 +18,10 @@ import yaml
 from udrl_utils.ablations import variants_of
 from udrl_utils.baselines import FORM
 from udrl_utils.errors import SettingsError
+from udrl_utils.fields import FORMATS
 from udrl_utils.notebooks import notebooks_folder
 from udrl_utils.rewards import BUILT_IN
-from udrl_utils.settings import DEFAULTS, FORMATS, NOTEBOOKS, SETTINGS, STAGES, resolve, wrong
+from udrl_utils.settings import DEFAULTS, NOTEBOOKS, SETTINGS, STAGES, resolve, wrong
 from udrl_utils.tables import read_table
 from udrl_utils.training import check_start
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,20 +33,21 @@ from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.judge import budget_of_judge, judge_of, make_judge
 from udrl_utils.runs import (
     RunFolder,
-    is_sound,
     read_note,
     read_shards,
     renew,
     shards_of,
     stamp,
     write_json,
-    write_shard,
 )
 from udrl_utils.settings import AnnotationSettings
 from udrl_utils.teachers.replies import Journal
 from udrl_utils.teachers.server import Budget
 from udrl_utils.text import count_words, stem, words
-from udrl_utils.workers import spread
+from udrl_utils.workers import Maker, spread
+
+if TYPE_CHECKING:
+    import pyarrow
 
 QUOTED = re.compile(r"""["“«„]([^"“”«»„]+)["”»“]|(?<!\w)['‘](\w[^'’]*)['’](?!\w)""")
 DENIED = re.compile(r"\b(?:no|not|without|never)\s+(?:(?:an?|any|the)\s+)?(\w+)|\b(\w+)[- ]free\b", re.I)
@@ -190,50 +191,35 @@ def annotate_run(settings: AnnotationSettings, run: RunFolder) -> pd.DataFrame:
     check_scripts(settings, pairs)
     renew(folder, stamp(settings, [*pairs, folder / "_rewards.py"]), "part-*.parquet")
     here, budget = settings.workers == "local", budget_of_judge(settings, run)
-    build = partial(Annotator if here else annotator_of_worker, settings, run.path)
+    build = partial(Annotator, settings) if here else partial(annotator_of_worker, settings, run.path)
     parts = [(folder / source.name, source) for source in pairs]
-    done = spread(settings, run, "02_annotated", build, parts, is_scored, budget, computes=True)
+    done = spread(settings, run, "02_annotated", build, parts, Annotator.lacks, budget, computes=True)
     for number, _ in enumerate(done, 1):
         print(f"shard {number} of {len(pairs)} scored", flush=True)
     return read_annotated(run)
 
 
-def is_scored(part: tuple[Path, Path]) -> bool:
-    """Whether a shard is scored and no vote of the judge is missing in it."""
-    return is_sound(part[0]) and not read_note(part[0], "left_out")
+class Annotator(Maker):
+    """Scores shards of a run with the registered rewards."""
 
+    replies = "votes of the judge"
 
-class Annotator:
-    """Scores shards of a run with the registered rewards. `reopen` is called before a shard is made or changed."""
-
-    def __init__(self, settings: AnnotationSettings, path: Path, budget: Budget, reopen: Callable[[], None]):
-        self.rewards, self.embed, self.reopen = settings.rewards, Encoder(settings.encoder), reopen
+    def __init__(self, settings: AnnotationSettings, budget: Budget, reopen: Callable[[], None]):
+        super().__init__(reopen)
+        self.rewards, self.embed = settings.rewards, Encoder(settings.encoder)
         self.judge = REWARDS["judge"].score if "judge" in settings.rewards else None
-        self.again = True  # whether the judge can be asked for the votes that finished shards lack
 
-    def __call__(self, file: Path, source: Path) -> None:
-        """Score a shard. Raises: what its rewards raise, unless the shard was there and only lacks votes."""
+    @staticmethod
+    def lacks(file: Path) -> int:
+        return read_note(file, "left_out")
+
+    def make(self, file: Path, source: Path) -> tuple[pyarrow.Table, dict[str, Any], int]:
         import pyarrow as pa
 
-        made = file.exists()
-        lacks = read_note(file, "left_out") if made else 0
-        if made and not self.again:
-            return
-        if not made:
-            self.reopen()
-        try:
-            annotated = annotate(pd.read_parquet(source), self.rewards, self.embed)
-        except RunError as error:
-            if not made:
-                raise
-            self.again = False
-            print(f"{file.name} stays without {lacks} votes of the judge: {error}", flush=True)
-            return
-        left_out = self.judge.journal.left_out.total() if self.judge else 0
-        if not made or left_out < lacks:
-            self.reopen()
-            write_shard(file, pa.Table.from_pandas(annotated, preserve_index=False), left_out=left_out)
+        annotated = annotate(pd.read_parquet(source), self.rewards, self.embed)
         self.embed.forget()
+        left_out = self.judge.journal.left_out.total() if self.judge else 0
+        return pa.Table.from_pandas(annotated, preserve_index=False), {"left_out": left_out}, left_out
 
 
 def annotator_of_worker(
@@ -246,7 +232,7 @@ def annotator_of_worker(
     if "judge" in settings.rewards:
         judge = judge_of(settings, Journal(folder / "_judge.jsonl"), budget)
         REWARDS["judge"] = Reward("judge", "1..10", judge, source="", partial=True)
-    annotator = Annotator(settings, path, budget, reopen)
+    annotator = Annotator(settings, budget, reopen)
 
     def score(file: Path, source: Path) -> None:
         if annotator.judge:
@@ -259,9 +245,11 @@ def annotator_of_worker(
 
 def check_scripts(settings: AnnotationSettings, pairs: Sequence[Path]) -> None:
     """Print a line where the bundled encoder, which reads English, scores intents in other scripts."""
+    if settings.encoder != "minilm" or not {"relevance", "diversity"} & {*settings.rewards}:
+        return
     texts = dict.fromkeys(text for file in pairs for text in pd.read_parquet(file, columns=["intent"]).intent.unique())
-    other = [script for script in usual_scripts(list(texts)) if script != "LATIN"]
-    if settings.encoder == "minilm" and other and {"relevance", "diversity"} & {*settings.rewards}:
+    other = [script for script in usual_scripts(texts) if script != "LATIN"]
+    if other:
         print(
             f"encoder='minilm' reads English, and the intents are in {', '.join(other)} too: relevance and diversity "
             "mean little there; name a multilingual one, such as encoder=paraphrase-multilingual-MiniLM-L12-v2",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from udrl_utils.errors import SettingsError
-from udrl_utils.fields import Addresses, Baselines, RequestFields, Secret, TaskName, TasksFile, known_task
+from udrl_utils.fields import NAMED, Addresses, Baselines, RequestFields, Secret, TaskName, TasksFile, known_task
 from udrl_utils.tasks import TASKS, add_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +29,6 @@ NOTEBOOKS = {
     "07_deployment": "07_deployment",
 }
 STAGES = tuple(NOTEBOOKS)
-FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # of tables that are read
-NAMED = " or ".join([", ".join(ending[1:] for ending in FORMATS[:-1]), FORMATS[-1][1:]])
 MOST_WORDS = 200  # of a prompt that is kept; each length is a token of its own
 SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"  # fetched by `udrl llm`; what it is for is left out without it
 

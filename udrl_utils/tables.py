@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from udrl_utils.errors import SettingsError
-from udrl_utils.settings import FORMATS, NAMED, DistillationSettings
+from udrl_utils.fields import FORMATS, NAMED
+from udrl_utils.settings import DistillationSettings
 from udrl_utils.text import WORD, clean_intent
 
 

@@ -12,22 +12,25 @@ import os
 import platform
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import udrl_utils
 from udrl_utils.errors import RunError, UserError, extra
 from udrl_utils.machine import environment
-from udrl_utils.runs import STAMP, RunFolder
+from udrl_utils.runs import STAMP, RunFolder, is_sound, write_shard
 from udrl_utils.settings import WorkersSettings
 from udrl_utils.tasks import TASKS
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from udrl_utils.teachers.server import Budget
 
     Build = Callable[[Budget, Callable[[], None]], Callable[..., None]]  # (budget, reopen) -> what makes an item
@@ -44,18 +47,23 @@ def spread(
     stage: str,
     build: Build,
     items: Iterable[Item],
-    made: Callable[[Item], bool],
+    lacks: Callable[[Path], int],
     budget: int | None = None,
     computes: bool = False,
 ) -> Iterator[Item]:
     """Make the items that are not made, each by `build(budget, reopen)(*item)`, and yield every item once it is there.
 
-    An item begins with the path of its shard. On Ray, items come in the order in which they end, all workers share the
-    budget, and `computes` says that a worker needs a GPU, or without GPUs as many processor threads as this process.
+    An item begins with the path of its shard, which is made once it is sound and nothing of it `lacks`. On Ray, items
+    come in the order in which they end, all workers share the budget, and `computes` says that a worker needs a GPU, or
+    without GPUs as many processor threads as this process.
 
     Raises: what making an item raises, on Ray once the others under way have ended; RunError when the cluster cannot be
     used or a shard ends its workers again and again.
     """
+
+    def made(item: Item) -> bool:
+        return is_sound(item[0]) and not lacks(item[0])
+
     if settings.workers == "local":
         make = build(budget, partial(run.reopen, stage))
         for item in items:
@@ -72,6 +80,48 @@ def spread(
     if todo:
         with _cluster(settings.ray_address) as ray:
             yield from _on_ray(ray, Plan(run.path, stage, build, budget), run, todo, computes)
+
+
+class Maker(ABC):
+    """Makes the shards of a stage, and makes finished ones again that lack replies; here, or on a worker.
+
+    `reopen` is called before a shard is made or changed.
+    """
+
+    replies: ClassVar[str]  # what a finished shard may lack
+
+    def __init__(self, reopen: Callable[[], None]):
+        self.reopen = reopen
+        self.again = True  # whether what finished shards lack can be asked for
+
+    @staticmethod
+    @abstractmethod
+    def lacks(file: Path) -> int:
+        """Replies that a finished shard lacks."""
+
+    @abstractmethod
+    def make(self, file: Path, *parts: Any) -> tuple[pyarrow.Table, dict[str, Any], int]:
+        """The table of a shard, its notes, and how many replies it lacks."""
+
+    def __call__(self, file: Path, *parts: Any) -> None:
+        """Make a shard. Raises: what `make` raises, unless the shard was there and only lacks replies."""
+        there = file.exists()
+        if there and not self.again:
+            return
+        if not there:
+            self.reopen()
+        lacked = self.lacks(file) if there else 0
+        try:
+            table, notes, lacks = self.make(file, *parts)
+        except RunError as error:
+            if not there:
+                raise
+            self.again = False
+            print(f"{file.name} stays without {lacked} {self.replies}: {error}", flush=True)
+            return
+        if not there or lacks < lacked:
+            self.reopen()
+            write_shard(file, table, **notes)
 
 
 @contextmanager
@@ -122,10 +172,12 @@ class Ledger:
     def __init__(self, plan: Plan):
         self.left, self.reopen = plan.budget or 0, partial(RunFolder(plan.path).reopen, plan.stage)
 
-    def call(self, requests: int) -> int:
-        """Take requests, and say how many are left: below 0, and none are taken, for too many. 0 reopens the stage."""
-        if not requests:
-            self.reopen()
+    def reopens(self) -> None:
+        """Reopen the stage."""
+        self.reopen()
+
+    def take(self, requests: int) -> int:
+        """Take requests, and say how many are left: below 0, and none are taken, for too many."""
         left = self.left - requests
         self.left = left if left >= 0 else self.left
         return left
@@ -161,8 +213,9 @@ class Worker:
             import torch
 
             torch.set_num_threads(plan.threads)
-        call: Any = lambda requests: ray.get(plan.ledger.call.remote(requests))  # noqa: E731
-        return plan.build(None if plan.budget is None else call, partial(call, 0))
+        get: Any = ray.get  # it has no types for one reference
+        take: Budget = None if plan.budget is None else lambda requests: get(plan.ledger.take.remote(requests))
+        return plan.build(take, lambda: get(plan.ledger.reopens.remote()))
 
 
 def _on_ray(ray: Any, plan: Plan, run: RunFolder, todo: deque[Item], computes: bool) -> Iterator[Item]:

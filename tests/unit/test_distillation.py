@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import pairs
+from udrl_utils import pairs, workers
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.filters import drop_near_duplicates, reject_reasons
 from udrl_utils.pairs import distil, kept_pairs, read_pairs
@@ -119,7 +119,7 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
     counts, usage = distil(*start(smoke, run="whole"))
     assert counts["kept"] == len(read_pairs(RunFolder("whole")))
     settings, run = start(smoke, run="cut")
-    real, calls = pairs.write_shard, []
+    real, calls = workers.write_shard, []
 
     def dies_at_the_second(*args, **notes) -> None:
         calls.append(args)
@@ -127,11 +127,11 @@ def test_same_settings_same_bytes_and_resume(smoke: dict, outputs, monkeypatch: 
             raise KeyboardInterrupt
         real(*args, **notes)
 
-    monkeypatch.setattr(pairs, "write_shard", dies_at_the_second)
+    monkeypatch.setattr(workers, "write_shard", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         distil(settings, run)
     assert len(list((run / "01_pairs").glob("*.parquet"))) == 1
-    monkeypatch.setattr(pairs, "write_shard", real)
+    monkeypatch.setattr(workers, "write_shard", real)
     assert distil(settings, run) == (counts, usage)
     for part in (outputs / "whole" / "01_pairs").glob("*.parquet"):
         assert part.read_bytes() == (outputs / "cut" / "01_pairs" / part.name).read_bytes()
@@ -161,7 +161,7 @@ def test_nothing_builds_on_a_stage_while_it_is_made_again(smoke: dict, outputs, 
     scoring = resolve(AnnotationSettings, smoke)
     assert distil(settings, run) and run.start("02_annotated", scoring), "what is complete is used again"
     shards_of(run / "01_pairs")[-1].unlink()
-    monkeypatch.setattr(pairs, "write_shard", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(workers, "write_shard", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         distil(settings, run)
     with pytest.raises(RunError, match="has no 01_pairs yet: run notebooks/01_teacher_distillation"):

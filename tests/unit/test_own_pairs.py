@@ -15,7 +15,8 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.evaluation import calibration_metrics, sample_calibration
 from udrl_utils.evaluation import test_intents as intents_of_test_split
 from udrl_utils.gpt2 import new_student, pretrained_student, train_tokenizer
-from udrl_utils.pairs import distil, given_pairs, read_pairs
+from udrl_utils.own_pairs import given_pairs
+from udrl_utils.pairs import distil, read_pairs
 from udrl_utils.rewards import annotate
 from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder

@@ -250,7 +250,7 @@ def on_ray(cluster: Any, tmp_path: Path, make: Callable[..., None], **changes: A
     write_json(tmp_path / "stage" / "_stamp.json", {})
     items = [(tmp_path / "stage" / f"part-{k}",) for k in range(2)]
     build = lambda budget, reopen: make  # noqa: E731
-    return [file for (file,) in spread(settings, RunFolder(tmp_path), "stage", build, items, lambda item: False)]
+    return [file for (file,) in spread(settings, RunFolder(tmp_path), "stage", build, items, lambda file: 0)]
 
 
 def test_a_shard_that_ends_its_workers_is_told_in_one_line(cluster: Any, tmp_path: Path, capsys) -> None:
@@ -273,7 +273,7 @@ def test_a_folder_that_workers_do_not_see_is_told(cluster: Any, tmp_path: Path) 
     settings = resolve(DistillationSettings, {"workers": "ray", "ray_address": cluster.address})
     with pytest.raises(RunError, match=r"does not see .*: UDRL_OUTPUTS should be storage that all nodes share"):
         items = iter([(tmp_path / "stage" / "part-0",)])
-        list(spread(settings, RunFolder(tmp_path), "stage", lambda *how: print, items, lambda item: False))
+        list(spread(settings, RunFolder(tmp_path), "stage", lambda *how: print, items, lambda file: 0))
 
 
 def test_a_cluster_of_other_versions_or_none_or_no_ray(cluster: Any, tmp_path: Path, monkeypatch) -> None:

@@ -23,7 +23,8 @@ from udrl_utils.engine import BROKEN_REDRAWS, REDRAWS, Engine, WordLists
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
-from udrl_utils.pairs import distil, dropped_prompts, given_pairs, read_pairs
+from udrl_utils.own_pairs import given_pairs
+from udrl_utils.pairs import distil, dropped_prompts, read_pairs
 from udrl_utils.rewards import REWARDS, annotate, annotate_run, outside_names
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import RunFolder

@@ -76,21 +76,22 @@ class Server:
             raise Refused(404, line, "model", "model_not_found")
         return self.models[model]
 
-    def word_lists(self, asked: Asked) -> WordLists:
-        """Words that no prompt may hold, and those that each must hold. Raises: Refused."""
-        try:
-            return WordLists(asked.banned, asked.keep)
-        except CommandError as error:
-            raise Refused(400, str(error), str(error).partition("=")[0]) from None
-
-    def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
-        """A job that writes `n` prompts for each intent. Raises: Refused."""
-        prefixes, wishes = [], self.word_lists(asked)
+    def read(self, asked: Asked, intents: list[str], param: str) -> tuple[WordLists, list[str]]:
+        """Words that no prompt may hold and that each must, and intents as the student reads them. Raises: Refused."""
         for intent in intents:
             if is_empty(intent):
                 line = f"{param}: the intent {intent!r:.80} is empty: it has no letter, digit or emoji"
                 raise Refused(400, line, param)
-            intent = wishes.added_to(spelled_out(intent))
+        try:
+            wishes = WordLists(asked.banned, asked.keep)
+        except CommandError as error:
+            raise Refused(400, str(error), str(error).partition("=")[0]) from None
+        return wishes, [wishes.added_to(spelled_out(intent)) for intent in intents]
+
+    def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
+        """A job that writes `n` prompts for each intent, as it is read. Raises: Refused."""
+        prefixes = []
+        for intent in intents:
             with warnings.catch_warnings(record=True) as cut:
                 prefixes.append(self.engine.tokens(self.engine.prefix(intent, command)))
             if cut:
@@ -116,14 +117,15 @@ class Server:
             raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
         self.batcher.submit(job)
 
-    async def written(self, asked: Asked, intents: list[str], job: Job, request: Request) -> list[str]:
+    async def written(
+        self, asked: Asked, wishes: WordLists, intents: list[str], job: Job, request: Request
+    ) -> list[str]:
         """The prompts of a job; those with a fault are drawn again, before other work. Raises: Refused."""
-        until, wishes = time.monotonic() + self.deadline, self.word_lists(asked)
-        read = [wishes.added_to(spelled_out(intent)) for intent in intents for _ in range(job.n)]
+        until = time.monotonic() + self.deadline
 
         def fault(k: int, text: str, tokens: list[int]) -> int:
             cut = len(tokens) == most_tokens(asked)  # the client has what it asked for
-            return 0 if cut else self.engine.fault(text, read[k], wishes)
+            return 0 if cut else self.engine.fault(text, intents[k // job.n], wishes)
 
         self.submit(job)
         await self.finished(job, request, until)
@@ -171,6 +173,7 @@ class Server:
         head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
         head |= {"model": asked.model, "command": {"task": command.task, **command.asked}}
         head |= {"note": note} if note else {}
+        wishes, intents = self.read(asked, intents, param)
         if asked.stream:
             if asked.banned or asked.keep:
                 raise Refused(400, "stream=true: what a client has read cannot be mended for banned and keep", "stream")
@@ -180,7 +183,7 @@ class Server:
             events = self.events(job, tokens, chat, asked.stream_options, head)
             return StreamingResponse(events, media_type="text/event-stream")
         job = self.job(asked, intents, command, param)
-        texts = await self.written(asked, intents, job, request)
+        texts = await self.written(asked, wishes, intents, job, request)
         choices = [
             choice(k, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, reason(job, k))
             for k, text in enumerate(texts)
@@ -233,8 +236,8 @@ class Server:
         if asked.rewards and self.scorer is None:
             raise Refused(400, "rewards=true: this server was started without --rewards", "rewards")
         command, note = self.command(asked)
-        intents = [asked.intent]
-        texts = await self.written(asked, intents, self.job(asked, intents, command, "intent"), request)
+        wishes, intents = self.read(asked, [asked.intent], "intent")
+        texts = await self.written(asked, wishes, intents, self.job(asked, intents, command, "intent"), request)
         if asked.rewards and self.scorer:
             achieved = await self.scorer.achieved(command.task, clean_intent(asked.intent), texts)
         else:
