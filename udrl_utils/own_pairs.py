@@ -7,6 +7,7 @@ its prompts. Nothing here knows which of them are kept.
 from __future__ import annotations
 
 from collections import Counter
+from statistics import median
 
 import pandas as pd
 
@@ -38,7 +39,7 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
     without = {"of other tasks": (~asked).sum(), "without an intent": (asked & ~intended).sum()}
     if any(without.values()):
         print(f"{source}: left out {', '.join(f'{n:,} pairs {why}' for why, n in without.items() if n)}", flush=True)
-    table = table[asked & intended]
+    table = table.drop(table.index[~(asked & intended)])
     if table.empty:
         raise SettingsError(f"{source} holds no pair of the tasks {', '.join(settings.tasks)} that has an intent")
     check_words(table, settings)
@@ -49,15 +50,15 @@ def given_pairs(settings: DistillationSettings) -> dict[Request, list[str]]:
 def check_words(table: pd.DataFrame, settings: DistillationSettings) -> None:
     """Raises: SettingsError when the columns intent and prompt look swapped or no prompt has an allowed length."""
     source = f"parameter pairs={settings.pairs!r}"
-    sizes = {name: table[name].map(count_words) for name in ("intent", "prompt")}
-    intent, prompt = (sizes[name].median() for name in ("intent", "prompt"))
+    sizes = {name: list(map(count_words, table[name])) for name in ("intent", "prompt")}
+    intent, prompt = (median(sizes[name]) for name in ("intent", "prompt"))
     most, times = SWAPPED
     if intent > max(most, times * prompt):
         raise SettingsError(
             f"{source}: intents have {intent:.0f} words in the median and prompts {prompt:.0f}: are the columns intent "
             f"and prompt swapped? Allowed is a median of {most} words, or of {times} times those of prompts"
         )
-    if not sizes["prompt"].between(settings.min_words, settings.max_words).any():
+    if not any(settings.min_words <= size <= settings.max_words for size in sizes["prompt"]):
         raise SettingsError(
             f"{source}: no prompt has min_words={settings.min_words} to max_words={settings.max_words} words; they "
             f"have {prompt:.0f} in the median, and max_words may be up to {MOST_WORDS}"

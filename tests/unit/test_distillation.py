@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_utils import pairs, workers
+from udrl_utils import workers
 from udrl_utils.errors import RunError, SettingsError
 from udrl_utils.filters import drop_near_duplicates, reject_reasons
 from udrl_utils.pairs import distil, kept_pairs, read_pairs

@@ -216,7 +216,7 @@ def test_long_prompts_that_share_little_are_swapped_in_less_often(smoke: dict) -
     ids=["300 words", "swapped columns", "unknown task", "no intents", "no such task", "two intents"],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_before_any_work(smoke, outputs, tmp_path, monkeypatch, table, changes, told) -> None:
-    monkeypatch.setattr("udrl_utils.pairs.write_shard", lambda *args, **notes: pytest.fail("work has begun"))
+    monkeypatch.setattr("udrl_utils.workers.write_shard", lambda *args, **notes: pytest.fail("work has begun"))
     settings = given(smoke, tmp_path, table, **changes)
     with pytest.raises(SettingsError, match=told) as caught:
         distil(settings, start(settings))
