@@ -101,7 +101,7 @@ def _read_file(path: Path, ending: str, columns: list[str], zipped: bool) -> pd.
 
 def _separated(text: str, between: str, quoting: int = csv.QUOTE_MINIMAL) -> pd.DataFrame:
     """Rows of fields; those that a row lacks are empty. Raises: ValueError that names the row or the line."""
-    csv.field_size_limit(len(text) + 1)  # a field may be of any size
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of the whole process: never smaller than it was
     reader, rows = csv.reader(io.StringIO(text), delimiter=between, quoting=quoting, strict=True), []
     try:
         header = next(reader, [])
