@@ -5,6 +5,7 @@ A case that was reported in public names the report.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -114,6 +115,15 @@ def test_texts_with_commas_in_a_single_column_are_whole(tmp_path: Path) -> None:
     """Read as an index otherwise: the first field of a longer row."""
     (tmp_path / "a.csv").write_text('intent\nred, blue car\n"tea, ""hot"""\nkoi\n')
     assert read_table(str(tmp_path / "a.csv"), ["intent"]).intent.tolist() == ["red, blue car", 'tea, "hot"', "koi"]
+
+
+def test_a_long_field_is_read_and_a_short_file_does_not_shorten_those_of_others(tmp_path: Path) -> None:
+    """The csv module has one limit for the whole process."""
+    (tmp_path / "long.csv").write_text("intent\n" + "koi " * 50_000 + "\n")
+    (tmp_path / "short.csv").write_text("intent\nkoi\n")
+    for name in ("long.csv", "short.csv"):
+        read_table(str(tmp_path / name), ["intent"])
+    assert len(next(csv.reader(["tea " * 50_000]))[0]) == 200_000
 
 
 def test_a_null_drops_one_prompt_and_not_those_beside_it(smoke: dict, tmp_path: Path) -> None:
