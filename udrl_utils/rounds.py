@@ -19,6 +19,7 @@ from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.encoder import Encoder
 from udrl_utils.errors import RunError
 from udrl_utils.filters import drop_near_duplicates, reject_reasons
+from udrl_utils.guided import learn_guidance, practised
 from udrl_utils.pairs import pair_id
 from udrl_utils.rewards import load_rewards, read_annotated
 from udrl_utils.rows import command_pairs
@@ -129,25 +130,24 @@ def write_hindsight(rows: pd.DataFrame, file: Path) -> None:
 
 
 def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
-    """Take the run's student through its rounds.
+    """Take the run's student through its rounds, and let it learn guidance.
 
     Each round keeps its samples and its student in 03_student/rounds/<number>; a cut-off round goes on where it was.
     """
     from accelerate import PartialState
 
-    if not settings.rounds:
-        return
     folder, processes = run / "03_student", PartialState()
     train, held = train_rows(settings, run), read_annotated(run, "validation")
-    student = Student.load(folder / "rounds" / "0")
+    student = Student.load(folder / "rounds" / "0" if settings.rounds else folder)
     sampler = run_sampler(settings, run, student)
     for number in range(1, settings.rounds + 1):
         if processes.is_main_process:
-            ask_round(settings, run, number, sampler.of(student), train)
+            ask_round(settings, run, number, sampler.of(student, guidance=settings.learnt_guidance), train)
         processes.wait_for_everyone()
         student = learn_round(settings, run, number, train, held)
     if processes.is_main_process:
-        student.save(folder)
+        requests = round_requests(train, student.codec, round_size(settings, train), settings.seed)
+        learn_guidance(settings, student, practised(settings, student, requests))[0].save(folder)
     processes.wait_for_everyone()
     end_rounds(run)
 

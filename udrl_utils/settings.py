@@ -178,7 +178,7 @@ class SamplingSettings(StageSettings):
 
     temperature: float = setting(0.8, "sampling temperature of the student", gt=0, le=2)
     min_p: float = setting(0.05, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = setting(3.0, "how strongly levels are followed; 1 as it was learned", ge=0, le=10)
+    guidance: float = setting(2.0, "how strongly levels are followed; 1 as it was learnt", ge=0, le=10)
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of `student.generate`."""
@@ -208,6 +208,7 @@ class TrainingSettings(SamplingSettings):
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
     rounds: int = setting(1, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
     round_sets: int = setting(1000, "sets of 4 prompts that a round asks for; at most half as many as pairs", ge=10)
+    learnt_guidance: float = setting(3.0, "guidance that the student learns to do without; 1 for none", ge=1, le=10)
     unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
@@ -242,7 +243,7 @@ class AnalysisSettings(SamplingSettings, MeasuringSettings):
     fluency_model: str = setting(SMOLLM2, "rates fluency: a GGUF file, folder or Hub id; '' for none")
     outside_intents: str = setting("", "file or Hub data set of intents from outside, as a probe; '' for none")
     outside_column: str = setting("intent", "column of the outside intents", min_length=1)
-    ablations: list[str] = setting([], "variants to train and compare: all, or such as 'no guidance'; [] for none")
+    ablations: list[str] = setting([], "variants to train and compare: all, or such as 'no word swaps'; [] for none")
     ablation_rows: int = setting(6000, "rows that each variant is trained on before any round", ge=100)
     ablation_seeds: int = setting(3, "seeds that each variant is trained with", ge=1)
 
@@ -280,7 +281,6 @@ class SearchSettings(IntervalSettings):
     generator: str = setting("", "diffusers text-to-image pipeline that adds assets; '' for none")
     search_prompts: int = setting(4, "prompts to write for an intent, of each kind that is searched with", ge=1, le=64)
     search_command: list[str] = setting(["relevance 0.9", "diversity 0.5"], "the command for them; [] for none")
-    search_guidance: float = setting(2.0, "how strongly that command's levels are followed", ge=0, le=10)
     rewrite_weight: float = setting(0.1, "weight of an intent's rewrites in BM25, where the intent weighs 1", ge=0)
     description_weight: float = setting(0.3, "weight of its descriptions among vectors, the same way", ge=0)
     prompt_floor: float = setting(0.5, "cosine to the intent below which a prompt weighs nothing", ge=-1, le=1)

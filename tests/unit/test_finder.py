@@ -31,9 +31,9 @@ SCRIPT = "<script>alert(1)</script>"
 class Writer:
     """Repeats the intent, and remembers its last command."""
 
-    knows, codec = ("seed", "guidance"), CODEC
+    codec = CODEC
 
-    def generate(self, intents, command, n=1, seed=0, guidance=1.0):
+    def generate(self, intents, command, n=1, seed=0):
         self.command = command[0]
         return [[f"{intent} {k}" for k in range(n)] for intent in intents]
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from udrl_utils.commands import Command
 from udrl_utils.decoding import Draw, Sampling, write
+from udrl_utils.guided import Practice, guided, learn_guidance, practised, read
+from udrl_utils.settings import TrainingSettings
+from udrl_utils.student import Student, ready_facts
 
 
 def draw(**changes: float) -> Draw:
@@ -120,3 +125,30 @@ def test_guided_writing_is_that_of_transformers(model, guidance: float) -> None:
             assert tokens == [t for t in theirs[0, len(prefix) :].tolist() if t != 0]
         plain = written(model, asked, [], min_p=1.0)
     assert ours != plain, "guidance changes what is written"
+
+
+def apart(student: Student, rows: list[Practice], wanted: torch.Tensor) -> float:
+    """Cross entropy of wanted probabilities under a student [nats a token]."""
+    with torch.inference_mode():
+        return cross_entropy(read(student.model, [row.commanded for row in rows], rows), wanted).item()
+
+
+def test_guidance_is_learnt_and_what_has_no_levels_stays() -> None:
+    novice, task = Student.load("ready"), "text_to_image"
+    settings = TrainingSettings(run="any", learnt_guidance=3.0, learning_rate=1e-3)
+    asked = [Command(task, length=8, relevance=level) for level in (0.05, 0.95)]
+    rows = practised(settings, novice, [(i, command) for i in ready_facts()["intents"][task][:8] for command in asked])
+    student, losses = learn_guidance(settings, novice, rows * 16)
+    assert len(losses) == 2 * 16 * len(rows) / 16 and student.model is not novice.model
+    levels, opened = ([row for row in rows if (row.strength == 1) == own] for own in (False, True))
+    wanted, kept = guided(novice.model, levels), guided(novice.model, opened)
+    entropy = -torch.xlogy(wanted, wanted).sum(-1).mean().item()
+    before, after = (apart(each, levels, wanted) - entropy for each in (novice, student))
+    assert 0 <= after < 0.75 * before
+    assert apart(student, opened, kept) < apart(novice, opened, kept) + 0.1
+
+
+def test_no_guidance_is_learnt_where_none_is_asked_for() -> None:
+    novice = Student.load("ready")
+    settings = TrainingSettings(run="any", learnt_guidance=1.0)
+    assert learn_guidance(settings, novice, practised(settings, novice, [])) == (novice, [])

@@ -38,12 +38,12 @@ def letters(texts: list[str]) -> np.ndarray:
 class Echo:
     """Writes the intent and the diversity that it is asked for, and remembers what it was asked."""
 
-    knows, codec = ("seed", "guidance"), CODEC
+    codec = CODEC
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Command]] = []
 
-    def generate(self, intents, command, n=1, seed=0, guidance=1.0):
+    def generate(self, intents, command, n=1, seed=0):
         self.asked += list(zip(intents, command, strict=True))
         return [[f"{intent} {one.task.split('_')[-1]}"] * n for intent, one in zip(intents, command, strict=True)]
 

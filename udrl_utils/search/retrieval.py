@@ -160,9 +160,8 @@ class PromptSearch:
         settings, codec, wanted = self.settings, self.writer.codec, self.settings.asked() | asked
         known = [task for task in tasks if task in codec.edges]
         commands = [Command(t, **{k: v for k, v in wanted.items() if k in codec.rewards_of(t)}) for t in known]
-        how = {"guidance": settings.search_guidance} if "guidance" in self.writer.knows else {}
         texts = [intent for intent in intents for _ in commands]
-        how |= {"n": settings.search_prompts, "seed": settings.seed + seed}
+        how = {"n": settings.search_prompts, "seed": settings.seed + seed}
         written = iter(self.writer.generate(texts, commands * len(intents), **how) if texts else [])
         return [{task: list(distinct(filter(None, next(written)))) for task in known} for _ in intents]
 
