@@ -215,7 +215,8 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(
     shutil.copytree(smoke_run, copy)
     run = RunFolder(copy)
     settings, home = run.settings(TrainingSettings), copy / "03_student" / "rounds"
-    whole = {file: (home / file).read_bytes() for file in ("1/hindsight.parquet", "1/model.safetensors")}
+    files = ("1/hindsight.parquet", "1/model.safetensors", "../model.safetensors")
+    whole = {file: (home / file).read_bytes() for file in files}
     write_json(home / STAMP, training.student_stamp(settings, run))
     shutil.rmtree(home / "1")
 
@@ -239,7 +240,7 @@ def test_a_second_round_learns_from_the_first_too(smoke_run: Path, tmp_path: Pat
     copy = tmp_path / "run"
     shutil.copytree(smoke_run, copy)
     run = RunFolder(copy)
-    rounds.train_rounds(run.settings(TrainingSettings).model_copy(update={"rounds": 2}), run)
+    rounds.train_rounds(run.settings(TrainingSettings).model_copy(update={"rounds": 2, "learnt_guidance": 1.0}), run)
     written = [pd.read_parquet(copy / "03_student" / "rounds" / str(k) / "hindsight.parquet") for k in (1, 2)]
     assert set(written[1].teacher) == {"round 2"} and not set(written[0].pair_id) & set(written[1].pair_id)
     student, last = (copy / "03_student" / at / "model.safetensors" for at in ("", "rounds/2"))
