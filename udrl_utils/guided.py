@@ -51,14 +51,14 @@ def practised(settings: TrainingSettings, student: Student, requests: Sequence[t
         return []
     intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
     written = student.generate(intents, commands, PROMPTS, settings.seed, temperature=1.0, guidance=strength)
-    counts = set(tokenizer.convert_tokens_to_ids([token for token in codec.tokens() if token.startswith("<|length:")]))
+    counts = {number for token, number in tokenizer.get_vocab().items() if token.startswith("<|length:")}
     rows: list[Practice] = []
     for intent, command, prompts in zip(intents, commands, written, strict=True):
         for prompt in filter(str.strip, prompts):
             length = command.length and min(len(prompt.split()), codec.longest)
             asked = Command(command.task, length=length, **command.levels)
             prefixes = student.prefix(intent, asked), student.prefix(intent, Command(command.task, length=length))
-            completion = codec.count_down(prompt, settings.horizon) + tokenizer.eos_token
+            completion = f"{codec.count_down(prompt, settings.horizon)}{tokenizer.eos_token}"
             commanded, opened, ids = tokenizer([*prefixes, completion], add_special_tokens=False).input_ids
             ids = ids[: student.positions - len(commanded)]
             certain = [token in counts and (k > 0 or length is not None) for k, token in enumerate(ids)]
