@@ -17,6 +17,7 @@ from udrl_utils.commands import Command
 from udrl_utils.machine import seed_everything
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.student import Student
+from udrl_utils.text import count_words
 from udrl_utils.trainer import AlikeLengths, rate_of, set_dropout
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def practised(settings: TrainingSettings, student: Student, requests: Sequence[t
     rows: list[Practice] = []
     for intent, command, prompts in zip(intents, commands, written, strict=True):
         for prompt in filter(str.strip, prompts):
-            length = command.length and min(len(prompt.split()), codec.longest)
+            length = command.length and min(max(count_words(prompt), 1), codec.longest)
             asked = Command(command.task, length=length, **command.levels)
             prefixes = student.prefix(intent, asked), student.prefix(intent, Command(command.task, length=length))
             completion = f"{codec.count_down(prompt, settings.horizon)}{tokenizer.eos_token}"
