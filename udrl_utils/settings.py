@@ -178,7 +178,7 @@ class SamplingSettings(StageSettings):
 
     temperature: float = setting(0.8, "sampling temperature of the student", gt=0, le=2)
     min_p: float = setting(0.05, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
-    guidance: float = setting(2.0, "how strongly levels are followed; 1 as it was learnt", ge=0, le=10)
+    guidance: float = setting(1.0, "how strongly levels are followed; 1 as it was learnt", ge=0, le=10)
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of `student.generate`."""
