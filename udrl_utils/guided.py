@@ -18,7 +18,7 @@ from udrl_utils.machine import seed_everything
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.text import count_words
-from udrl_utils.trainer import AlikeLengths, rate_of, set_dropout
+from udrl_utils.trainer import AlikeLengths, rate_of, set_dropout, use_plain_attention
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,6 @@ class Practice:
     opened: list[int]
     prompt: list[int]
     certain: list[bool]
-    strength: float
 
 
 def practised(settings: TrainingSettings, student: Student, requests: Sequence[tuple[str, Command]]) -> list[Practice]:
@@ -63,7 +62,7 @@ def practised(settings: TrainingSettings, student: Student, requests: Sequence[t
             commanded, opened, ids = tokenizer([*prefixes, completion], add_special_tokens=False).input_ids
             ids = ids[: student.positions - len(commanded)]
             certain = [token in counts and (k > 0 or length is not None) for k, token in enumerate(ids)]
-            rows.append(Practice(commanded, opened, ids, certain, strength if command.levels else 1.0))
+            rows.append(Practice(commanded, opened, ids, certain))
     return rows
 
 
@@ -80,8 +79,7 @@ def learn_guidance(
         return student, []
     seed_everything(settings.seed)
     teacher, model = student.model.eval(), copy.deepcopy(student.model).train()
-    if model.device.type == "cpu":
-        model.set_attn_implementation("eager")  # faster at these lengths, backwards above all
+    use_plain_attention(model)
     set_dropout(model, 0.0)
     lengths = [len(row.commanded) + len(row.prompt) for row in rows]
     order, losses = AlikeLengths(lengths, BATCH_SIZE, settings.seed), []
@@ -92,7 +90,7 @@ def learn_guidance(
         order.set_epoch(number)
         numbers = list(order)
         for batch in ([rows[k] for k in numbers[i : i + BATCH_SIZE]] for i in range(0, len(rows), BATCH_SIZE)):
-            wanted = guided(teacher, batch)
+            wanted = guided(teacher, batch, settings.learnt_guidance)
             loss = cross_entropy(read(model, [row.commanded for row in batch], batch), wanted)
             optimizer.zero_grad()
             loss.backward()
@@ -103,10 +101,10 @@ def learn_guidance(
     return Student(model.eval(), student.tokenizer, student.codec), losses
 
 
-def guided(teacher: Any, batch: Sequence[Practice]) -> torch.Tensor:
+def guided(teacher: Any, batch: Sequence[Practice], strength: float) -> torch.Tensor:
     """Probabilities that each token of the batch's prompts should have, one after the other: (tokens, vocabulary).
 
-    Those of the teacher under guidance; the countdown is as it is.
+    Those of the teacher under guidance, which changes nothing without levels; the countdown is as it is.
     """
     import torch
     from torch.nn.functional import one_hot
@@ -114,9 +112,8 @@ def guided(teacher: Any, batch: Sequence[Practice]) -> torch.Tensor:
     with torch.inference_mode():
         commanded = read(teacher, [row.commanded for row in batch], batch).log_softmax(-1)
         opened = read(teacher, [row.opened for row in batch], batch).log_softmax(-1)
-        strengths = torch.tensor([row.strength for row in batch for _ in row.prompt], device=opened.device)
         unlikely = commanded < commanded.amax(-1, keepdim=True) + math.log(LIKELY)
-        wanted = torch.lerp(opened, commanded, strengths[:, None]).masked_fill_(unlikely, -torch.inf).softmax(-1)
+        wanted = torch.lerp(opened, commanded, strength).masked_fill_(unlikely, -torch.inf).softmax(-1)
         certain = torch.tensor([sure for row in batch for sure in row.certain], device=opened.device)
         tokens = torch.tensor([token for row in batch for token in row.prompt], device=opened.device)
         wanted[certain] = one_hot(tokens[certain], wanted.shape[1]).to(wanted)

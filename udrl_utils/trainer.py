@@ -114,6 +114,12 @@ def set_dropout(model: Any, share: float) -> None:
             module.p = share
 
 
+def use_plain_attention(model: Any) -> None:
+    """On a CPU it is faster at these lengths than PyTorch's fused kernel, whose backward pass is slow."""
+    if device_and_dtype()[0] == "cpu":
+        model.set_attn_implementation("eager")
+
+
 class AlikeLengths:
     """Row numbers in an order whose batches hold rows of similar lengths, the batches themselves in random order.
 
@@ -161,9 +167,7 @@ def trainer_class() -> type:
         """
 
         def __init__(self, model: Any, **options: Any):
-            if device_and_dtype()[0] == "cpu":
-                # at these lengths plain attention is faster than PyTorch's fused kernel, whose backward pass is slow
-                model.set_attn_implementation("eager")
+            use_plain_attention(model)
             super().__init__(model, **options)
             self.remove_callback(PrinterCallback)  # the training log prints instead
 

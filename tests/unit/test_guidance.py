@@ -140,8 +140,8 @@ def test_guidance_is_learnt_and_what_has_no_levels_stays() -> None:
     rows = practised(settings, novice, [(i, c) for i in ready_facts()["intents"][task][:6] for c in asked])
     student, losses = learn_guidance(settings, novice, rows * 16)
     assert len(losses) == 2 * len(rows) and student.model is not novice.model
-    levels, opened = ([row for row in rows if (row.strength == 1) == own] for own in (False, True))
-    wanted, kept = guided(novice.model, levels), guided(novice.model, opened)
+    levels, opened = ([row for row in rows if (row.commanded == row.opened) == own] for own in (False, True))
+    wanted, kept = guided(novice.model, levels, 3.0), guided(novice.model, opened, 3.0)
     entropy = -torch.xlogy(wanted, wanted).sum(-1).mean().item()
     before, after = (apart(each, levels, wanted) - entropy for each in (novice, student))
     assert 0 <= after < 0.75 * before
@@ -151,4 +151,5 @@ def test_guidance_is_learnt_and_what_has_no_levels_stays() -> None:
 def test_no_guidance_is_learnt_where_none_is_asked_for() -> None:
     novice = Student.load("ready")
     settings = TrainingSettings(run="any", learnt_guidance=1.0)
-    assert learn_guidance(settings, novice, practised(settings, novice, [])) == (novice, [])
+    requests = [("koi pond", Command("text_to_image", length=8, relevance=0.9))]
+    assert learn_guidance(settings, novice, practised(settings, novice, requests)) == (novice, [])
