@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from udrl_utils.deploy.export import STEADY
+
 TASK = "text_to_image"
 MODEL = f"ready:{TASK}"
 
@@ -49,7 +51,7 @@ def served(folder: Path, keys: str = "", **options: Any) -> Iterator[Served]:
     """A server of an exported student; it ends with the block."""
     asked = json.dumps({"folder": str(folder), "name": "ready", "port": 0, **options})
     command = [sys.executable, "-m", "udrl_utils.deploy.app", asked]
-    environment = {**os.environ, "UDRL_API_KEYS": keys, "MALLOC_ARENA_MAX": "2"}
+    environment = {**os.environ, **STEADY, "UDRL_API_KEYS": keys}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         line = process.stdout.readline()

@@ -152,7 +152,7 @@ def serve(
 
     Clients need a key where the environment has UDRL_API_KEYS, a list of keys with commas between them.
     """
-    from udrl_utils.deploy.export import to_serve
+    from udrl_utils.deploy.export import STEADY, to_serve
 
     with extra("serve", "udrl serve"):
         import prometheus_client  # noqa: F401
@@ -163,8 +163,11 @@ def serve(
     options = {"folder": str(folder), "name": name, "encoder": encoder if rewards else "", "host": host, "port": port}
     options |= {"share_port": share_port, "queue": queue, "deadline": deadline, "threads": threads}
     # a process of its own, in which PyTorch is not loaded; it keeps this one's number and signals
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory creeps up under load
-    os.execv(sys.executable, [sys.executable, "-m", "udrl_utils.deploy.app", json.dumps(options)])
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "udrl_utils.deploy.app", json.dumps(options)],
+        STEADY | os.environ,
+    )
 
 
 @app.command()

@@ -23,6 +23,14 @@ from udrl_utils.student import Student, find_student
 
 # What CTranslate2 calls each precision: how weights are stored, and what they are computed in.
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
+# Environment of a process that serves. Else memory grows under load for minutes: glibc raises its thresholds by and by,
+# each thread has an arena, and oneDNN keeps what it prepared for each shape.
+STEADY = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "16777216",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
+}
 
 
 def export(student: Path, out: Path, precision: str, top_k: int = 0, top_p: float = 1.0) -> Path:
