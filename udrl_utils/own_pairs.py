@@ -97,7 +97,6 @@ def dropped_line(counts: dict[str, int], given: dict[Request, list[str]], settin
         "too_long": f"max_words={longest} keeps {kept}" if longest > settings.max_words else f"{longest} is the most",
         "too_short": f"min_words={shortest} keeps the short ones",
         "near_duplicate": "near_duplicate=1 keeps all that differ",
-        "held_out_word": f"a test_fraction below {settings.test_fraction} holds out fewer words",
     }
     shares = (f"{reason} {n / asked:.1%}" if n / asked >= 0.001 else f"{reason} <0.1%" for reason, n in reasons.items())
     often = (reason for reason, n in reasons.items() if n / asked >= 0.01)  # rare ones need no other setting

@@ -58,14 +58,15 @@ def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[d
     """Split of each intent, and the held-out nouns that no train or validation text may contain.
 
     The split depends on the intent's normal form and not on the seed: near-duplicates are never split between train
-    and test, and a base that was trained earlier has read no test intent. Some rare nouns are held out with every
-    intent that mentions one, so that the analysis can ask for things the student has never seen.
+    and test, and a base that was trained earlier has read no test intent. Some rare nouns of the ontology are held out
+    with every intent that mentions one, so that the analysis can ask for things the student has never seen.
 
     Intents that people bring are often typed in several wordings: a family of those shares the split of its first.
+    Nothing that they bring is dropped for a probe: there are no held-out nouns among them.
     """
-    held_out, test = held_out_nouns(intents, settings), settings.test_fraction
-    brought = bool(settings.pairs) or (settings.intents != "ontology" and settings.teacher != "recorded")
-    first = families(intents) if brought else {intent: intent for intent in intents}
+    own, test = brought(settings), settings.test_fraction
+    held_out = frozenset() if own else held_out_nouns(intents, test)
+    first = families(intents) if own else {intent: intent for intent in intents}
     named = {first[intent] for intent in intents if mentions(intent, held_out)}
     splits = {}
     for intent in intents:
@@ -75,6 +76,11 @@ def assign_splits(intents: list[str], settings: DistillationSettings) -> tuple[d
         else:
             splits[intent] = "validation" if at < test + settings.validation_fraction else "train"
     return splits, held_out
+
+
+def brought(settings: DistillationSettings) -> bool:
+    """Whether people bring the intents, in pairs or in a list of their own."""
+    return bool(settings.pairs) or (settings.intents != "ontology" and settings.teacher != "recorded")
 
 
 def families(intents: list[str]) -> dict[str, str]:
@@ -98,18 +104,14 @@ def families(intents: list[str]) -> dict[str, str]:
     return found
 
 
-def held_out_nouns(intents: list[str], settings: DistillationSettings) -> frozenset[str]:
-    """Nouns reserved for the test split, with their plurals: heads of ontology subjects, or words of other intents.
+def held_out_nouns(intents: list[str], test_fraction: float) -> frozenset[str]:
+    """Nouns of the ontology that are reserved for the test split, with their plurals.
 
     Only nouns that are rare among the intents are taken, so that the train split keeps its size.
     """
     counts = Counter(form for intent in intents for form in normal_form(intent).split())
     rare = max(2, len(intents) // 200)
-    known = noun_heads() if settings.intents == "ontology" else {word for intent in intents for word in words(intent)}
-    chosen = {
-        noun
-        for noun in known
-        if len(noun) > 3 and noun.isalpha() and counts[stem(noun)] <= rare and is_reserved(noun, settings.test_fraction)
-    }
+    known = (noun for noun in noun_heads() if len(noun) > 3 and noun.isalpha())
+    chosen = {noun for noun in known if counts[stem(noun)] <= rare and is_reserved(noun, test_fraction)}
     plurals = {plural(noun) for noun in chosen if stem(noun) == noun or not noun.endswith("s")}
     return frozenset(chosen | {form for form in plurals if stem(form) not in map(stem, chosen)})  # leaves, not cats
