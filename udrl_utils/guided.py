@@ -18,7 +18,7 @@ from udrl_utils.machine import seed_everything
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.student import Student
 from udrl_utils.text import count_words
-from udrl_utils.trainer import AlikeLengths, rate_of, set_dropout, use_plain_attention
+from udrl_utils.trainer import AlikeLengths, set_dropout, use_plain_attention
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,9 @@ def learn_guidance(
     lengths = [len(row.commanded) + len(row.prompt) for row in rows]
     order, losses = AlikeLengths(lengths, BATCH_SIZE, settings.seed), []
     steps = PASSES * math.ceil(len(rows) / BATCH_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate_of(settings) / 2, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate / 2, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
     for number in range(PASSES):
         order.set_epoch(number)

@@ -28,7 +28,7 @@ from udrl_utils.samples import Sampler
 from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.student import Student, model_card
 from udrl_utils.text import clean_intent, repeats
-from udrl_utils.trainer import rate_of, set_dropout
+from udrl_utils.trainer import set_dropout
 from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
 
@@ -187,7 +187,7 @@ def learn_round(
     hindsight = seen(pd.concat(earlier_rounds(run, number + 1), ignore_index=True), settings)
     known = train.sample(min(len(train), 2 * len(hindsight)), random_state=settings.seed + number)
     rows = pd.concat([hindsight, known], ignore_index=True)
-    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": rate_of(settings) / 2})
+    brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": settings.learning_rate / 2})
     with PartialState().main_process_first():
         data = [
             command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")

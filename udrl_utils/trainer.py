@@ -22,6 +22,7 @@ from udrl_utils.errors import SettingsError
 from udrl_utils.gpt2 import base_tokenizer, new_student, pretrained_student, train_tokenizer, widen
 from udrl_utils.machine import device_and_dtype
 from udrl_utils.settings import TrainingSettings
+from udrl_utils.teachers.recorded import recorded_name
 
 if TYPE_CHECKING:
     import torch
@@ -32,51 +33,46 @@ MOST_PASSES = 8  # with more a student learns its pairs by heart, and the loss o
 FEW_PASSES = 2  # up to this number nothing is seen often enough to be learnt by heart
 MOST_POSITIONS = 1024  # tokens; a pair that has more is left out
 POOL = 50  # batches whose rows are sorted by length together
-RATE = 1e-3  # half of it learns too little in the passes that few pairs bear
+READ_BEFORE = 2  # passes over prompts of a kind that the base has read: commands alone are new to it
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a training goes: passes over the pairs, peak learning rate, dropout 0..1; `reason` says why in one line."""
+    """How a training goes: passes over the pairs, dropout 0..1; `reason` says why in one line."""
 
     epochs: float
-    learning_rate: float
     dropout: float
     reason: str
 
     def of(self, settings: TrainingSettings) -> TrainingSettings:
-        """The settings, with what they left to the amount of pairs filled in."""
-        return settings.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
+        """The settings, with the passes that they left to the pairs filled in."""
+        return settings.model_copy(update={"epochs": self.epochs})
 
 
-def rate_of(settings: TrainingSettings) -> float:
-    """Peak learning rate: that of the settings, where it is not 0."""
-    return settings.learning_rate or RATE
-
-
-def schedule(settings: TrainingSettings, pairs: int, tokens: int) -> Schedule:
+def schedule(settings: TrainingSettings, pairs: int, tokens: int, read: bool = False) -> Schedule:
     """How to train on `pairs` pairs, whose prompts have `tokens` tokens together.
 
-    `epochs` and `learning_rate` are those of the settings, where they are not 0. With epochs=0 few pairs are passed
-    over more often, under dropout (docs/log.md has what was measured).
+    `epochs` are those of the settings, where they are not 0. With epochs=0 few pairs are passed over more often, under
+    dropout (docs/log.md has what was measured), and those of a kind that the base has `read` READ_BEFORE times.
     """
-    passes = round(min(max(PRACTICE / max(tokens, 1), 1), MOST_PASSES), 1)
-    by_amount, rate = not settings.epochs, rate_of(settings)
-    epochs = passes if by_amount else settings.epochs
-    dropout = 0.1 if by_amount and passes > FEW_PASSES else 0.0
+    passes = READ_BEFORE if read else round(min(max(PRACTICE / max(tokens, 1), 1), MOST_PASSES), 1)
+    epochs = settings.epochs or passes
+    dropout = 0.1 if not settings.epochs and passes > FEW_PASSES else 0.0
     parts = [
-        f"{epochs:g} passes" + ("" if by_amount else f" as epochs says, 0 would take {passes:g}"),
-        f"learning rate {rate:.2g}" + (" as learning_rate says" if settings.learning_rate else ""),
+        f"{epochs:g} passes" + (f" as epochs says, 0 would take {passes:g}" if settings.epochs else ""),
+        f"learning rate {settings.learning_rate:.2g}",
         f"dropout {dropout:g}" + (", since each pair is seen often" if dropout else ""),
     ]
-    return Schedule(epochs, rate, dropout, f"{pairs:,} pairs of {tokens:,} prompt tokens: {'; '.join(parts)}")
+    known = ", of a kind that the base has read" if read else ""
+    return Schedule(epochs, dropout, f"{pairs:,} pairs of {tokens:,} prompt tokens{known}: {'; '.join(parts)}")
 
 
 def plan_of(settings: TrainingSettings, train: pd.DataFrame, tokenizer: Any) -> Schedule:
-    """The schedule that suits the amount of training rows."""
+    """The schedule that suits the amount of training rows, and who wrote them."""
     parts = (list(train.prompt[start : start + 10_000]) for start in range(0, len(train), 10_000))
     tokens = sum(len(ids) for texts in parts for ids in tokenizer(texts, add_special_tokens=False).input_ids)
-    return schedule(settings, len(train), tokens)
+    read = settings.base == "recorded" and set(train.teacher) == {recorded_name()}
+    return schedule(settings, len(train), tokens, read)
 
 
 def untrained(settings: TrainingSettings, codec: CommandCodec, train: pd.DataFrame) -> tuple[Any, Any, Schedule]:

@@ -19,7 +19,7 @@ from udrl_utils.settings import NOTEBOOKS, ROOT
 from udrl_utils.student import Student
 
 PAIRS = Path(os.environ.get("UDRL_LLM_PAIRS", ROOT.parent / "shared" / "data" / "llm_pairs" / "pairs.csv"))
-CHANGES = ("max_words=200", "epochs=0", "learning_rate=0", "validation_fraction=0.2", "test_fraction=0.2")
+CHANGES = ("max_words=200", "epochs=0", "validation_fraction=0.2", "test_fraction=0.2")
 
 
 def printed(run: Path, stage: str) -> str:

@@ -22,8 +22,9 @@ from udrl_utils.rows import WordSwaps, command_pairs, shared_words
 from udrl_utils.runs import RunFolder
 from udrl_utils.settings import AnalysisSettings, DistillationSettings, TrainingSettings, resolve
 from udrl_utils.student import Student
+from udrl_utils.teachers.recorded import recorded_name
 from udrl_utils.text import words
-from udrl_utils.trainer import make_room, schedule, token_counts, tokenized
+from udrl_utils.trainer import make_room, plan_of, schedule, token_counts, tokenized
 
 NOUNS = ("heron", "otter", "gecko", "badger", "falcon", "turtle", "salmon", "beetle", "walrus", "panther")
 FILLER = ("quiet", "light", "falls", "over", "the", "old", "harbor", "while", "boats", "drift", "and", "bells", "ring")
@@ -133,7 +134,7 @@ def test_a_base_learns_more_positions_and_keeps_what_it_knows(small_base: Path) 
 
 
 def test_the_schedule_follows_the_amount_of_pairs(smoke: dict) -> None:
-    settings = resolve(TrainingSettings, smoke | {"epochs": 0, "learning_rate": 0, "base": "recorded"})
+    settings = resolve(TrainingSettings, smoke | {"epochs": 0, "base": "recorded"})
     amounts = (100, 1_000, 4_000, 20_000, 1_000_000)
     plans = [schedule(settings, amount, 40 * amount) for amount in amounts]
     for name in ("epochs", "dropout"):
@@ -143,17 +144,25 @@ def test_the_schedule_follows_the_amount_of_pairs(smoke: dict) -> None:
     assert steps == sorted(steps), "more pairs are never trained on for fewer steps"
     assert plans[-1].epochs == 1 and plans[-1].dropout == 0
     for plan in plans:
-        assert 0 < plan.learning_rate <= 1e-3
         assert "\n" not in plan.reason
-        assert f"{plan.epochs:g} passes; learning rate 0.001; dropout {plan.dropout:g}" in plan.reason
-        assert (plan.of(settings).epochs, plan.of(settings).learning_rate) == (plan.epochs, plan.learning_rate)
+        assert f"{plan.epochs:g} passes; learning rate 0.002; dropout {plan.dropout:g}" in plan.reason
+        assert plan.of(settings).epochs == plan.epochs
+
+
+def test_prompts_of_a_kind_that_the_base_has_read_take_two_passes(smoke: dict) -> None:
+    settings = resolve(TrainingSettings, smoke | {"epochs": 0, "base": "recorded"})
+    recorded, own = (annotated([5, 20]).assign(teacher=teacher) for teacher in (recorded_name(), "given"))
+    tokenizer = train_tokenizer(["a red fox"], 400, [])
+    plans = [plan_of(settings, rows, tokenizer) for rows in (recorded, own)]
+    assert [plan.epochs for plan in plans] == [2, 8] and "the base has read" in plans[0].reason
+    assert plan_of(settings.model_copy(update={"base": ""}), recorded, tokenizer).epochs == 8
 
 
 def test_what_the_settings_say_is_kept(smoke: dict) -> None:
     settings = resolve(TrainingSettings, smoke | {"epochs": 0.4, "learning_rate": 2e-4, "base": "recorded"})
     plan = schedule(settings, 1_000, 40_000)
-    assert (plan.epochs, plan.learning_rate, plan.dropout) == (0.4, 2e-4, 0)
-    assert "0.4 passes as epochs says, 0 would take 8; learning rate 0.0002 as learning_rate says" in plan.reason
+    assert (plan.epochs, plan.dropout) == (0.4, 0)
+    assert "0.4 passes as epochs says, 0 would take 8; learning rate 0.0002" in plan.reason
 
 
 # words that are swapped

@@ -88,7 +88,7 @@ def test_names_of_other_cells_are_no_parameters():
         'run = "a"\nbins = 5  # levels', "rows = 12\nepoch = 3\nintents = {1: 2}\nseeds, n = 1, 2"
     )
     settings = TrainingSettings.from_notebook(namespace)
-    assert (settings.run, settings.bins, settings.epochs) == ("a", 5, 2)
+    assert (settings.run, settings.bins, settings.epochs) == ("a", 5, 0)
     assert settings._given.keys() <= TrainingSettings.model_fields.keys()
 
 
