@@ -45,7 +45,7 @@ def test_notebooks_run_on_sixty_pairs_of_real_llms(tmp_path: Path) -> None:
     assert "of 60 prompts dropped" in printed(run, "01_pairs")
     told = printed(run, "03_student")
     assert "diversity is not commanded for text_to_template: each of its intents has one prompt" in told
-    assert "prompt tokens: 8 passes; learning rate 0.001; dropout 0.1" in told
+    assert "prompt tokens: 8 passes; learning rate 0.002; dropout 0.1" in told
     assert "instead of 256" in told and "left out" not in told
     student = Student.load(run / "03_student")
     assert student.codec.longest > 100 and student.codec.lengths["text_to_image"][1] > 90

@@ -25,6 +25,7 @@ from udrl_utils.deploy.export import DeployedStudent, to_serve
 from udrl_utils.errors import RunError
 from udrl_utils.settings import ROOT
 from udrl_utils.student import READY
+from udrl_utils.text import words
 
 USER = [{"role": "user", "content": "koi pond"}]
 EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```", (ROOT / "docs" / "serving.md").read_text(), re.M | re.S)
@@ -117,9 +118,9 @@ def test_models_are_the_student_and_its_tasks(client: OpenAI) -> None:
 def test_it_writes_what_the_engine_writes(server: Served, exported_ready: Path) -> None:
     engine, command = DeployedStudent.load(exported_ready), Command(TASK, length=6, relevance=0.9)
     asked = {"intent": "Koi pond!", "n": 4, "seed": 3, "command": {"task": TASK, **command.asked}}
-    for words in ({}, {"banned": ["koi", "photo"], "keep": ["stone lantern"]}):
-        expected = engine.generate(["Koi pond!"], command, n=4, seed=3, **words)[0]
-        prompts = server.ask("/v1/prompts", {**asked, **words})[1]["prompts"]
+    for lists in ({}, {"banned": ["koi", "photo"], "keep": ["stone lantern"]}):
+        expected = engine.generate(["Koi pond!"], command, n=4, seed=3, **lists)[0]
+        prompts = server.ask("/v1/prompts", {**asked, **lists})[1]["prompts"]
         assert [each["prompt"] for each in prompts] == expected
         assert [each["achieved"]["length"] for each in prompts] == [len(text.split()) for text in expected]
 
@@ -127,7 +128,7 @@ def test_it_writes_what_the_engine_writes(server: Served, exported_ready: Path) 
 def test_word_lists_hold_by_the_sdk_too(client: OpenAI) -> None:
     lists = {"banned": ["Koi"], "keep": ["lantern"]}
     for choice in client.chat.completions.create(model=MODEL, messages=USER, n=4, extra_body=lists).choices:
-        assert "koi" not in choice.message.content.lower() and "lantern" in choice.message.content.lower()
+        assert "koi" not in words(choice.message.content) and "lantern" in choice.message.content.lower()
 
 
 def test_a_command_beyond_what_was_trained_is_moved_and_noted(server: Served) -> None:
