@@ -34,7 +34,7 @@ from udrl_utils.student import Student
 from udrl_utils.teachers.recorded import RECORDED, recorded_name, recorded_sets
 from udrl_utils.teachers.replies import Request
 from udrl_utils.text import clean_intent, harmless, share
-from udrl_utils.trainer import READ_BEFORE, make_trainer, token_counts
+from udrl_utils.trainer import make_trainer, plan_of, token_counts
 from udrl_utils.training import seen
 from udrl_utils.training_log import TrainingLog, callback
 
@@ -221,7 +221,7 @@ def ship_student(run: RunFolder, out: Path, command: str) -> None:
         "Trained on": f"{len(train)} pairs of {train.intent.nunique()} intents, written by "
         f"{', '.join(sorted(train.teacher.unique()))}",
         "Started from": f"`base: {training.base}`" if training.base else "scratch",
-        "Passes": f"{training.epochs or READ_BEFORE:g}",
+        "Passes": f"{plan_of(training, train, student.tokenizer).epochs:g}",
         "Rounds": f"{training.rounds}, of at most {training.round_sets} sets",
         "Seed": training.seed,
         "Time": f"{seconds / 60:.1f} minutes on {environment()['machine']}",

@@ -13,6 +13,7 @@ from udrl_utils.rounds import PASSES, PROMPTS_PER_SET
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.tasks import TASKS, load_data
 from udrl_utils.teachers.replies import Request, messages, single_messages
+from udrl_utils.trainer import schedule
 
 # Means of a recording of 16,513 prompts for 3,506 intents; tokens are those of the shipped base's tokenizer, whose
 # vocabulary of 4,096 cuts text finer than that of a large model.
@@ -47,10 +48,12 @@ def estimate(pairs: int, settings: dict[str, Any], speeds: Speeds) -> list[tuple
     pair_and_rubric = len(load_data("judge")["instruction"]) + 40 + PROMPT_CHARACTERS + INTENT_CHARACTERS
     graded = scores * pair_and_rubric / CHARACTERS_PER_TOKEN
     train = pairs * (1 - distillation.validation_fraction - distillation.test_fraction)
+    known = training.base == distillation.teacher == "recorded"
+    training = schedule(training, round(train), round(train * PROMPT_TOKENS), known).of(training)
     sets = min(training.round_sets, train / 2)
     hindsight = PROMPTS_PER_SET * sets * training.rounds * (training.rounds + 1) / 2
     row = row_tokens(len(annotation.rewards), training.horizon)
-    seen = row * (train * (training.epochs or 1) * (1 + training.plain_sft) + PASSES * 3 * hindsight)
+    seen = row * (train * training.epochs * (1 + training.plain_sft) + PASSES * 3 * hindsight)
     parameters = student_parameters(training)
     rate = speeds.training * MEASURED_PARAMETERS / parameters
     on_disk = disk(pairs, requests, written, len(annotation.rewards), parameters)
@@ -115,8 +118,10 @@ def cost(read: float, written: float, prices: list[float]) -> tuple[str, str]:
 
 def passes(training: TrainingSettings) -> str:
     """What the student's tokens are counted for."""
-    epochs = training.epochs or 1
-    parts = [f"{epochs:g} {'pass' if epochs == 1 else 'passes'}", "the plain baseline too" * training.plain_sft]
+    parts = [
+        f"{training.epochs:g} {'pass' if training.epochs == 1 else 'passes'}",
+        "the plain baseline too" * training.plain_sft,
+    ]
     return ", ".join(filter(None, [*parts, f"{training.rounds} rounds" * bool(training.rounds)]))
 
 
