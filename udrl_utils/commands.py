@@ -81,12 +81,13 @@ class CommandCodec:
     edges[task][reward] are the bins + 1 quantiles of the reward, of rewards that the task's pairs have values of;
     best[task] holds what its best command asks for; lengths[task] are its shortest and longest usual prompt [words];
     joint[task] counts which combinations occurred: rows of length band, level bins, number of pairs.
-    sampling holds how the student samples by default: temperature, min_p and guidance.
+    sampling holds how the student samples by default: temperature, min_p, guidance and candidates.
     form and place say how commands are written: as tokens, as text or not at all; before the intent or after it.
     horizon is the number of words between two countdown tokens in the training prompts, 0 for none.
     cased says whether train intents have capitals; if not, the student reads intents in lower case. scripts are those
     that the train intents are written in, and all but the RARE of them have at most intent_words words, 0 where that is
     not known. words are those of the train split, with a space between them: a prompt with any other is drawn again.
+    reads says whether the student has learnt to tell the levels of a prompt, in the tokens that follow its end.
     """
 
     bins: int
@@ -103,6 +104,7 @@ class CommandCodec:
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
     intent_words: int = 0
     words: str = ""
+    reads: bool = False
 
     @classmethod
     def fit(cls, annotated: pd.DataFrame, rewards: list[str], bins: int) -> CommandCodec:
@@ -161,6 +163,10 @@ class CommandCodec:
         """Rewards that can be commanded for a task."""
         return [name for name in self.rewards if name == "length" or name in self.edges[task]]
 
+    def levels_of(self, task: str) -> list[str]:
+        """Rewards that are commanded in quantile levels for a task."""
+        return [name for name in self.levels if name in self.edges[task]]
+
     def complete(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Annotated rows that have a value of every reward, of tasks for which every reward is commanded."""
         full = [task for task, edges in self.edges.items() if len(edges) == len(self.levels)]
@@ -173,9 +179,13 @@ class CommandCodec:
 
     def tokens(self) -> list[str]:
         """Every special token of the codec."""
-        levels = [f"<|{name}:{i}|>" for name in self.levels for i in range(self.bins)]
+        levels = [token for name in self.levels for token in self.level_tokens(name)]
         lengths = [f"<|length:{i}|>" for i in range(1, self.longest + 1)]
         return [END_OF_PREFIX, *(f"<|task:{task}|>" for task in self.edges), *lengths, *levels]
+
+    def level_tokens(self, name: str) -> list[str]:
+        """The tokens of a reward's levels, from the lowest."""
+        return [f"<|{name}:{i}|>" for i in range(self.bins)]
 
     def bin_of_value(self, task: str, name: str, value: float) -> int:
         """Level bin of one achieved reward, 0 to bins - 1."""
@@ -313,6 +323,10 @@ class CommandCodec:
             task, end, rest = command.partition("|>")
             return f"{task}{end}{intent}{rest}{END_OF_PREFIX}"
         return f"{command}{intent}{END_OF_PREFIX}"
+
+    def read(self, task: str, intent: str, prompt: str) -> str:
+        """A prompt after its intent, without a command: what the student reads to tell its levels."""
+        return self.prefix(self._write(task, None, {}), intent) + self.count_down(prompt, self.horizon)
 
     def level_of(self, bin_index: int) -> float:
         """Middle of a level token's quantiles."""

@@ -23,12 +23,15 @@ class Sampling:
     (arXiv 2407.01082).
     guidance: how strongly the levels of a command are followed; 1 is the distribution that was learnt. Higher values
     obey better, vary less, and cost a second forward pass (classifier-free guidance, arXiv 2306.17806).
+    candidates: prompts that are drawn for each one that is kept, under a command that asks for something. The student
+    reads them, and keeps the one that it takes to be nearest to its command.
     """
 
     seed: int = 0
     temperature: float = 1.0
     min_p: float = 0.0
     guidance: float = 1.0
+    candidates: int = 1
 
 
 class Draw:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from udrl_utils.commands import Command, CommandCodec, CommandError
 from udrl_utils.decoding import Sampling
 from udrl_utils.text import (
@@ -100,12 +102,13 @@ class WordLists:
 
 
 class Engine:
-    """Writes prompts for intents under commands. A subclass computes the tokens, in `_write` and `_stream`."""
+    """Writes prompts for intents under commands. A subclass computes: `_write`, `_stream` and `_chances`."""
 
     name = ""  # shown to the user
     knows = tuple(vars(Sampling()))  # sampling options that this engine has
     batch_size = 128  # prompts that are written at once
     folder: Path | None = None  # where it was loaded from
+    end_token: str  # ends a prompt
 
     def __init__(self, tokenizer: Tokenizer, codec: CommandCodec, positions: int):
         """`positions`: tokens that the model can hold, prefix and prompt together."""
@@ -143,8 +146,9 @@ class Engine:
     ) -> list[list[str]]:
         """n prompts per intent, under one command for all intents or one command for each.
 
-        A prompt with a `fault` is drawn again, at most REDRAWS times, or BROKEN_REDRAWS times if it is broken, and
-        replaced by one that is no worse. Emoji without words are read as their names, with a warning.
+        Of the candidates for a prompt the nearest to its command is kept, as far as the student can tell, among those
+        with the least `fault`. A prompt with a fault is drawn again, at most REDRAWS times, or BROKEN_REDRAWS times if
+        it is broken, and replaced by one that is no worse. Emoji without words are read as their names, with a warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -161,20 +165,28 @@ class Engine:
         how, wishes = self.sampling_with(seed=seed, **sampling), WordLists(banned, keep)
         commands = self._checked(intents, commands, strict)
         read = [wishes.added_to(spelled_out(intent)) for intent in intents]
-        written = self._draw(read, commands, n, how, batch_size)
-        each = ((k, j, text) for k, texts in enumerate(written) for j, text in enumerate(texts))
-        faults = {(k, j): self.fault(text, read[k], wishes) for k, j, text in each}
+        requests = [request for request in zip(read, commands, strict=True) for _ in range(n)]
+
+        def ask(rows: Iterable[int], how: Sampling) -> list[tuple[int, str]]:
+            """The fault and the text of a prompt for each of the requests."""
+            asked = [requests[row] for row in rows]
+            drawn = self._draw(asked, how, batch_size)
+            pairs = zip(asked, drawn, strict=True)
+            faults = [[self.fault(text, intent, wishes) for text in texts] for (intent, _), texts in pairs]
+            chosen = self.nearest(asked, drawn, faults)
+            return [(faults[row][k], drawn[row][k]) for row, k in enumerate(chosen)]
+
+        kept = dict(enumerate(ask(range(len(requests)), how)))
         for number in range(BROKEN_REDRAWS):
-            faults = redrawn(faults, number)
-            if not faults:
+            again = list(redrawn({row: fault for row, (fault, _) in kept.items()}, number))
+            if not again:
                 break
             other = replace(how, seed=seed_of_redraw(seed, number))
-            again = self._draw([read[k] for k, _ in faults], [commands[k] for k, _ in faults], 1, other, batch_size)
-            for (k, j), [text] in zip(list(faults), again, strict=True):
-                fault = self.fault(text, read[k], wishes)
-                if fault <= faults[k, j]:
-                    written[k][j], faults[k, j] = text, fault
-        return [[wishes.mended(text) for text in texts] for texts in written]
+            for row, found in zip(again, ask(again, other), strict=True):
+                if found[0] <= kept[row][0]:
+                    kept[row] = found
+        mended = [wishes.mended(text) for _, text in kept.values()]
+        return [mended[k * n : (k + 1) * n] for k in range(len(intents))]
 
     def fault(self, prompt: str, intent: str, wishes: WordLists | None = None) -> int:
         """How wrong a prompt is: 2 when it is `degenerate` or against the word lists; 1 when it is its intent, repeats
@@ -185,15 +197,14 @@ class Engine:
             return 1
         return int(self._vocabulary is not None and bool(self._vocabulary.non_words(intent, prompt)))
 
-    def _draw(
-        self, intents: Sequence[str], commands: Sequence[Command], n: int, how: Sampling, batch_size: int | None
-    ) -> list[list[str]]:
-        """n prompts per intent, each under its command, as the model writes them."""
-        asked = [self.prefix(i, c) for i, c in zip(intents, commands, strict=True)]
-        opened = self._opened(intents, commands, how)
-        longest = [self.longest(c) for c in commands]
+    def _draw(self, requests: Sequence[tuple[str, Command]], how: Sampling, batch_size: int | None) -> list[list[str]]:
+        """The candidates of each request, an intent and a command, as the model writes them."""
+        made = {request: self.prefix(*request) for request in dict.fromkeys(requests)}
+        asked, opened = [made[request] for request in requests], self._opened(requests, how)
+        longest = [self.longest(command) for _, command in requests]
         # Prompts of similar length share a batch, since it is padded and runs until its last prompt ends.
-        order = [k for k in sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k]))) for _ in range(n)]
+        order = sorted(range(len(asked)), key=lambda k: (longest[k], len(asked[k])))
+        order = [k for k in order for _ in range(self.candidates(requests[k][1], how))]
         count = -(-len(order) // (batch_size or self.batch_size))  # number of batches, of nearly equal size
         parts = [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
         batches = (
@@ -206,13 +217,71 @@ class Engine:
                 written[k].append(text)
         return written
 
+    def candidates(self, command: Command, how: Sampling) -> int:
+        """Prompts to draw for each one that is kept: there is a choice where the command asks for something, the
+        student can tell levels, and its prompts differ."""
+        return how.candidates if command.asked and self.codec.reads and how.temperature else 1
+
+    def nearest(
+        self, requests: Sequence[tuple[str, Command]], drawn: Sequence[Sequence[str]], faults: Sequence[Sequence[int]]
+    ) -> list[int]:
+        """Which candidate of each request to keep: of those with the least fault, the nearest to the command."""
+        left = [[k for k, fault in enumerate(each) if fault == min(each)] for each in faults]
+        rows = [(row, k) for row, places in enumerate(left) for k in places if len(places) > 1]
+        apart = self._apart([requests[row] for row, _ in rows], [drawn[row][k] for row, k in rows])
+        best: dict[int, tuple[float, int]] = {}
+        for (row, k), far in zip(rows, apart, strict=True):
+            best[row] = min(best.get(row, (far, k)), (far, k))
+        return [best[row][1] if row in best else places[0] for row, places in enumerate(left)]
+
+    def _apart(self, requests: Sequence[tuple[str, Command]], prompts: Sequence[str]) -> list[float]:
+        """Expected squared distance of each prompt from its command, in levels; a word counts as one level bin."""
+        codec, asked = self.codec, {name for _, command in requests for name in command.levels}
+        found = self.estimate([(intent, c.task) for intent, c in requests], prompts, asked)
+        middles = np.array([codec.level_of(k) for k in range(codec.bins)])
+        apart = []
+        for row, ((_, command), prompt) in enumerate(zip(requests, prompts, strict=True)):
+            far = 0.0
+            for name, level in command.levels.items():
+                place = middles[codec.bin_of_level(command.task, name, level)]
+                far += float(found[name][row] @ (middles - place) ** 2)
+            if command.length:
+                far += ((count_words(prompt) - command.length) / codec.bins) ** 2
+            apart.append(far)
+        return apart
+
+    def estimate(
+        self, requests: Sequence[tuple[str, str]], prompts: Sequence[str], rewards: Iterable[str]
+    ) -> dict[str, np.ndarray]:
+        """What the student takes the levels of prompts to be, from the prompt, its intent and its task alone.
+
+        `requests` holds (intent, task) of each prompt. Returns the chance of each level, shape (prompts, bins), for
+        each of the rewards; NaN where the task does not have it. Raises: CommandError when the student has not learnt
+        to tell levels.
+        """
+        codec, wanted = self.codec, [name for name in self.codec.levels if name in set(rewards)]
+        if wanted and not codec.reads:
+            raise CommandError("this student has not learnt to tell the levels of a prompt")
+        texts = [
+            f"{self.prefix(intent, Command(task))}{codec.count_down(harmless(prompt), codec.horizon)}{self.end_token}"
+            for (intent, task), prompt in zip(requests, prompts, strict=True)
+        ]
+        found: dict[str, np.ndarray] = {}
+        for name in codec.levels[: codec.levels.index(wanted[-1]) + 1] if wanted else []:
+            tokens, rows = codec.level_tokens(name), [k for k, (_, t) in enumerate(requests) if name in codec.edges[t]]
+            found[name] = np.full((len(texts), codec.bins), np.nan)
+            found[name][rows] = chances = self._chances([texts[k] for k in rows], tokens)
+            for k, level in zip(rows, chances.argmax(1), strict=True):  # levels follow each other, as in training
+                texts[k] += tokens[level]
+        return found
+
     def stream(
         self, intent: str, command: Command, seed: int = 0, strict: bool = False, **sampling: float
     ) -> Iterator[str]:
-        """Pieces of one prompt as they are written; same arguments and errors as `generate`."""
+        """Pieces of one prompt, the first that is drawn, as they are written; arguments and errors as of `generate`."""
         how = self.sampling_with(seed=seed, **sampling)
         [command] = self._checked([intent], [command], strict)
-        batch = Batch([self.prefix(intent, command)], self._opened([intent], [command], how), self.longest(command))
+        batch = Batch([self.prefix(intent, command)], self._opened([(intent, command)], how), self.longest(command))
         return self._stream(batch, how)
 
     def sampling_with(self, **changes: float) -> Sampling:
@@ -247,11 +316,11 @@ class Engine:
             warnings.warn(note, stacklevel=3)
         return [found[command][0] for command in commands]
 
-    def _opened(self, intents: Sequence[str], commands: Sequence[Command], how: Sampling) -> dict[int, str]:
+    def _opened(self, requests: Sequence[tuple[str, Command]], how: Sampling) -> dict[int, str]:
         """Prefixes without levels, by row, of the commands that have levels; empty without guidance."""
         return {
             row: self.prefix(intent, Command(command.task, command.length))
-            for row, (intent, command) in enumerate(zip(intents, commands, strict=True))
+            for row, (intent, command) in enumerate(requests)
             if command.levels and how.guidance != 1
         }
 
@@ -280,4 +349,8 @@ class Engine:
 
     def _stream(self, batch: Batch, how: Sampling) -> Iterator[str]:
         """Pieces of the prompt of a batch that holds one prefix."""
+        raise NotImplementedError
+
+    def _chances(self, texts: Sequence[str], tokens: Sequence[str]) -> np.ndarray:
+        """Chances of `tokens`, of these alone, to follow each text, shape (texts, tokens)."""
         raise NotImplementedError

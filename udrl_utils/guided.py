@@ -50,7 +50,8 @@ def practised(settings: TrainingSettings, student: Student, requests: Sequence[t
     if strength == 1 or not codec.levels:
         return []
     intents, commands = [intent for intent, _ in requests], [command for _, command in requests]
-    written = student.generate(intents, commands, PROMPTS, settings.seed, temperature=1.0, guidance=strength)
+    drawn = {"temperature": 1.0, "guidance": strength, "candidates": 1}
+    written = student.generate(intents, commands, PROMPTS, settings.seed, **drawn)
     counts = {number for token, number in tokenizer.get_vocab().items() if token.startswith("<|length:")}
     rows: list[Practice] = []
     for intent, command, prompts in zip(intents, commands, written, strict=True):

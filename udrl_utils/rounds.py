@@ -142,7 +142,8 @@ def train_rounds(settings: TrainingSettings, run: RunFolder) -> None:
     sampler = run_sampler(settings, run, student)
     for number in range(1, settings.rounds + 1):
         if processes.is_main_process:
-            ask_round(settings, run, number, sampler.of(student, guidance=settings.learnt_guidance), train)
+            writer = sampler.of(student, guidance=settings.learnt_guidance, candidates=1)
+            ask_round(settings, run, number, writer, train)
         processes.wait_for_everyone()
         student = learn_round(settings, run, number, train, held)
     if processes.is_main_process:
@@ -190,8 +191,8 @@ def learn_round(
     brief = settings.model_copy(update={"epochs": PASSES, "learning_rate": settings.learning_rate / 2})
     with PartialState().main_process_first():
         data = [
-            command_pairs(table, student.codec, brief, student.tokenizer, folder=home / "rows")
-            for table in (rows, held)
+            command_pairs(table, student.codec, brief, student.tokenizer, reading=reading, folder=home / "rows")
+            for table, reading in ((rows, True), (held, False))
         ]
     set_dropout(student.model, 0.0)
     now = stamp(brief, [before / "model.safetensors"], rows=rows)

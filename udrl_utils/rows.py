@@ -1,4 +1,5 @@
-"""The student's training rows: command tokens and intent as the prompt, the teacher's prompt as the completion.
+"""The student's training rows: command tokens and intent as the prompt, the teacher's prompt as the completion; and the
+other way round, intent and prompt as the prompt, the tokens of its levels as the completion.
 
 Annotated pairs and a codec go in; a `datasets` table with the columns prompt and completion comes out. Which model
 is trained on it is not known here.
@@ -41,13 +42,14 @@ def command_pairs(
     settings: TrainingSettings,
     tokenizer: Any = None,
     commanded: bool = True,
+    reading: bool = False,
     folder: Path | None = None,
 ) -> Dataset:
     """Prompt/completion rows in TRL's standard form: command tokens, intent, end of prefix -> prompt.
 
     The tokenizer, if given, lends its pieces to swapped words. commanded=False leaves every command open and
-    writes no countdown, for the plain baseline. With a folder, rows lie on disk and take no memory; the same rows made
-    again are found there.
+    writes no countdown, for the plain baseline. reading=True adds the `reading_row` of each pair. With a folder, rows
+    lie on disk and take no memory; the same rows made again are found there.
     """
     from datasets import Dataset
 
@@ -57,16 +59,32 @@ def command_pairs(
         for start in range(0, len(annotated), CHUNK):
             part = annotated.iloc[start : start + CHUNK]
             opened = [left_open(key, names, settings) if commanded else frozenset(names) for key in part.pair_id]
-            for command, row in zip(codec.encode_achieved(part, opened), part.to_dict("records"), strict=True):
+            commands, bins = codec.encode_achieved(part, opened), codec.bins_of(part).to_dict("records")
+            for command, levels, row in zip(commands, bins, part.to_dict("records"), strict=True):
                 intent, prompt = swapped(row)
                 completion = codec.count_down(prompt, settings.horizon) if commanded else prompt
                 yield {"prompt": codec.prefix(command, intent), "completion": completion}
+                if reading and (read := reading_row(codec, row, levels, tokenizer.eos_token)):
+                    yield read
 
     if folder is None:
         return Dataset.from_list(list(pairs()))
     vocabulary = tokenizer and tokenizer.get_vocab()
-    now = stamp(settings, rows=annotated, codec=vars(codec), vocabulary=vocabulary, commanded=commanded)
+    kind = {"commanded": commanded, "reading": reading}
+    now = stamp(settings, rows=annotated, codec=vars(codec), vocabulary=vocabulary, **kind)
     return Dataset.from_generator(pairs, cache_dir=str(folder), fingerprint=digest(now))
+
+
+def reading_row(codec: CommandCodec, row: dict[str, Any], levels: dict[str, float], end: str) -> dict[str, str] | None:
+    """A pair the right way up: the student reads the prompt without a command, and learns the tokens of its levels.
+
+    None for a pair that has no value of a reward. Nothing is swapped: the rewards are those of the words as they are.
+    """
+    names = codec.levels_of(row["task"])
+    if not names or any(levels[name] != levels[name] for name in names):
+        return None
+    read = codec.read(row["task"], clean_intent(row["intent"]), harmless(row["prompt"]))
+    return {"prompt": f"{read}{end}", "completion": "".join(codec.level_tokens(n)[int(levels[n])] for n in names)}
 
 
 class WordSwaps:

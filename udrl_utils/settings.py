@@ -179,16 +179,17 @@ class SamplingSettings(StageSettings):
     temperature: float = setting(0.8, "sampling temperature of the student", gt=0, le=2)
     min_p: float = setting(0.05, "tokens less likely than this share of the likeliest are not drawn", ge=0, le=1)
     guidance: float = setting(1.0, "how strongly levels are followed; 1 as it was learnt", ge=0, le=10)
+    candidates: int = setting(8, "prompts drawn for each one, of which the nearest to the command is kept", ge=1, le=64)
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of `student.generate`."""
-        return self.model_dump(include={"seed", "temperature", "min_p", "guidance"})
+        return self.model_dump(include={"seed", "temperature", "min_p", "guidance", "candidates"})
 
 
 class TrainingSettings(SamplingSettings):
     """03: the codec and the student."""
 
-    HOW = frozenset(("run", "model_repo", "report_to", "temperature", "min_p", "guidance"))
+    HOW = frozenset(("run", "model_repo", "report_to", "temperature", "min_p", "guidance", "candidates"))
 
     bins: int = setting(10, "quantile levels per reward", ge=2, le=100)
     command_form: Literal["tokens", "text", "none"] = setting("tokens", "how commands are written: tokens, text, none")

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from udrl_utils.commands import CommandCodec
 from udrl_utils.decoding import Draw, Sampling, write
 from udrl_utils.engine import Batch, Engine
@@ -63,7 +65,7 @@ class Student(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, codec: CommandCodec):
         super().__init__(tokenizer.backend_tokenizer, codec, model.config.max_position_embeddings)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.end_token = model, tokenizer, tokenizer.eos_token
         if model.device.type == "cuda":  # fewer leave it idle
             self.batch_size = 512
 
@@ -149,6 +151,29 @@ class Student(Engine):
         asked = (ids.input_ids, ids.attention_mask, list(batch.opened), draw, most, [self.tokenizer.eos_token_id])
         # wraps each step: a `with` around the loop would leave inference mode on in the caller between two steps
         return torch.inference_mode()(write)(self.model, *asked)
+
+    def _chances(self, texts: Sequence[str], tokens: Sequence[str]) -> np.ndarray:
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        parts = [order[start : start + READ_AT_ONCE] for start in range(0, len(order), READ_AT_ONCE)]
+        wanted, found = self.tokenizer.convert_tokens_to_ids(list(tokens)), np.empty((len(texts), len(tokens)))
+        fits = {"truncation": True, "max_length": self.model.config.max_position_embeddings}
+
+        def read(part: list[int]) -> np.ndarray:
+            some = [texts[k] for k in part]
+            ids = self.tokenizer(some, padding=True, return_tensors="pt", add_special_tokens=False, **fits)
+            ids = ids.to(self.model.device)
+            places = (ids.attention_mask.cumsum(-1) - 1).clamp(min=0)
+            with torch.inference_mode():
+                asked = {"attention_mask": ids.attention_mask, "position_ids": places, "logits_to_keep": 1}
+                logits = self.model(ids.input_ids, **asked).logits[:, -1, wanted]
+            return logits.float().softmax(-1).cpu().numpy()
+
+        with self._evaluating():
+            for part, chances in zip(parts, side_by_side(read, parts), strict=True):
+                found[part] = chances
+        return found
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

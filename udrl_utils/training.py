@@ -55,10 +55,10 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame) -
     """The codec of a run, fitted on its `train_rows`. Raises: SettingsError as `check_start` does."""
     check_start(settings, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train, run.settings(AnnotationSettings).rewards, settings.bins)
-    sampling = settings.model_dump(include={"temperature", "min_p", "guidance"})
+    sampling = settings.model_dump(include={"temperature", "min_p", "guidance", "candidates"})
     words = " ".join(sorted(Vocabulary(chain(train.intent.unique(), train.prompt)).taught))
-    form, place = settings.command_form, settings.command_place
-    return replace(codec, form=form, place=place, horizon=settings.horizon, sampling=sampling, words=words)
+    form, place, horizon = settings.command_form, settings.command_place, settings.horizon
+    return replace(codec, form=form, place=place, horizon=horizon, sampling=sampling, words=words, reads=True)
 
 
 def check_start(settings: TrainingSettings, test_fraction: float) -> None:
@@ -90,7 +90,10 @@ def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = 
     print(plan.reason, flush=True)
     brief = plan.of(settings)
     with processes.main_process_first():  # the others find the rows that it has laid out
-        data = [command_pairs(table, codec, brief, tokenizer, commanded, folder / "rows") for table in (train, held)]
+        data = [
+            command_pairs(table, codec, brief, tokenizer, commanded, reading, folder / "rows")
+            for table, reading in ((train, commanded), (held, False))
+        ]
         make_room(model, tokenizer, data)
     set_dropout(model, plan.dropout)
     log, student = TrainingLog(name, held), Student(model, tokenizer, codec)

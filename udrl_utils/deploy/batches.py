@@ -73,6 +73,7 @@ class Batcher:
             inter_threads=self.workers,
             intra_threads=1,
         )
+        self.engine.reader = self._generator  # one copy of the weights
         first, how = [[self.engine.codec.tokens()[0]]], self.engine.options(1.0)  # samples, before any seed is set
         write = partial(self._generator.generate_batch, first, max_length=1, **how)
         await asyncio.gather(*(self._loop.run_in_executor(self._threads, write) for _ in range(self.workers)))
@@ -92,6 +93,10 @@ class Batcher:
         (self._jobs.appendleft if first else self._jobs.append)(job)
         self.waiting += job.size
         self._arrived.set()
+
+    async def aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns, computed by one of the threads that write."""
+        return await self._loop.run_in_executor(self._threads, work, *arguments)
 
     async def _form_batches(self) -> None:
         company = False  # whether the last batch had several requests; a client that is alone need not wait for others

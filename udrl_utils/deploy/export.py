@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from udrl_utils.commands import CommandCodec
 from udrl_utils.decoding import Sampling
@@ -23,6 +26,7 @@ from udrl_utils.student import Student, find_student
 
 # What CTranslate2 calls each precision: how weights are stored, and what they are computed in.
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_float32"}
+READ_AT_ONCE = 16  # prompts whose levels are told together
 # Environment of a process that serves. Else memory grows under load for minutes: glibc raises its thresholds by and by,
 # each thread has an arena, and oneDNN keeps what it prepared for each shape.
 STEADY = {
@@ -69,7 +73,7 @@ def write_ctranslate2(student: Path, folder: Path, precision: str) -> None:
 class DeployedStudent(Engine):
     """An exported student, loaded from its folder. Its `top_k` and `top_p` are those of the export."""
 
-    knows = ("seed", "temperature")
+    knows = ("seed", "temperature", "candidates")
 
     def __init__(self, folder: Path, facts: dict[str, Any], threads: int):
         from tokenizers import Tokenizer
@@ -80,7 +84,8 @@ class DeployedStudent(Engine):
         self.folder, self.threads, self.precision = folder, threads, facts["precision"]
         self.top_k, self.top_p = facts["top_k"], facts["top_p"]
         self.name = f"CTranslate2 {self.precision}"
-        self.end = tokenizer.token_to_id(json.loads((folder / "config.json").read_text())["eos_token"])
+        self.end_token = json.loads((folder / "config.json").read_text())["eos_token"]
+        self.end = tokenizer.token_to_id(self.end_token)
 
     @staticmethod
     def load(folder: str | Path, threads: int = 0) -> DeployedStudent:
@@ -118,6 +123,21 @@ class DeployedStudent(Engine):
         most = self.most(len(prefix), batch.words)
         steps = self.generator(how.seed).generate_tokens(prefix, max_length=most, **self.options(how.temperature))
         return filter(None, map(self.decoder(), (step.token_id for step in steps if not step.is_last)))
+
+    def _chances(self, texts: Sequence[str], tokens: Sequence[str]) -> np.ndarray:
+        ids = [self.tokens(text)[: self.positions] for text in texts]
+        wanted, found = [self._tokenizer.token_to_id(token) for token in tokens], np.empty((len(texts), len(tokens)))
+        order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
+        for part in (order[start : start + READ_AT_ONCE] for start in range(0, len(order), READ_AT_ONCE)):
+            logits: np.ndarray = np.array(self.reader.forward_batch([ids[k] for k in part]))
+            last = np.exp([logits[row, len(ids[k]) - 1].take(wanted) for row, k in enumerate(part)])
+            found[part] = last / last.sum(1, keepdims=True)
+        return found
+
+    @cached_property
+    def reader(self) -> Any:
+        """The CTranslate2 generator that tells levels, for which no seed matters."""
+        return self.generator(0)
 
     def generator(self, seed: int) -> Any:
         """A new CTranslate2 generator: a seed only reaches threads that have not sampled yet."""

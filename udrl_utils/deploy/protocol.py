@@ -42,6 +42,7 @@ class Asked(BaseModel):
     n: int = Field(1, ge=1, le=32)
     seed: int | None = Field(None, ge=0, lt=2**32)
     temperature: float | None = Field(None, ge=0, le=2)
+    candidates: int | None = Field(None, ge=1, le=16)
     banned: Words = []
     keep: Words = []
 

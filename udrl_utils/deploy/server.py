@@ -13,6 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -89,7 +90,10 @@ class Server:
         return wishes, [wishes.added_to(spelled_out(intent)) for intent in intents]
 
     def job(self, asked: Asked, intents: list[str], command: Command, param: str, **options: Any) -> Job:
-        """A job that writes `n` prompts for each intent, as it is read. Raises: Refused."""
+        """A job that writes the candidates of `n` prompts for each intent, as it is read; of a stream, one for each.
+
+        Raises: Refused.
+        """
         prefixes = []
         for intent in intents:
             with warnings.catch_warnings(record=True) as cut:
@@ -103,7 +107,14 @@ class Server:
         if limit := most_tokens(asked):
             most = [min(limit, tokens) for tokens in most]
         temperature = self.engine.sampling.temperature if asked.temperature is None else asked.temperature
-        return Job(prefixes, most, asked.n, temperature, asked.seed, **options)
+        drawn = asked.n if options else asked.n * self.candidates(asked, command)
+        return Job(prefixes, most, drawn, temperature, asked.seed, **options)
+
+    def candidates(self, asked: Asked, command: Command) -> int:
+        """Prompts to draw for each one of a request."""
+        how, chosen = self.engine.sampling, asked.candidates or self.engine.sampling.candidates
+        temperature = how.temperature if asked.temperature is None else asked.temperature
+        return self.engine.candidates(command, replace(how, temperature=temperature, candidates=chosen))
 
     # ---- what is answered
 
@@ -118,9 +129,12 @@ class Server:
         self.batcher.submit(job)
 
     async def written(
-        self, asked: Asked, wishes: WordLists, intents: list[str], job: Job, request: Request
+        self, asked: Asked, wishes: WordLists, intents: list[str], command: Command, job: Job, request: Request
     ) -> list[str]:
-        """The prompts of a job; those with a fault are drawn again, before other work. Raises: Refused."""
+        """The prompts of a job, each the nearest of its candidates to the command, for which alone the job stands then.
+
+        Those with a fault are drawn again, before other work. Raises: Refused.
+        """
         until = time.monotonic() + self.deadline
 
         def fault(k: int, text: str, tokens: list[int]) -> int:
@@ -131,6 +145,10 @@ class Server:
         await self.finished(job, request, until)
         texts = self.engine.texts(job.written)
         faults = {k: fault(k, text, job.written[k]) for k, text in enumerate(texts)}
+        if (each := job.n // asked.n) > 1:
+            kept = await self.nearest(job, each, intents, command, texts, faults)
+            job.n, job.written, job.cut = asked.n, [job.written[k] for k in kept], [job.cut[k] for k in kept]
+            texts, faults = [texts[k] for k in kept], {row: faults[k] for row, k in enumerate(kept)}
         for number in range(BROKEN_REDRAWS if job.temperature else 0):
             faults = redrawn(faults, number)
             if not faults:
@@ -145,6 +163,16 @@ class Server:
                 if (found := fault(k, text, tokens)) <= faults[k]:
                     texts[k], job.written[k], job.cut[k], faults[k] = text, tokens, cut, found
         return [wishes.mended(text) for text in texts]
+
+    async def nearest(
+        self, job: Job, each: int, intents: list[str], command: Command, texts: list[str], faults: dict[int, int]
+    ) -> list[int]:
+        """Places of the prompts to keep: of `each` candidates, which follow each other, the nearest to the command."""
+        starts = range(0, len(texts), each)
+        requests = [(intents[k // job.n], command) for k in starts]
+        drawn, wrong = ([[of[k + j] for j in range(each)] for k in starts] for of in (texts, faults))
+        chosen = await self.batcher.aside(self.engine.nearest, requests, drawn, wrong)
+        return [k + j for k, j in zip(starts, chosen, strict=True)]
 
     async def finished(self, job: Job, request: Request, until: float) -> None:
         """Wait until a job is written. Raises: Refused at `until`, a monotonic time, or when the client has left."""
@@ -183,7 +211,7 @@ class Server:
             events = self.events(job, tokens, chat, asked.stream_options, head)
             return StreamingResponse(events, media_type="text/event-stream")
         job = self.job(asked, intents, command, param)
-        texts = await self.written(asked, wishes, intents, job, request)
+        texts = await self.written(asked, wishes, intents, command, job, request)
         choices = [
             choice(k, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, reason(job, k))
             for k, text in enumerate(texts)
@@ -237,7 +265,8 @@ class Server:
             raise Refused(400, "rewards=true: this server was started without --rewards", "rewards")
         command, note = self.command(asked)
         wishes, intents = self.read(asked, [asked.intent], "intent")
-        texts = await self.written(asked, wishes, intents, self.job(asked, intents, command, "intent"), request)
+        job = self.job(asked, intents, command, "intent")
+        texts = await self.written(asked, wishes, intents, command, job, request)
         if asked.rewards and self.scorer:
             achieved = await self.scorer.achieved(command.task, clean_intent(asked.intent), texts)
         else:
