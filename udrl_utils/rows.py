@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from udrl_utils.commands import CommandCodec
+from udrl_utils.gpt2 import END
 from udrl_utils.runs import digest, stamp
 from udrl_utils.settings import TrainingSettings
 from udrl_utils.text import clean_intent, harmless, share, stem, words
@@ -54,6 +55,7 @@ def command_pairs(
     from datasets import Dataset
 
     names, swapped = codec.rewards, WordSwaps(annotated, settings, tokenizer)
+    end = tokenizer.eos_token if tokenizer else END
 
     def pairs() -> Iterator[dict[str, str]]:
         for start in range(0, len(annotated), CHUNK):
@@ -64,7 +66,7 @@ def command_pairs(
                 intent, prompt = swapped(row)
                 completion = codec.count_down(prompt, settings.horizon) if commanded else prompt
                 yield {"prompt": codec.prefix(command, intent), "completion": completion}
-                if reading and (read := reading_row(codec, row, levels, tokenizer.eos_token)):
+                if reading and (read := reading_row(codec, row, levels, end)):
                     yield read
 
     if folder is None:

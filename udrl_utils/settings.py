@@ -114,7 +114,7 @@ class DistillationSettings(WorkersSettings):
     tasks: list[TaskName] = setting(list(TASKS), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
-    n_intents: int = setting(800, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
+    n_intents: int = setting(2000, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
     pairs: str = setting("", "file or Hub data set of (task, intent, prompt) in place of a teacher; '' for none")
     teacher: Literal["recorded", "local", "openai"] = setting(
@@ -207,9 +207,9 @@ class TrainingSettings(SamplingSettings):
     learning_rate: float = setting(0.001, "peak learning rate", gt=0, lt=1)
     horizon: int = setting(1, "words between two notes of the length still to come; 0 for no notes", ge=0)
     word_swaps: float = setting(0.9, "chance that words of a pair's intent are swapped, in its prompt too", ge=0, le=1)
-    rounds: int = setting(1, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
+    rounds: int = setting(0, "rounds of asking, scoring and learning from what was achieved", ge=0, le=20)
     round_sets: int = setting(1000, "sets of 4 prompts that a round asks for; at most half as many as pairs", ge=10)
-    learnt_guidance: float = setting(3.0, "guidance that the student learns to do without; 1 for none", ge=1, le=10)
+    learnt_guidance: float = setting(1.0, "guidance that the student learns to do without; 1 for none", ge=1, le=10)
     unseen_lengths: dict[str, list[int]] = setting(
         {"text_to_template": [17, 29]}, "lengths that a task is not trained on, as a probe; {} for none"
     )
