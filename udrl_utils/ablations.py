@@ -179,7 +179,8 @@ def ask_before_and_after(
     model, tokenizer = pretrained_student(training.base, sampler.student.codec, training.n_positions)
     base = Student(model.to(device_and_dtype()[0]), tokenizer, sampler.student.codec)
     few = {task: pool[:INTENTS] for task, pool in intents.items()}
-    tables = {"base": sample_calibration(sampler.of(base), few, settings), "student": calibration}
+    alone = sampler.of(base, candidates=1)  # it has not learnt to choose
+    tables = {"base": sample_calibration(alone, few, settings), "student": calibration}
     if "shuffled commands" in variants_of(settings):
         mixed = Student.load(folder_of(run, "shuffled commands", 0) / "03_student")
         tables["shuffled"] = sample_calibration(sampler.of(mixed), few, settings)

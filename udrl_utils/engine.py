@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 TOKENS_PER_WORD = 4
 REDRAWS = 6  # times that a prompt with a fault is drawn again
 BROKEN_REDRAWS = 10  # if it is broken, or against the user's word lists
-Place = TypeVar("Place")
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Batch:
     words: int  # length of the longest prompt that is commanded
 
 
-def redrawn(faults: dict[Place, int], number: int) -> dict[Place, int]:
-    """The faults whose prompts are drawn again, for the time after `number` others."""
-    return {place: fault for place, fault in faults.items() if fault > (number >= REDRAWS)}
+def drawn_again(fault: int, others: int) -> bool:
+    """Whether a prompt with a `fault` is drawn again after `others` that were no better."""
+    return fault > (others >= REDRAWS) and others < BROKEN_REDRAWS
 
 
 def seed_of_redraw(seed: int, number: int) -> int:
@@ -147,8 +146,8 @@ class Engine:
         """n prompts per intent, under one command for all intents or one command for each.
 
         Of the candidates for a prompt the nearest to its command is kept, as far as the student can tell, among those
-        with the least `fault`. A prompt with a fault is drawn again, at most REDRAWS times, or BROKEN_REDRAWS times if
-        it is broken, and replaced by one that is no worse. Emoji without words are read as their names, with a warning.
+        with the least `fault`. A prompt with a fault is drawn again, until there were REDRAWS others, or BROKEN_REDRAWS
+        if it is broken, and replaced by one that is no worse. Emoji without words are read as their names, with a warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -176,16 +175,16 @@ class Engine:
             chosen = self.nearest(asked, drawn, faults)
             return [(faults[row][k], drawn[row][k]) for row, k in enumerate(chosen)]
 
-        kept = dict(enumerate(ask(range(len(requests)), how)))
-        for number in range(BROKEN_REDRAWS):
-            again = list(redrawn({row: fault for row, (fault, _) in kept.items()}, number))
-            if not again:
-                break
-            other = replace(how, seed=seed_of_redraw(seed, number))
+        kept, number = ask(range(len(requests)), how), 0
+        tries = [self.candidates(command, how) for _, command in requests]
+        while again := [
+            row for row, (fault, _) in enumerate(kept) if drawn_again(fault, (number + 1) * tries[row] - 1)
+        ]:
+            other, number = replace(how, seed=seed_of_redraw(seed, number)), number + 1
             for row, found in zip(again, ask(again, other), strict=True):
                 if found[0] <= kept[row][0]:
                     kept[row] = found
-        mended = [wishes.mended(text) for _, text in kept.values()]
+        mended = [wishes.mended(text) for _, text in kept]
         return [mended[k * n : (k + 1) * n] for k in range(len(intents))]
 
     def fault(self, prompt: str, intent: str, wishes: WordLists | None = None) -> int:

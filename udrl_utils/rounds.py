@@ -34,7 +34,7 @@ from udrl_utils.training_log import TrainingLog
 
 # Short prompts stay nearer to their intent and farther from each other, which is why a length is among them.
 GRID = {"length": (None, 8), "relevance": (0.6, 0.75), "diversity": (None, 0.8, 0.95)}
-GRID_INTENTS = 12  # per task, that each command of the grid is tried on
+GRID_INTENTS = 8  # per task, that each command of the grid is tried on
 PROMPTS_PER_SET = 4
 PASSES = 2  # over the teacher's pairs and those in hindsight, in each round
 

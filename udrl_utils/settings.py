@@ -114,7 +114,7 @@ class DistillationSettings(WorkersSettings):
     tasks: list[TaskName] = setting(list(TASKS), "kinds of prompt to distil", min_length=1)
     intents: str = setting("ontology", f"'ontology', a file ({NAMED}) or a Hub data set", min_length=1)
     intents_column: str = setting("intent", "column of the intents, in files that have columns", min_length=1)
-    n_intents: int = setting(2000, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
+    n_intents: int = setting(1600, "intents to use; 0 for all of a file, or all that were recorded", ge=0)
     prompts_per_intent: int = setting(8, "prompts to ask for per task and intent", ge=2, le=64)
     pairs: str = setting("", "file or Hub data set of (task, intent, prompt) in place of a teacher; '' for none")
     teacher: Literal["recorded", "local", "openai"] = setting(
