@@ -147,7 +147,8 @@ class Engine:
 
         Of the candidates for a prompt the nearest to its command is kept, as far as the student can tell, among those
         with the least `fault`. A prompt with a fault is drawn again, until there were REDRAWS others, or BROKEN_REDRAWS
-        if it is broken, and replaced by one that is no worse. Emoji without words are read as their names, with a warning.
+        if it is broken, and replaced by one that is no worse. Emoji without words are read as their names, with a
+        warning.
 
         strict: refuse a command that the train split does not support; otherwise the nearest one is used, with a
         warning.
@@ -175,12 +176,12 @@ class Engine:
             chosen = self.nearest(asked, drawn, faults)
             return [(faults[row][k], drawn[row][k]) for row, k in enumerate(chosen)]
 
-        kept, number = ask(range(len(requests)), how), 0
-        tries = [self.candidates(command, how) for _, command in requests]
-        while again := [
-            row for row, (fault, _) in enumerate(kept) if drawn_again(fault, (number + 1) * tries[row] - 1)
-        ]:
-            other, number = replace(how, seed=seed_of_redraw(seed, number)), number + 1
+        kept, others = ask(range(len(requests)), how), [self.candidates(c, how) - 1 for _, c in requests]
+        for number in range(BROKEN_REDRAWS):
+            again = [row for row, (fault, _) in enumerate(kept) if drawn_again(fault, others[row] + number)]
+            if not again:
+                break
+            other = replace(how, seed=seed_of_redraw(seed, number), candidates=1)
             for row, found in zip(again, ask(again, other), strict=True):
                 if found[0] <= kept[row][0]:
                     kept[row] = found

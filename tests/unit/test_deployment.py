@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,18 @@ def test_one_seed_gives_the_same_prompts_and_another_gives_others(trained: Path,
     assert first != engine.generate(["koi"], COMMAND, seed=2, **hot)
     assert first == DeployedStudent.load(tmp_path / "float32").generate(["koi"], COMMAND, seed=1, **hot)
     assert len(set(first[0])) > 4, "the prompts of a set differ"
+
+
+def test_an_exported_student_tells_the_same_levels(trained: Path, exported: dict[str, Path]) -> None:
+    prompts = [*TEXTS, "koi"]  # of several lengths, so that the batch is padded
+    requests = [(text.split()[0], TASK) for text in prompts]
+    for precision, folder in exported.items():
+        told = []
+        for engine in (Student.load(trained), DeployedStudent.load(folder)):
+            engine.codec = replace(engine.codec, reads=True)
+            told.append(engine.estimate(requests, prompts, ["relevance"])["relevance"])
+        assert told[0].sum(1) == pytest.approx(1) and len({*told[0].round(6)[:, 0]}) == len(prompts)
+        assert told[1] == pytest.approx(told[0], abs=1e-4 if precision == "float32" else 0.05)
 
 
 def test_sampling_is_saved_with_the_student_and_used_by_default(trained: Path, exported: dict[str, Path]) -> None:

@@ -1,9 +1,10 @@
-"""Training teaches obedience: what a student reads in its commands decides what it writes."""
+"""Training teaches obedience: commands decide what a student writes, and it can tell what it wrote."""
 
 from __future__ import annotations
 
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,13 @@ def grade(prompt: str) -> float:
 
 
 def obedience(table: pd.DataFrame, settings: TrainingSettings, folder: Path) -> dict[str, float]:
-    """Spearman of commanded and achieved, per reward, of a student that is trained on the pairs from scratch."""
+    """Spearman of commanded and achieved, per reward, of a student that is trained on the pairs from scratch; and of
+    the levels that it tells and the grades.
+    """
     seed_everything(0)
-    codec = CommandCodec.fit(table, ["length", "grade"], settings.bins)
+    codec = replace(CommandCodec.fit(table, ["length", "grade"], settings.bins), reads=True)
     tokenizer = train_tokenizer([*table.intent, *table.prompt], settings.vocab_size, codec.tokens())
-    model, rows = new_student(settings, tokenizer), command_pairs(table, codec, settings, tokenizer)
+    model, rows = new_student(settings, tokenizer), command_pairs(table, codec, settings, tokenizer, reading=True)
     make_trainer(model, tokenizer, settings, folder, rows, rows.select(range(16))).train()
     student = Student(model, tokenizer, codec)
     asked = [Command("text_to_image", length=k) for k in range(1, MOST + 1)] * 50
@@ -52,6 +55,8 @@ def obedience(table: pd.DataFrame, settings: TrainingSettings, folder: Path) -> 
     wrote = pd.DataFrame({"asked_length": [c.length for c in asked], "length": [len(p.split()) for p in prompts]})
     wrote["asked_grade"], wrote["grade"] = [c.levels.get("grade") for c in asked], list(map(grade, prompts))
     found = {name: wrote[f"asked_{name}"].corr(wrote[name], method="spearman") for name in ("length", "grade")}
+    chances = student.estimate([("fox", "text_to_image")] * len(prompts), prompts, ["grade"])["grade"]
+    found["told"] = pd.Series(chances @ range(codec.bins)).corr(wrote.grade, method="spearman")
     return {name: 0.0 if value != value else value for name, value in found.items()}
 
 

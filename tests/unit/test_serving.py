@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,21 @@ def test_it_writes_what_the_engine_writes(server: Served, exported_ready: Path) 
         prompts = server.ask("/v1/prompts", {**asked, **lists})[1]["prompts"]
         assert [each["prompt"] for each in prompts] == expected
         assert [each["achieved"]["length"] for each in prompts] == [len(text.split()) for text in expected]
+
+
+def test_it_keeps_the_candidate_that_the_engine_keeps(exported_ready: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported_ready, tmp_path / "reads")
+    engine, command = DeployedStudent.load(folder), Command(TASK, length=6, relevance=0.9)
+    engine.codec = replace(engine.codec, reads=True, sampling=engine.codec.sampling | {"candidates": 4})
+    engine.codec.save(folder)
+    asked = {"intent": "koi pond", "n": 3, "seed": 3, "command": {"task": TASK, **command.asked}}
+    with served(folder) as server:
+        for options in ({}, {"candidates": 2}, {"temperature": 0.0}):
+            expected = DeployedStudent.load(folder).generate(["koi pond"], command, n=3, seed=3, **options)[0]
+            prompts = server.ask("/v1/prompts", asked | options)[1]["prompts"]
+            assert [each["prompt"] for each in prompts] == expected
+        status, refused, _ = server.ask("/v1/prompts", asked | {"candidates": 17})
+        assert status == 400 and "candidates=17" in refused["error"]["message"]
 
 
 def test_word_lists_hold_by_the_sdk_too(client: OpenAI) -> None:

@@ -26,7 +26,7 @@ from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.engine import WordLists, drawn_again, seed_of_redraw
+from udrl_utils.engine import BROKEN_REDRAWS, WordLists, drawn_again, seed_of_redraw
 from udrl_utils.text import clean_intent, count_words, is_empty, spelled_out
 
 MOST = 64  # prompts of one request
@@ -150,10 +150,12 @@ class Server:
             kept = await self.nearest(job, 1 + others, intents, command, texts, faults)
             job.n, job.written, job.cut = asked.n, [job.written[k] for k in kept], [job.cut[k] for k in kept]
             texts, faults = [texts[k] for k in kept], {row: faults[k] for row, k in enumerate(kept)}
-        while faults := {k: wrong for k, wrong in faults.items() if job.temperature and drawn_again(wrong, others)}:
+        for number in range(BROKEN_REDRAWS if job.temperature else 0):
+            faults = {k: wrong for k, wrong in faults.items() if drawn_again(wrong, others + number)}
+            if not faults:
+                break
             rows = [k // job.n for k in faults]
-            seed = None if job.seed is None else seed_of_redraw(job.seed, others)
-            others += 1
+            seed = None if job.seed is None else seed_of_redraw(job.seed, number)
             again = Job([job.prefixes[r] for r in rows], [job.most[r] for r in rows], 1, job.temperature, seed)
             self.batcher.submit(again, first=True)
             await self.finished(again, request, until)
