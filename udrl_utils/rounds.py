@@ -32,8 +32,7 @@ from udrl_utils.trainer import set_dropout
 from udrl_utils.training import fit, seen, train_rows
 from udrl_utils.training_log import TrainingLog
 
-# Short prompts stay nearer to their intent and farther from each other, which is why a length is among them.
-GRID = {"length": (None, 8), "relevance": (0.6, 0.75), "diversity": (None, 0.8, 0.95)}
+GRID = {"relevance": (0.6, 0.75, 0.9), "diversity": (None, 0.8, 0.95)}
 GRID_INTENTS = 8  # per task, that each command of the grid is tried on
 PROMPTS_PER_SET = 4
 PASSES = 2  # over the teacher's pairs and those in hindsight, in each round
@@ -214,7 +213,7 @@ def run_sampler(settings: TrainingSettings, run: RunFolder, student: Student) ->
 
 
 def find_best_commands(run: RunFolder, sampler: Sampler, held: pd.DataFrame) -> pd.DataFrame:
-    """Ask for a grid of lengths and levels on the intents of `held`, and keep the best command of each task.
+    """Ask for a grid of levels on the intents of `held`, and keep the best command of each task.
 
     What a prompt achieved in its teacher's set says little about what a whole set under one command achieves, so it is
     measured. The best commands are written into the student's commands.json and card; the table of all is returned.
