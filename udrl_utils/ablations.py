@@ -38,10 +38,11 @@ INTENTS = 8  # test intents per task that a variant is measured on
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs: training settings, the share of the pairs, what is done to them, and whether as many rows are
-    passed over as a round would take."""
+    """What differs: training settings, how prompts are sampled, the share of the pairs, what is done to them, and
+    whether as many rows are passed over as a round would take."""
 
     training: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
     change: Callable[[pd.DataFrame, AnnotationSettings], pd.DataFrame] = lambda rows, _: rows
     more: bool = False
@@ -64,7 +65,9 @@ def best_fifth(rows: pd.DataFrame, annotation: AnnotationSettings) -> pd.DataFra
 
 VARIANTS = {
     "full": Variant(),
-    "no learnt guidance": Variant({"learnt_guidance": 1.0}),
+    "one candidate": Variant(sampling={"candidates": 1}),
+    "one candidate, guidance": Variant(sampling={"candidates": 1, "guidance": 3.0}),
+    "learnt guidance": Variant({"learnt_guidance": 3.0}),
     "no commands": Variant({"command_form": "none"}),
     "best fifth, no commands": Variant({"command_form": "none"}, change=best_fifth),
     "shuffled commands": Variant(change=shuffled),
@@ -119,7 +122,7 @@ def folder_of(run: RunFolder, name: str, seed: int) -> Path:
 def measure(settings: AnalysisSettings, run: RunFolder, name: str, seed: int) -> dict[str, float]:
     """How the commands of a variant are obeyed; kept in the trial's folder as soon as it is known."""
     home, variant = RunFolder(folder_of(run, name, seed)), VARIANTS[name]
-    differs = [variant.training, variant.share, variant.more]
+    differs = [variant.training, variant.sampling, variant.share, variant.more]
     measuring = settings.model_dump(include=MEASURING) | settings.sampling()
     now = student_stamp(run.settings(TrainingSettings), run)
     now["read"] |= {"the variant": digest(differs), "the parameters of the analysis": digest(measuring)}
@@ -151,7 +154,7 @@ def try_out(
     train_student(training, home)
     train_rounds(training, home)
     student = Student.load(home / "03_student")
-    sampling = {**settings.sampling(), "seed": seed}
+    sampling = {**settings.sampling(), **variant.sampling, "seed": seed}
     sampler = Sampler(student, annotation.rewards, Encoder(annotation.encoder), **sampling)
     few = {task: pool[:INTENTS] for task, pool in test_intents(annotated, settings).items()}
     found = calibration_metrics(sample_calibration(sampler, few, settings), settings)["all"]
