@@ -57,8 +57,8 @@ def test_a_probe_is_what_the_student_writes_scored(prober: Prober, smoke_run: Pa
     samples, note = prober.ask("  KOI pond! ", command, 3, seed=5, temperature=0.7)
     asked = prober.codec.feasible(command)[0]
     settings = prober.settings
-    sampling = {"temperature": 0.7, "min_p": settings.min_p, "guidance": settings.guidance}
-    written = Student.load(smoke_run / "03_student").generate(["koi pond"], asked, n=3, seed=5, **sampling)
+    sampling = settings.sampling() | {"seed": 5, "temperature": 0.7}
+    written = Student.load(smoke_run / "03_student").generate(["koi pond"], asked, n=3, **sampling)
     assert samples.prompt.tolist() == written[0], "the student itself, although notebook 07 has exported it"
     again = annotate(samples[["task", "intent", "prompt"]], prober.codec.rewards, prober.sampler.embed)
     pd.testing.assert_frame_equal(samples[prober.codec.rewards], again[prober.codec.rewards])
@@ -76,7 +76,9 @@ def test_an_exported_engine_is_asked_only_on_request_and_only_for_what_it_can_do
     assert f"{run.name}, computed with CTranslate2 int8\n" in capsys.readouterr().out
     command = prober.codec.feasible(Command("related_search", length=9))[0]
     samples, _ = prober.ask("koi pond", command, 3, seed=5)
-    written = DeployedStudent.load(smoke_run / "07_deployment" / "int8").generate(["koi pond"], command, n=3, seed=5)
+    sampling = {"seed": 5, "candidates": settings.candidates}
+    engine = DeployedStudent.load(smoke_run / "07_deployment" / "int8")
+    written = engine.generate(["koi pond"], command, n=3, **sampling)
     assert samples.prompt.tolist() == written[0]
 
 

@@ -79,7 +79,7 @@ def test_precision_is_compared_with_what_samples_in_the_same_way(smoke_run: Path
 
 def test_sampling_is_one_setting_that_goes_with_the_student(smoke_run: Path) -> None:
     settings = RunFolder(smoke_run).settings(TrainingSettings)
-    sampling = {name: getattr(settings, name) for name in ("temperature", "min_p", "guidance")}
+    sampling = {name: getattr(settings, name) for name in ("temperature", "min_p", "guidance", "candidates")}
     assert CommandCodec.load(smoke_run / "03_student").sampling == sampling
     student, command = Student.load(smoke_run / "03_student"), Command("text_to_image", length=12, relevance=0.9)
     by_default = student.generate(["koi pond"], command, n=4)

@@ -91,7 +91,7 @@ def test_each_pair_has_a_second_row_the_right_way_up(smoke: dict) -> None:
     codec = replace(CODEC, edges={TASK: EDGES | {"diversity": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]}}, horizon=1)
     rows = command_pairs(table, codec, resolve(TrainingSettings, smoke | {"horizon": 1}), reading=True).to_list()
     assert rows[1] == {
-        "prompt": f"<|task:{TASK}|>fox<|prompt|><|length:3|>a<|length:2|> big<|length:1|> fox<|end|>",
+        "prompt": f"<|task:{TASK}|>fox<|prompt|><|length:3|> a<|length:2|> big<|length:1|> fox<|end|>",
         "completion": "<|relevance:2|><|diversity:1|>",
     }
     assert len(rows) == 3, "a pair without a value has none"

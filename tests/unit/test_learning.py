@@ -69,4 +69,4 @@ def test_commands_are_obeyed_and_shuffled_ones_are_not(smoke: dict, tmp_path: Pa
         warnings.simplefilter("ignore")
         obeys, ignores = (obedience(t, settings, tmp_path / n) for t, n in ((told, "told"), (shuffled, "shuffled")))
     assert min(obeys.values()) > 0.9, obeys
-    assert max(map(abs, ignores.values())) < 0.2, ignores
+    assert max(abs(ignores["length"]), abs(ignores["grade"])) < 0.2, ignores

@@ -25,7 +25,7 @@ def test_what_says_how_a_stage_is_made_is_marked() -> None:
     marked = set().union(*(kind.HOW for kind in SETTINGS.values()))
     named = {name for kind in SETTINGS.values() for name in kind.model_fields}
     ways = ("_concurrency", "_timeout", "_budget", "_prices", "_base_urls", "_repo", "_batch")
-    sampling = {"temperature", "min_p", "guidance"}  # saved by 03, and each later stage has its own
+    sampling = {"temperature", "min_p", "guidance", "candidates"}  # saved by 03, and each later stage has its own
     others = {"run", "report_to", "workers", "ray_address"}
     assert {name for name in named if name.endswith(ways)} | others | sampling == marked
 

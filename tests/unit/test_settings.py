@@ -46,7 +46,7 @@ def test_a_preset_resolves_and_holds_only_what_differs_from_the_defaults(preset)
 
 def test_the_ready_student_differs_from_that_of_the_laptop_in_the_amount_of_training_only():
     ready = yaml.safe_load((PRESETS[0].parent / "ready.yaml").read_text())
-    assert ready.keys() <= {"run", "shard_size", "n_intents", "epochs", "rounds", "round_sets"}
+    assert ready.keys() <= {"run", "shard_size", "n_intents", "epochs", "rounds", "round_sets", "learnt_guidance"}
 
 
 @pytest.mark.parametrize(
