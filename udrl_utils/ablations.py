@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,10 @@ def ask_before_and_after(
         return None
     seed_everything(settings.seed)  # the codec's tokens get random embeddings
     model, tokenizer = pretrained_student(training.base, sampler.student.codec, training.n_positions)
-    base = Student(model.to(device_and_dtype()[0]), tokenizer, sampler.student.codec)
+    codec = replace(sampler.student.codec, reads=False)
+    base = Student(model.to(device_and_dtype()[0]), tokenizer, codec)
     few = {task: pool[:INTENTS] for task, pool in intents.items()}
-    alone = sampler.of(base, candidates=1)  # it has not learnt to choose
-    tables = {"base": sample_calibration(alone, few, settings), "student": calibration}
+    tables = {"base": sample_calibration(sampler.of(base), few, settings), "student": calibration}
     if "shuffled commands" in variants_of(settings):
         mixed = Student.load(folder_of(run, "shuffled commands", 0) / "03_student")
         tables["shuffled"] = sample_calibration(sampler.of(mixed), few, settings)

@@ -143,9 +143,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     share_port: Annotated[bool, typer.Option(help="let several servers listen on the same port")] = False,
-    queue: Annotated[
-        int, typer.Option(min=1, help="prompts that may wait, candidates included; more are refused with 429")
-    ] = 1024,
+    queue: Annotated[int, typer.Option(min=1, help="prompts that may wait; more are refused with 429")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="seconds that a request may take")] = 30.0,
     threads: Annotated[int, typer.Option(min=0, help="of the processor; 0 for all cores")] = 0,
     rewards: Annotated[bool, typer.Option(help="measure achieved rewards on request, in a second process")] = False,

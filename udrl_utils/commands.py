@@ -324,10 +324,6 @@ class CommandCodec:
             return f"{task}{end}{intent}{rest}{END_OF_PREFIX}"
         return f"{command}{intent}{END_OF_PREFIX}"
 
-    def read(self, task: str, intent: str, prompt: str) -> str:
-        """A prompt after its intent, without a command: what the student reads to tell its levels."""
-        return self.prefix(self._write(task, None, {}), intent) + self.count_down(prompt, self.horizon)
-
     def level_of(self, bin_index: int) -> float:
         """Middle of a level token's quantiles."""
         return (bin_index + 0.5) / self.bins

@@ -48,7 +48,8 @@ def record(run: RunFolder, folder: Path = RECORDED, add: bool = False) -> dict[s
                 raise RunError(f"the recording has {name}={before[name]!r}, run={run.name!r} has {value!r}")
         known = set(zip(held.task, held.intent, strict=True))
         new = [key not in known for key in zip(table.task, table.intent, strict=True)]
-        table, parts = pd.concat([held, table[new]]), [*before["parts"], *parts]
+        others = [part for part in before["parts"] if part["seed"] != settings.seed]  # a part that went on is whole now
+        table, parts = pd.concat([held, table[new]]), [*others, *parts]
     intents = table.drop_duplicates(["task", "intent"]).groupby("task", sort=False).size().to_dict()
     recording = {**asked, "parts": parts, "prompts": len(table), "intents": intents}
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from udrl_utils.commands import CommandCodec
+from udrl_utils.commands import Command, CommandCodec
 from udrl_utils.gpt2 import END
 from udrl_utils.runs import digest, stamp
 from udrl_utils.settings import TrainingSettings
@@ -85,8 +85,9 @@ def reading_row(codec: CommandCodec, row: dict[str, Any], levels: dict[str, floa
     names = codec.levels_of(row["task"])
     if not names or any(levels[name] != levels[name] for name in names):
         return None
-    read = codec.read(row["task"], clean_intent(row["intent"]), harmless(row["prompt"]))
-    return {"prompt": f"{read}{end}", "completion": "".join(codec.level_tokens(n)[int(levels[n])] for n in names)}
+    prefix = codec.prefix(codec.encode(Command(row["task"])), clean_intent(row["intent"]))
+    read = f"{prefix}{codec.count_down(harmless(row['prompt']), codec.horizon)}{end}"
+    return {"prompt": read, "completion": "".join(codec.level_tokens(n)[int(levels[n])] for n in names)}
 
 
 class WordSwaps:

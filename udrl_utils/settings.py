@@ -173,6 +173,9 @@ class AnnotationSettings(WorkersSettings):
             yield "judge_model", "should name a model, since rewards hold 'judge'"
 
 
+SAMPLING = frozenset(("temperature", "min_p", "guidance", "candidates"))  # saved with a student
+
+
 class SamplingSettings(StageSettings):
     """How the student samples: saved with it by notebook 03, and changed for a single stage by 04 and 05."""
 
@@ -183,13 +186,13 @@ class SamplingSettings(StageSettings):
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of `student.generate`."""
-        return self.model_dump(include={"seed", "temperature", "min_p", "guidance", "candidates"})
+        return self.model_dump(include={"seed", *SAMPLING})
 
 
 class TrainingSettings(SamplingSettings):
     """03: the codec and the student."""
 
-    HOW = frozenset(("run", "model_repo", "report_to", "temperature", "min_p", "guidance", "candidates"))
+    HOW = SAMPLING | {"run", "model_repo", "report_to"}
 
     bins: int = setting(10, "quantile levels per reward", ge=2, le=100)
     command_form: Literal["tokens", "text", "none"] = setting("tokens", "how commands are written: tokens, text, none")

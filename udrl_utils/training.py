@@ -23,7 +23,7 @@ from udrl_utils.machine import pool, quietly, seed_everything, shares
 from udrl_utils.rewards import read_annotated
 from udrl_utils.rows import command_pairs
 from udrl_utils.runs import STAMP, RunFolder, Stamp, read_stamp, renew, shards_of, stamp, write_json
-from udrl_utils.settings import AnnotationSettings, DistillationSettings, TrainingSettings
+from udrl_utils.settings import SAMPLING, AnnotationSettings, DistillationSettings, TrainingSettings
 from udrl_utils.splits import HELD_OUT
 from udrl_utils.student import Student
 from udrl_utils.trainer import make_room, make_trainer, set_dropout, untrained
@@ -55,7 +55,7 @@ def fit_codec(settings: TrainingSettings, run: RunFolder, train: pd.DataFrame) -
     """The codec of a run, fitted on its `train_rows`. Raises: SettingsError as `check_start` does."""
     check_start(settings, run.settings(DistillationSettings).test_fraction)
     codec = CommandCodec.fit(train, run.settings(AnnotationSettings).rewards, settings.bins)
-    sampling = settings.model_dump(include={"temperature", "min_p", "guidance", "candidates"})
+    sampling = settings.model_dump(include=set(SAMPLING))
     words = " ".join(sorted(Vocabulary(chain(train.intent.unique(), train.prompt)).taught))
     form, place, horizon = settings.command_form, settings.command_place, settings.horizon
     return replace(codec, form=form, place=place, horizon=horizon, sampling=sampling, words=words, reads=True)
@@ -85,7 +85,7 @@ def train_student(settings: TrainingSettings, run: RunFolder, commanded: bool = 
     folder = run / "03_student" if commanded else run / "03_student" / name
     seed_everything(settings.seed)
     train, held = train_rows(settings, run), read_annotated(run, "validation")
-    codec = fit_codec(settings, run, train)
+    codec = replace(fit_codec(settings, run, train), reads=commanded)
     model, tokenizer, plan = untrained(settings, codec, train)
     print(plan.reason, flush=True)
     brief = plan.of(settings)

@@ -81,8 +81,8 @@ def test_a_further_part_is_added_and_nothing_is_twice(smoke: dict, packed: Path)
     after = pd.read_parquet(packed / "prompts.parquet")
     assert [part["seed"] for part in made["parts"]] == [0, 1] and len(after) == made["prompts"] > len(before)
     assert after.head(len(before)).equals(before)
-    record(RunFolder("more"), packed, add=True)
-    assert len(pd.read_parquet(packed / "prompts.parquet")) == len(after)
+    again = record(RunFolder("more"), packed, add=True)
+    assert len(pd.read_parquet(packed / "prompts.parquet")) == len(after) and again["parts"] == made["parts"]
     with pytest.raises(RunError, match=r"has temperature=0\.9, run='hot' has 1\.5"):
         record(RunFolder("hot"), packed, add=True)
 

@@ -20,7 +20,7 @@ import yaml
 
 from udrl_utils import cli, rewards
 from udrl_utils.commands import Command, CommandCodec, CommandError
-from udrl_utils.engine import BROKEN_REDRAWS, REDRAWS, Engine, WordLists
+from udrl_utils.engine import BROKEN_REDRAWS, REDRAWS, Engine
 from udrl_utils.errors import SettingsError
 from udrl_utils.filters import reject_reasons
 from udrl_utils.gpt2 import new_student, train_tokenizer
@@ -37,6 +37,7 @@ from udrl_utils.tables import load_intents, read_table
 from udrl_utils.tasks import TASKS
 from udrl_utils.teachers.replies import Request, single_messages
 from udrl_utils.text import clean_intent, count_words, degenerate, repeats, stem
+from udrl_utils.word_lists import WordLists
 
 KOI = "intent\nKoi pond\ntea for two\n"
 

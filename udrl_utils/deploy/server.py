@@ -13,7 +13,6 @@ import time
 import uuid
 import warnings
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +25,9 @@ from udrl_utils.deploy.export import DeployedStudent
 from udrl_utils.deploy.gate import Metrics
 from udrl_utils.deploy.protocol import Asked, ChatRequest, Completion, PromptsRequest, Refused, StreamOptions
 from udrl_utils.deploy.scoring import Scorer
-from udrl_utils.engine import BROKEN_REDRAWS, WordLists, drawn_again, seed_of_redraw
+from udrl_utils.engine import BROKEN_REDRAWS, drawn_again, seed_of_redraw
 from udrl_utils.text import clean_intent, count_words, is_empty, spelled_out
+from udrl_utils.word_lists import WordLists
 
 MOST = 64  # prompts of one request
 
@@ -106,15 +106,9 @@ class Server:
         most = [self.engine.most(len(prefix), self.engine.longest(command)) for prefix in prefixes]
         if limit := most_tokens(asked):
             most = [min(limit, tokens) for tokens in most]
-        temperature = self.engine.sampling.temperature if asked.temperature is None else asked.temperature
-        drawn = asked.n if options else asked.n * self.candidates(asked, command)
-        return Job(prefixes, most, drawn, temperature, asked.seed, **options)
-
-    def candidates(self, asked: Asked, command: Command) -> int:
-        """Prompts to draw for each one of a request."""
-        how, chosen = self.engine.sampling, asked.candidates or self.engine.sampling.candidates
-        temperature = how.temperature if asked.temperature is None else asked.temperature
-        return self.engine.candidates(command, replace(how, temperature=temperature, candidates=chosen))
+        how = self.engine.sampling_with(**asked.model_dump(include={"temperature", "candidates"}, exclude_none=True))
+        drawn = asked.n if options else asked.n * self.engine.candidates(command, how)
+        return Job(prefixes, most, drawn, how.temperature, asked.seed, **options)
 
     # ---- what is answered
 
@@ -122,9 +116,10 @@ class Server:
         """Queue a job. Raises: Refused when the queue is full or the server is going down."""
         if not self.batcher.ready:
             raise Refused(503, "the server is starting or going down", None, None, **{"Retry-After": "1"})
-        if self.batcher.waiting + job.size > self.queue:
+        most = self.queue * (self.engine.sampling.candidates if self.engine.codec.reads else 1)
+        if self.batcher.waiting + job.size > most:
             self.metrics.refused.labels("queue").inc()
-            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {self.queue} may"
+            waiting = f"{self.batcher.waiting} prompts are waiting, and at most {most} may"
             raise Refused(429, f"the server is busy: {waiting}", None, "queue_full", **{"Retry-After": "1"})
         self.batcher.submit(job)
 
